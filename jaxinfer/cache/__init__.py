@@ -1,0 +1,1 @@
+"""Cache policies on the read, merge, commit protocol of `jaxinfer.cache.base`."""

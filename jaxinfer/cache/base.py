@@ -1,0 +1,184 @@
+"""The cache protocol: read, merge, commit.
+
+A forward pass *reads*: attention merges the partial softmax states of every `Segment` that a layer's
+tiers store with that of the call's fresh tokens, and returns those as `Items`. Nothing is written.
+`commit` then *pushes* the accepted fresh tokens into the first tier; what a tier evicts it spills
+into the next. Prefill, chunked prefill, decode, tree verification and training are one code path
+with another `StepContext`. A tier sees one layer; the cache is a tuple of per-layer states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxinfer.ops.attention import KeyLayout, Partial
+from jaxinfer.typing import Leaf, Params
+
+QueryPhase = Literal["absolute", "in_cache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Shape and layout of one layer's cache; static.
+
+    `capacity` is the most tokens a row may ever hold. `key_layout` and `block` follow the back end:
+    XLA CPU wants keys transposed (it would transpose the whole cache for each product) and reads
+    `block` slots at a time up to the live length; a GPU reads everything at once.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    capacity: int
+    dtype: str = "float32"
+    key_layout: KeyLayout = "BKHS"
+    block: int | None = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Where the fresh tokens of one call stand.
+
+    Fresh token i of row b has position `length[b] + offset[b, i]`. In a chain `offset` counts up and
+    `visible` is None (token i sees tokens j <= i). In a tree `offset` is the depth, `visible` the
+    ancestors-or-self and `parent` the index of each node's parent (for recurrent mixers).
+    `reads` is False when every row is empty, so that stored segments need not be read at all.
+    """
+
+    length: Leaf  # i32[B], committed tokens
+    offset: Leaf  # i32[B, T]
+    valid: Leaf  # bool[B, T]
+    visible: Leaf = None  # bool[B|1, T, T] or None
+    parent: Leaf = None  # i32[B, T] or None
+    is_tree: bool = field(default=False, metadata={"static": True})
+    reads: bool = field(default=True, metadata={"static": True})
+
+    @property
+    def positions(self) -> Int[Array, "B T"]:
+        return self.length[:, None] + self.offset
+
+    def fresh_visible(self) -> Bool[Array, "_ T T"]:
+        """Which fresh key (last axis) each fresh query may see, before `Policy.admit`."""
+        size = self.offset.shape[1]
+        causal = jnp.tril(jnp.ones((1, size, size), bool)) if self.visible is None else self.visible
+        return causal & self.valid[:, None, :]
+
+
+def chain_context(length: Array, count: Array, size: int, *, reads: bool = True) -> StepContext:
+    """The context of `size` consecutive tokens of which row b uses the first `count[b]`."""
+    offset = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (length.shape[0], size))
+    return StepContext(length=length, offset=offset, valid=offset < count[:, None], reads=reads)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """Tokens on their way into a tier; keys in the form the policy stores (rotated or raw)."""
+
+    k: Leaf  # [B, K, A, H]
+    v: Leaf  # [B, K, A, H]
+    pos: Leaf  # i32[B, K|1, A] absolute
+    mass: Leaf = None  # f32[B, K, A] probability received so far, or None
+
+
+class Segment(Protocol):
+    """Stored tokens that queries can attend to.
+
+    `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass` take
+    `see(k_pos) -> bool`, the visibility by position of `jaxinfer.cache.attend`.
+    """
+
+    query_phase: QueryPhase
+
+    def partial(self, spec, q: Array, q_pos: Array, see: Callable) -> Partial: ...
+
+    def key_mass(self, spec, q: Array, q_pos: Array, see: Callable, lse: Array) -> Array: ...
+
+
+@runtime_checkable
+class Tier(Protocol):
+    """One place where tokens of a layer are kept; frozen and hashable, its state is a pytree.
+
+    `n_in` i32[B] is how many tokens have entered this tier: a closed form of the row's length, so
+    tiers store no counters and rows are ragged for free.
+    """
+
+    def init(self, geometry: Geometry, batch: int) -> Leaf: ...
+
+    def kept(self, n_in: Array) -> Array: ...
+
+    def passed(self, n_in: Array) -> Array: ...
+
+    def segments(self, state: Leaf, aux: Params | None, n_in: Array) -> tuple[Segment, ...]: ...
+
+    def push(
+        self, state: Leaf, aux: Params | None, items: Items, n_in: Array, count: Array, after: Array
+    ) -> tuple[Leaf, Items | None, Array]:
+        """Takes the first `count[b]` items of each row; returns (state, spilled, spilled_count).
+
+        Writes must come after every read of the state: see `write_index`.
+        """
+        ...
+
+    def bytes_per_row(self, geometry: Geometry) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which tiers a cache has and how positions are chosen; static, compared by value.
+
+    `chunk_invariant`: prefill in chunks of any size gives the same result. `lossless_under_tree`:
+    committing several tokens at once equals committing them one by one. Tests hold a policy to both.
+    """
+
+    name: str
+    tiers: tuple[Tier, ...] = ()
+    positions: QueryPhase = "absolute"
+    observe: bool = False  # wants the key mass of every step
+    chunk_invariant: bool = True
+    lossless_under_tree: bool = True
+
+    def admit(self, q_pos: Array, k_pos: Array) -> Array | bool:
+        """Visibility by absolute position beyond causality; window policies narrow it."""
+        return True
+
+    def horizon(self, length: Array) -> Array | None:
+        """Tokens that may be committed at once before plain decoding would have seen a changed
+        state; None without such a limit."""
+        return None
+
+    def in_cache_positions(self, ctx: StepContext) -> Array:
+        """Query positions [B, T] of the "in_cache" phase."""
+        return ctx.positions
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """All rows' committed tokens. `layers[i]` is layer i's mixer state."""
+
+    length: Leaf  # i32[B]
+    layers: tuple[Leaf, ...]
+    shared: Leaf = None  # what all layers share, such as a page table
+    policies: tuple[Policy, ...] = field(default=(), metadata={"static": True})
+
+
+def write_index(index: Array, capacity: int, after: Array) -> Array:
+    """`index` (at most `capacity`, which means "drop"), made to depend on `after`.
+
+    XLA writes a buffer in place only if it can prove that all reads come first; a data dependency on
+    something computed from the reads proves it. `after` is such a thing: integers that are never
+    negative (sampled tokens), or floats. The value is unchanged, also when `after` is NaN.
+    """
+    integer = jnp.issubdtype(after.dtype, jnp.integer)
+    unknown = jnp.any(after < 0) if integer else jnp.any(after != after)
+    return jnp.minimum(index, capacity + unknown.astype(index.dtype))
+
+
+def bytes_of(tree: Leaf) -> int:
+    """Bytes of every array leaf (also of `jax.ShapeDtypeStruct` leaves)."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

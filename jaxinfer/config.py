@@ -1,0 +1,163 @@
+"""`ModelConfig`: everything that tells one decoder-only transformer from another.
+
+A config is frozen, hashable and holds no arrays, so it is an ordinary static argument of `jax.jit`.
+`jaxinfer.models.registry` maps Hugging Face and GGUF configurations to it, one file per family.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Norm = Literal["rms", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Positions = Literal["rope", "learned", "alibi", "none"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary embedding (arXiv 2104.09864) of the first `rotary_dim` channels, half-split order.
+
+    `scaling` names the context extension: "linear" divides positions by `factor`; "llama3" slows only
+    low frequencies; "yarn" (arXiv 2309.00071) blends both by wave length and multiplies queries and
+    keys by `attention_factor`.
+    """
+
+    theta: float = 10000.0
+    rotary_dim: int
+    scaling: RopeScaling = "none"
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self):
+        _require(
+            self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
+            f"rotary_dim must be even and positive, got {self.rotary_dim}",
+        )
+        _require(self.theta > 0, f"rope theta must be positive, got {self.theta}")
+        _require(self.factor > 0, f"rope factor must be positive, got {self.factor}")
+        if self.scaling in ("llama3", "yarn"):
+            _require(
+                self.original_max_positions > 0,
+                f"{self.scaling} rope scaling needs original_max_position_embeddings > 0, "
+                f"got {self.original_max_positions}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of a decoder-only transformer.
+
+    Block: sequential `x += attn(norm(x)); x += mlp(norm(x))`, or with `parallel_block`
+    `x += attn(norm(x)) + mlp(norm'(x))`, where `shared_norm` makes the two norms one.
+    `sliding_windows[i]` is layer i's window w (a query at p sees keys in (p - w, p]), None = all.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    norm: Norm = "rms"
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    activation: Activation = "silu"
+    gated_mlp: bool = True
+    positions: Positions = "rope"
+    rope: RopeConfig | None = None
+    position_offset: int = 0  # added to learned positions (OPT keeps two rows for padding)
+    alibi_slopes: tuple[float, ...] | None = None
+    parallel_block: bool = False
+    shared_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False  # RMS norm of each query and key head before rotation (Qwen3)
+    tie_embeddings: bool = False
+    sliding_windows: tuple[int | None, ...] | None = None
+    attention_scale: float | None = None  # None: head_dim ** -0.5
+    attention_softcap: float | None = None
+    qkv_clip: float | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
+        ).split():
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value > 0,
+                f"{name} must be a positive integer, got {value!r}",
+            )
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        _require(
+            (self.positions == "rope") == (self.rope is not None),
+            f"positions={self.positions!r} and rope={self.rope!r} disagree: give rope exactly for 'rope'",
+        )
+        if self.rope is not None:
+            _require(
+                self.rope.rotary_dim <= self.head_dim,
+                f"rotary_dim {self.rope.rotary_dim} exceeds head_dim {self.head_dim}",
+            )
+        if self.positions == "alibi":
+            _require(
+                self.alibi_slopes is not None and len(self.alibi_slopes) == self.num_heads,
+                f"alibi needs one slope per head ({self.num_heads}), got {self.alibi_slopes!r}",
+            )
+        if self.sliding_windows is not None:
+            _require(
+                len(self.sliding_windows) == self.num_layers,
+                f"sliding_windows has {len(self.sliding_windows)} entries for {self.num_layers} layers",
+            )
+            _require(
+                all(w is None or w > 0 for w in self.sliding_windows),
+                f"sliding windows must be positive or None, got {self.sliding_windows}",
+            )
+        _require(
+            not self.shared_norm or self.parallel_block, "shared_norm is only for parallel_block=True"
+        )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def window(self, layer: int) -> int | None:
+        return None if self.sliding_windows is None else self.sliding_windows[layer]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `ModelConfig.from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        _require(not unknown, f"unknown config fields {unknown}; known are {sorted(known)}")
+        data = dict(data)
+        if data.get("rope") is not None:
+            data["rope"] = RopeConfig(**data["rope"])
+        for name in ("alibi_slopes", "sliding_windows", "eos_token_ids"):
+            if data.get(name) is not None:
+                data[name] = tuple(data[name])
+        return cls(**data)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,1 @@
+"""Sampling, the compiled decode loop, generation and sessions."""

@@ -1,0 +1,89 @@
+"""The parameter tree of a `ModelConfig`: its shapes, and a random initialisation.
+
+    {"embed": {"tokens": [V, D], "positions": [P, D]?},
+     "layers": ({"attn_norm": {"scale": [D], "bias": [D]?},
+                 "attn": {"q": {"kernel": [D, N*H], "bias"?}, "k", "v": {"kernel": [D, K*H], "bias"?},
+                          "out": {"kernel": [N*H, D], "bias"?}, "q_norm", "k_norm": {"scale": [H]}?},
+                 "mlp_norm": like attn_norm, absent when `shared_norm`,
+                 "mlp": {"gate": {"kernel": [D, F], "bias"?}?, "up": {...}, "down": {"kernel": [F, D], ...}}}, ...),
+     "final_norm": like attn_norm,
+     "head": {"kernel": [D, V], "bias": [V]?}, absent when tied (a tied head reads embed.tokens)}
+
+Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled decode
+step copies them (design notes in the README).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.typing import Params
+
+
+def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves."""
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def linear(inputs: int, outputs: int, bias: bool) -> Params:
+        return {"kernel": array(inputs, outputs)} | ({"bias": array(outputs)} if bias else {})
+
+    def norm(width: int = cfg.hidden_size, bias: bool = cfg.norm_bias) -> Params:
+        return {"scale": array(width)} | ({"bias": array(width)} if bias else {})
+
+    def layer() -> Params:
+        d, f, h = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
+        attn = {
+            "q": linear(d, cfg.num_heads * h, cfg.qkv_bias),
+            "k": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
+            "v": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
+            "out": linear(cfg.num_heads * h, d, cfg.out_bias),
+        }
+        if cfg.qk_norm:
+            attn |= {"q_norm": norm(h, bias=False), "k_norm": norm(h, bias=False)}
+        mlp = {"up": linear(d, f, cfg.mlp_bias), "down": linear(f, d, cfg.mlp_bias)}
+        if cfg.gated_mlp:
+            mlp["gate"] = linear(d, f, cfg.mlp_bias)
+        norms = {"attn_norm": norm()} | ({} if cfg.shared_norm else {"mlp_norm": norm()})
+        return norms | {"attn": attn, "mlp": mlp}
+
+    embed = {"tokens": array(cfg.vocab_size, cfg.hidden_size)}
+    if cfg.positions == "learned":
+        embed["positions"] = array(cfg.max_positions + cfg.position_offset, cfg.hidden_size)
+    params = {
+        "embed": embed,
+        "layers": tuple(layer() for _ in range(cfg.num_layers)),
+        "final_norm": norm(),
+    }
+    if not cfg.tie_embeddings:
+        params["head"] = linear(cfg.hidden_size, cfg.vocab_size, cfg.head_bias)
+    return params
+
+
+def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
+    """Random parameters: kernels N(0, 1 / inputs), residual outputs scaled by 1 / sqrt(2 L)."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_params(cfg, dtype))
+    keys = jax.random.split(key, len(leaves))
+
+    def init(path, leaf, key):
+        names = [getattr(entry, "key", None) for entry in path]
+        if names[-1] == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if names[-1] == "bias":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        deviation = 0.02 if names[0] == "embed" else leaf.shape[0] ** -0.5
+        if names[-2] in ("out", "down"):
+            deviation /= math.sqrt(2 * cfg.num_layers)
+        return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_unflatten(
+        tree, [init(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]
+    )
+
+
+def count_params(cfg: ModelConfig) -> int:
+    """Number of parameters, tied heads counted once."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(cfg)))

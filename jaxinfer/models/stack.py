@@ -1,0 +1,185 @@
+"""The decoder-only transformer: embed, blocks, unembed, and the commit of what a call added.
+
+Pure functions over (config, parameters, tokens, cache). Layers are a Python loop: one array per layer,
+nothing sliced, nothing copied. `embed`, `blocks` and `unembed` are separate so that a pipeline stage
+can run a part of them.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.cache.attend import rotations
+from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_context
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.mixer import mixer_of
+from jaxinfer.nn.linear import linear, unembed_tied
+from jaxinfer.nn.mlp import dense_mlp
+from jaxinfer.nn.norm import norm
+from jaxinfer.typing import Leaf, Params
+
+Mlp = Callable[[ModelConfig, Params, Array, int], Array]
+NO_CACHE = Policy(name="none")
+
+
+class Output(NamedTuple):
+    """`logits` f32 [B, T, V] ("last": [B, 1, V], "none": None), `hidden` [B, T, D] after the final
+    norm, `fresh` per layer."""
+
+    logits: Leaf
+    hidden: Leaf
+    fresh: tuple[Leaf, ...]
+
+
+def init_cache(
+    cfg: ModelConfig,
+    params: Params,
+    policies: Policy | tuple[Policy, ...],
+    batch: int,
+    capacity: int,
+    dtype: str = "float32",
+    backend: str | None = None,
+) -> Cache:
+    """An empty cache for `batch` rows of at most `capacity` tokens; one policy, or one per layer."""
+    if isinstance(policies, Policy):
+        policies = (policies,) * cfg.num_layers
+    if len(policies) != cfg.num_layers:
+        raise ValueError(f"got {len(policies)} policies for {cfg.num_layers} layers; give one or one each")
+    geometry = cache_geometry(cfg, capacity, dtype, backend)
+    layers = tuple(
+        mixer_of(layer)[1].init(cfg, policy, geometry, batch)
+        for layer, policy in zip(params["layers"], policies, strict=True)
+    )
+    return Cache(length=jnp.zeros((batch,), jnp.int32), layers=layers, policies=policies)
+
+
+def cache_geometry(
+    cfg: ModelConfig, capacity: int, dtype: str = "float32", backend: str | None = None
+) -> Geometry:
+    """One layer's cache geometry in the layout of `backend` (default: the one JAX uses)."""
+    on_cpu = (backend or jax.default_backend()) == "cpu"
+    return Geometry(
+        num_kv_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim,
+        capacity=capacity,
+        dtype=str(jnp.dtype(dtype)),
+        key_layout="BKHS" if on_cpu else "BKSH",
+        block=512 if on_cpu else None,
+    )
+
+
+def forward(
+    cfg: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    cache: Cache | None = None,
+    ctx: StepContext | None = None,
+    *,
+    mlp: Mlp = dense_mlp,
+    logits: Literal["all", "last", "none"] = "all",
+) -> Output:
+    """Reads `tokens` after what `cache` holds (None: nothing) and writes nothing.
+
+    Without `ctx` the tokens are a chain and all valid. "last" gives the logits of each row's last
+    valid token. Without a cache this is the plain causal forward of training.
+    """
+    batch, size = tokens.shape
+    if cache is None:
+        empty = jnp.zeros((batch,), jnp.int32)
+        cache = Cache(length=empty, layers=((),) * cfg.num_layers, policies=(NO_CACHE,) * cfg.num_layers)
+    if ctx is None:
+        ctx = chain_context(cache.length, jnp.full((batch,), size, jnp.int32), size)
+    x = embed(cfg, params, tokens, ctx)
+    x, fresh = blocks(cfg, params, cache, x, ctx, mlp=mlp)
+    hidden = norm(params["final_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+    if logits == "none":
+        return Output(None, hidden, fresh)
+    rows = hidden
+    if logits == "last":
+        last = jnp.maximum(ctx.valid.sum(axis=1) - 1, 0)
+        rows = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    return Output(unembed(cfg, params, rows), hidden, fresh)
+
+
+def embed(
+    cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"], ctx: StepContext
+) -> Float[Array, "B T D"]:
+    """Token embeddings, plus learned positions where the model has them."""
+    x = params["embed"]["tokens"][tokens]
+    if cfg.positions == "learned":
+        x = x + params["embed"]["positions"][ctx.positions + cfg.position_offset]
+    return x
+
+
+def blocks(
+    cfg: ModelConfig,
+    params: Params,
+    cache: Cache,
+    x: Float[Array, "B T D"],
+    ctx: StepContext,
+    *,
+    layers: range | None = None,
+    mlp: Mlp = dense_mlp,
+) -> tuple[Float[Array, "B T D"], tuple[Leaf, ...]]:
+    """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers."""
+    layers = range(cfg.num_layers) if layers is None else layers
+    phases: dict[Policy, dict] = {}
+    fresh = []
+    for index, layer, state, policy in zip(
+        layers, params["layers"], cache.layers, cache.policies, strict=True
+    ):
+        if policy not in phases:
+            phases[policy] = rotations(policy, cfg.rope, ctx)
+        name, mixer = mixer_of(layer)
+        with jax.named_scope(f"layer{index}"):
+            normed = norm(layer["attn_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+            mixed, added = mixer.read(
+                cfg, policy, layer[name], state, normed, ctx, phases[policy], index
+            )
+            fresh.append(added)
+            if not cfg.parallel_block:
+                x = x + mixed
+            if not cfg.shared_norm:
+                normed = norm(layer["mlp_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+            fed = mlp(cfg, layer["mlp"], normed, index)
+            x = x + mixed + fed if cfg.parallel_block else x + fed
+    return x, tuple(fresh)
+
+
+def unembed(
+    cfg: ModelConfig, params: Params, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """Logits in float32."""
+    if cfg.tie_embeddings:
+        return unembed_tied(params["embed"]["tokens"], hidden)
+    return linear(params["head"], hidden).astype(jnp.float32)
+
+
+def commit(
+    cfg: ModelConfig,
+    params: Params,
+    cache: Cache,
+    fresh: tuple[Leaf, ...],
+    take: Int[Array, "B A"] | None,
+    count: Int[Array, " B"],
+    after: Array,
+) -> Cache:
+    """The cache after row b's fresh tokens `take[b, :count[b]]` (None: the first ones) were accepted.
+
+    `after` is any array computed from the forward's output, such as the sampled tokens: it orders the
+    writes behind the reads (`jaxinfer.cache.base.write_index`), without it XLA copies the cache.
+    """
+    layers = []
+    for layer, state, policy, added in zip(
+        params["layers"], cache.layers, cache.policies, fresh, strict=True
+    ):
+        name, mixer = mixer_of(layer)
+        layers.append(
+            mixer.commit(cfg, policy, layer[name], state, added, cache.length, take, count, after)
+        )
+    return Cache(
+        length=cache.length + count, layers=tuple(layers), shared=cache.shared, policies=cache.policies
+    )

@@ -1,0 +1,1 @@
+"""Norms, linear maps, feed-forward blocks and position encodings: pure functions."""

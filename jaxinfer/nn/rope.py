@@ -1,0 +1,92 @@
+"""Rotary position embedding (arXiv 2104.09864) and its context extensions, as pure functions.
+
+Channel i of the first half of `rotary_dim` channels pairs with channel i of the second half
+("half-split" order, the one of Hugging Face checkpoints); channels from `rotary_dim` on pass through.
+`inverse_frequencies` runs on the host in float32, as the reference implementations do, so that far
+positions see the same rounding. Extensions: linear position interpolation, Llama 3's low-frequency
+slowing, YaRN (arXiv 2309.00071, equations 18-23).
+
+Axis letter R: rotary_dim / 2.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.config import RopeConfig
+from jaxinfer.typing import Leaf
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles, times the attention factor: two f32[B, T, R]."""
+
+    cos: Leaf
+    sin: Leaf
+
+
+def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
+    """Radians per position of every channel pair, f32[R], after the context extension."""
+    exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
+    frequencies = np.float32(1) / np.float32(rope.theta) ** exponents
+    match rope.scaling:
+        case "none":
+            return frequencies
+        case "linear":
+            return frequencies / np.float32(rope.factor)
+        case "llama3":
+            return _llama3(rope, frequencies)
+        case "yarn":
+            return _yarn(rope, frequencies)
+    raise ValueError(f"unknown rope scaling {rope.scaling!r}; known are none, linear, llama3, yarn")
+
+
+def rotation(rope: RopeConfig, positions: Int[Array, "B T"]) -> Rotation:
+    """The rotation of tokens at `positions`, f32."""
+    frequencies = jnp.asarray(inverse_frequencies(rope))
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    scale = jnp.float32(rope.attention_factor)
+    return Rotation(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def rotate(x: Float[Array, "B N T H"], rotation: Rotation) -> Float[Array, "B N T H"]:
+    """`x` with its first 2 R channels rotated; computed in f32, returned in the dtype of `x`."""
+    half = rotation.cos.shape[-1]
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]
+    first = x[..., :half].astype(jnp.float32)
+    second = x[..., half : 2 * half].astype(jnp.float32)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    rotated = rotated.astype(x.dtype)
+    if 2 * half == x.shape[-1]:
+        return rotated
+    return jnp.concatenate([rotated, x[..., 2 * half :]], axis=-1)
+
+
+def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    """Slows wave lengths beyond the trained context by `factor`, keeps short ones, blends between."""
+    context = rope.original_max_positions
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    # Weight of the original frequency: 0 up to `low` turns over the trained context, 1 from `high` on.
+    keep = np.clip((context / wavelengths - low) / (high - low), 0, 1).astype(np.float32)
+    return (1 - keep) * frequencies / np.float32(rope.factor) + keep * frequencies
+
+
+def _yarn(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    """NTK-by-parts: channels that turn fewer than `beta_slow` times over the context are interpolated."""
+
+    def channel(turns: float) -> float:
+        """The (fractional) channel that makes `turns` turns over the trained context."""
+        per_turn = rope.original_max_positions / (turns * 2 * math.pi)
+        return rope.rotary_dim * math.log(per_turn) / (2 * math.log(rope.theta))
+
+    low, high = channel(rope.beta_fast), channel(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
+    span = high - low if high != low else 0.001  # a step instead of a division by zero
+    ramp = np.clip((np.arange(rope.rotary_dim // 2, dtype=np.float32) - low) / span, 0, 1)
+    ramp = ramp.astype(np.float32)
+    return frequencies / np.float32(rope.factor) * ramp + frequencies * (1 - ramp)

@@ -1,0 +1,1 @@
+"""Array operations that dispatch to XLA or to kernels."""

@@ -1,0 +1,122 @@
+"""Attention as a merge of partial softmax states.
+
+A `Partial` is what one segment of keys contributes to a softmax: the weighted value sum, the running
+maximum and the running normaliser, all float32. `merge` is associative, so stored tokens, packed
+tokens and the fresh tokens of a call are attended to apart and merged (flash decoding, arXiv
+2311.01282, section 3). Extra letter: J keys of one segment, G query heads per key/value head.
+Queries come grouped, [B, K, G, T, H]. The matrix products read keys and values in their storage
+dtype and accumulate in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+NEGATIVE = -1e30  # finite, so that the difference of two "empty" peaks is 0 and not NaN
+
+KeyLayout = Literal["BKHS", "BKSH"]
+
+
+class Partial(NamedTuple):
+    """A softmax over some keys: `acc / norm` is its output, `peak + log(norm)` its log-sum-exp."""
+
+    acc: Float[Array, "B K G T H"]
+    peak: Float[Array, "B K G T"]
+    norm: Float[Array, "B K G T"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """What one layer's scores look like: scale, soft cap, sliding window and ALiBi slopes per head."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    slopes: tuple[float, ...] | None = None
+
+
+def empty_partial(q: Float[Array, "B K G T H"]) -> Partial:
+    """The identity of `merge`."""
+    return Partial(
+        jnp.zeros(q.shape, jnp.float32),
+        jnp.full(q.shape[:-1], NEGATIVE, jnp.float32),
+        jnp.zeros(q.shape[:-1], jnp.float32),
+    )
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """The softmax state over the keys of both."""
+    peak = jnp.maximum(a.peak, b.peak)
+    scale_a, scale_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+    acc = a.acc * scale_a[..., None] + b.acc * scale_b[..., None]
+    return Partial(acc, peak, a.norm * scale_a + b.norm * scale_b)
+
+
+def finish(partial: Partial) -> Float[Array, "B K G T H"]:
+    """The attention output; finite (0) for queries that saw no key."""
+    return partial.acc / jnp.maximum(partial.norm, 1e-30)[..., None]
+
+
+def log_sum_exp(partial: Partial) -> Float[Array, "B K G T"]:
+    return partial.peak + jnp.log(jnp.maximum(partial.norm, 1e-30))
+
+
+def scores(
+    spec: AttentionSpec,
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K _ _"],
+    distance: Int[Array, "B _ T J"],
+    layout: KeyLayout,
+) -> Float[Array, "B K G T J"]:
+    """Scaled dot products, soft-capped and ALiBi-biased; `distance` is query minus key position.
+
+    ALiBi is `-slope * distance` (arXiv 2108.12409), which equals the usual bias by key position up to
+    a constant that the softmax removes.
+    """
+    dims = "bkgth,bkhj->bkgtj" if layout == "BKHS" else "bkgth,bkjh->bkgtj"
+    s = jnp.einsum(dims, q, k, preferred_element_type=jnp.float32) * spec.scale
+    if spec.softcap is not None:
+        s = spec.softcap * jnp.tanh(s / spec.softcap)
+    if spec.slopes is not None:
+        slopes = jnp.asarray(spec.slopes, jnp.float32).reshape(1, q.shape[1], q.shape[2], 1, 1)
+        s = s - slopes * distance[:, :, None].astype(jnp.float32)
+    return s
+
+
+def partial_attention(
+    spec: AttentionSpec,
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K _ _"],
+    v: Float[Array, "B K J H"],
+    distance: Int[Array, "B _ T J"],
+    visible: Bool[Array, "B _ T J"],
+    layout: KeyLayout = "BKSH",
+) -> Partial:
+    """The softmax state of `q` over `k, v`, restricted to `visible`."""
+    s = scores(spec, q, k, distance, layout)
+    mask = visible[:, :, None]
+    peak = jnp.max(jnp.where(mask, s, NEGATIVE), axis=-1)
+    p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
+    acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return Partial(acc, peak, p.sum(axis=-1))
+
+
+def key_mass(
+    spec: AttentionSpec,
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K _ _"],
+    distance: Int[Array, "B _ T J"],
+    visible: Bool[Array, "B _ T J"],
+    lse: Float[Array, "B K G T"],
+    layout: KeyLayout = "BKSH",
+) -> Float[Array, "B K T J"]:
+    """The probability that each query gives each key, summed over the group's query heads.
+
+    A second pass over the keys once the log-sum-exp over all segments is known; the sum over all keys
+    of all segments is G for every query.
+    """
+    s = scores(spec, q, k, distance, layout)
+    return jnp.where(visible, jnp.exp(s - lse[..., None]).sum(axis=2), 0.0)

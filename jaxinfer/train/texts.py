@@ -1,0 +1,101 @@
+"""Text sources on disk and the rule that says which documents are held out of every training run.
+
+`tools/fetch_texts.py` writes one `<source>.jsonl.gz` per source, a JSON object per line with `name`,
+`source`, `split` and `text`. The held-out rule is binding for the whole project: nothing is trained on
+essays by Paul Graham, on Brown files cd* and ck*, on the books of the KJV after Psalms, or on a tenth
+of every other source (whole documents, by a hash of the name). Evaluation reads only those.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "heldout"]
+
+# Books whose training is allowed; everything after Psalms is held out.
+KJV_TRAIN_BOOKS = frozenset(
+    (
+        "Genesis Exodus Leviticus Numbers Deuteronomy Joshua Judges Ruth 1_Samuel 2_Samuel 1_Kings 2_Kings "
+        "1_Chronicles 2_Chronicles Ezra Nehemiah Esther Job Psalms"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One whole document; `name` is unique within its `source`."""
+
+    name: str
+    source: str
+    split: Split
+    text: str
+
+
+def split_of(source: str, name: str) -> Split:
+    """The split a document belongs to; a pure function of its source and name."""
+    if source == "essays":
+        return "heldout"
+    if source == "brown":
+        return "heldout" if name[:2] in ("cd", "ck") else "train"
+    if source == "kjv":
+        return "train" if name.replace(" ", "_") in KJV_TRAIN_BOOKS else "heldout"
+    digest = hashlib.sha256(f"{source}/{name}".encode()).digest()
+    return "heldout" if int.from_bytes(digest[:4], "big") % 10 == 0 else "train"
+
+
+def texts_folder() -> Path:
+    """Where fetched texts live: `$JAXINFER_CACHE/texts`, else `jaxinfer/texts` in the user's cache."""
+    root = os.environ.get("JAXINFER_CACHE")
+    if root:
+        return Path(root).expanduser() / "texts"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "jaxinfer" / "texts"
+
+
+def write_source(folder: Path, source: str, pairs: Iterable[tuple[str, str]]) -> tuple[Path, int]:
+    """Writes (name, text) pairs as one source file, atomically; returns the path and document count.
+
+    Documents are sorted by name and the gzip header carries no time, so equal texts give equal bytes.
+    """
+    documents = [
+        Document(name, source, split_of(source, name), text.strip() + "\n")
+        for name, text in sorted(pairs)
+        if text.strip()
+    ]
+    if not documents:
+        raise ValueError(f"source {source!r} has no documents; its archive layout may have changed")
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / f"{source}.jsonl.gz", folder / f".{source}.jsonl.gz.part"
+    with open(partial, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        for document in documents:
+            file.write(json.dumps(asdict(document), ensure_ascii=False).encode() + b"\n")
+    os.replace(partial, path)
+    return path, len(documents)
+
+
+def read_source(
+    source: str, split: Split | None = None, folder: Path | None = None
+) -> Iterator[Document]:
+    """The documents of one source, in file order; the split is recomputed, never trusted."""
+    path = (folder or texts_folder()) / f"{source}.jsonl.gz"
+    if not path.is_file():
+        raise ValueError(f"no texts for {source!r} at {path}; run `python tools/fetch_texts.py` first")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            document = Document(
+                row["name"], source, split_of(source, row["name"]), row["text"]
+            )
+            if split is None or document.split == split:
+                yield document
+
+
+def available_sources(folder: Path | None = None) -> list[str]:
+    """Names of the sources that have been fetched, sorted."""
+    folder = folder or texts_folder()
+    return sorted(path.name.removesuffix(".jsonl.gz") for path in folder.glob("*.jsonl.gz"))
