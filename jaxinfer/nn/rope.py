@@ -1,8 +1,8 @@
 """Rotary position embedding (arXiv 2104.09864) and its context extensions, as pure functions.
 
 Channel i of the first half of `rotary_dim` channels pairs with channel i of the second half
-("half-split" order, the one of Hugging Face checkpoints); channels from `rotary_dim` on pass through.
-`inverse_frequencies` runs on the host in float32, as the reference implementations do, so that far
+("half-split" order, the one of Hugging Face checkpoints); channels from `rotary_dim` on pass
+through. `inverse_frequencies` runs on the host in float32, as the references do, so that far
 positions see the same rounding. Extensions: linear position interpolation, Llama 3's low-frequency
 slowing, YaRN (arXiv 2309.00071, equations 18-23).
 
@@ -65,17 +65,17 @@ def rotate(x: Float[Array, "B N T H"], rotation: Rotation) -> Float[Array, "B N 
 
 
 def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    """Slows wave lengths beyond the trained context by `factor`, keeps short ones, blends between."""
+    """Slows long wave lengths by `factor`, keeps short ones, blends between."""
     context = rope.original_max_positions
     low, high = rope.low_freq_factor, rope.high_freq_factor
     wavelengths = np.float32(2 * math.pi) / frequencies
-    # Weight of the original frequency: 0 up to `low` turns over the trained context, 1 from `high` on.
+    # Weight of the original: 0 up to `low` turns over the trained context, 1 from `high` on.
     keep = np.clip((context / wavelengths - low) / (high - low), 0, 1).astype(np.float32)
     return (1 - keep) * frequencies / np.float32(rope.factor) + keep * frequencies
 
 
 def _yarn(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    """NTK-by-parts: channels that turn fewer than `beta_slow` times over the context are interpolated."""
+    """NTK-by-parts: interpolates channels of fewer than `beta_slow` turns over the context."""
 
     def channel(turns: float) -> float:
         """The (fractional) channel that makes `turns` turns over the trained context."""

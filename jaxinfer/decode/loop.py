@@ -1,0 +1,134 @@
+"""The compiled programs of generation: prefill a chunk, draw the first token, loop.
+
+`decode` is one `lax.while_loop` over a step; streaming calls the same program for a few steps at a
+time. A step reads the last token, draws the next and commits the token that was read, in this order:
+the draw is what orders the cache writes behind the reads.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinfer.cache.base import Cache, chain_context
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
+from jaxinfer.models.stack import commit, forward, unembed
+from jaxinfer.typing import Params
+
+Step = Callable[[ModelConfig, Params, Requests, DecodeState], DecodeState]
+
+
+def prefill(
+    cfg: ModelConfig,
+    params: Params,
+    cache: Cache,
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B T"],
+    count: Int[Array, " B"],
+    reads: bool,
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """The cache after each row's first `count` tokens, and the logits behind each row's last token.
+
+    Rows with count 0 keep cache and logits. `reads=False` promises that all rows were empty.
+    """
+    ctx = chain_context(cache.length, count, tokens.shape[1], reads=reads)
+    out = forward(cfg, params, tokens, cache, ctx, logits="last")
+    cache = commit(cfg, params, cache, out.fresh, None, count, out.hidden[:, :, 0])
+    return cache, jnp.where(count[:, None] > 0, out.logits[:, 0], logits)
+
+
+def begin(
+    cache: Cache,
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B _"],
+    requests: Requests,
+    size: int,
+) -> DecodeState:
+    """A decode state with the first token drawn from the prompt's logits; room for `size` tokens."""
+    batch = logits.shape[0]
+    state = DecodeState(
+        cache=cache,
+        token=jnp.zeros((batch,), jnp.int32),
+        tokens=jnp.zeros((batch, size), jnp.int32),
+        log_probs=jnp.zeros((batch, size), jnp.float32),
+        written=jnp.zeros((batch,), jnp.int32),
+        done=requests.limit <= 0,
+        seen=seen,
+        steps=jnp.zeros((), jnp.int32),
+    )
+    return draw(requests, state, logits)[0]
+
+
+def draw(
+    requests: Requests, state: DecodeState, logits: Float[Array, "B V"]
+) -> tuple[DecodeState, Int[Array, " B"]]:
+    """Draws and emits one token per row; also returns the drawn tokens."""
+    tokens = requests.sampler.sample(step_keys(requests, state), logits, state.seen)
+    log_probs = chosen_log_probs(logits, tokens)
+    one = jnp.ones_like(tokens)
+    state, _ = emit(state, requests, tokens[:, None], log_probs[:, None], one)
+    return state, tokens
+
+
+def plain_step(
+    cfg: ModelConfig, params: Params, requests: Requests, state: DecodeState
+) -> DecodeState:
+    """One token per row that is not done."""
+    active = (~state.done).astype(jnp.int32)
+    out = forward(cfg, params, state.token[:, None], state.cache, logits="all")
+    cache = state.cache
+    state, drawn = draw(requests, state, out.logits[:, 0])
+    cache = commit(cfg, params, cache, out.fresh, None, active, drawn)
+    return replace(state, cache=cache, steps=state.steps + 1)
+
+
+def decode(
+    cfg: ModelConfig,
+    params: Params,
+    requests: Requests,
+    state: DecodeState,
+    steps: Int[Array, ""],
+    step: Step = plain_step,
+) -> DecodeState:
+    """Runs at most `steps` steps, until every row is done."""
+    end = state.steps + steps
+
+    def unfinished(state: DecodeState) -> Array:
+        return (state.steps < end) & ~state.done.all()
+
+    return jax.lax.while_loop(unfinished, lambda s: step(cfg, params, requests, s), state)
+
+
+def score(
+    cfg: ModelConfig,
+    params: Params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    count: Int[Array, " B"],
+) -> tuple[Cache, Float[Array, "B T"]]:
+    """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens.
+
+    Logits are made for 128 tokens at a time, so that a chunk never holds T x V of them.
+    """
+    size = tokens.shape[1]
+    ctx = chain_context(cache.length, count, size)
+    out = forward(cfg, params, tokens, cache, ctx, logits="none")
+    part = min(size, 128)
+
+    def log_probs(piece: tuple[Array, Array]) -> Array:
+        hidden, wanted = piece
+        logits = unembed(cfg, params, hidden)
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    batch = tokens.shape[0]
+    pieces = (
+        out.hidden.reshape(batch, size // part, part, -1).swapaxes(0, 1),
+        targets.reshape(batch, size // part, part).swapaxes(0, 1),
+    )
+    found = jax.lax.map(log_probs, pieces).swapaxes(0, 1).reshape(batch, size)
+    return commit(cfg, params, cache, out.fresh, None, count, found), found

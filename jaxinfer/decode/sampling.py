@@ -1,0 +1,197 @@
+"""Samplers, defined through the distribution they draw from.
+
+`Sampler.log_probs` is the definition; `sample` draws from it by the Gumbel maximum, so speculative
+verifiers and tests use the very same numbers. The order of transformations is that of Hugging Face:
+logit bias, repetition penalty, temperature, top-k, top-p, min-p.
+
+Truncations keep every token whose logit reaches a threshold, found by bisection on the bits of the
+floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated alike.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinfer.typing import Leaf
+
+EXCLUDED = -jnp.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the next token is drawn.
+
+    temperature: 0 is greedy. top_k: keep the k likeliest, 0 keeps all. top_p: keep the likeliest tokens
+    whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the best.
+    repetition_penalty: divides positive and multiplies negative logits of tokens already in the prompt
+    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = field(default=())
+
+    def __post_init__(self):
+        if isinstance(self.logit_bias, dict):
+            object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias.items())))
+        checks = (
+            (self.temperature >= 0, "temperature must be 0 (greedy) or positive", self.temperature),
+            (self.top_k >= 0, "top_k must be 0 (all) or positive", self.top_k),
+            (0 < self.top_p <= 1, "top_p must be in (0, 1]", self.top_p),
+            (0 <= self.min_p <= 1, "min_p must be in [0, 1]", self.min_p),
+            (self.repetition_penalty > 0, "repetition_penalty must be positive", self.repetition_penalty),
+        )
+        for holds, message, value in checks:
+            if not holds:  # NaN fails every check too
+                raise ValueError(f"{message}, got {value}")
+        if self.temperature == float("inf"):
+            raise ValueError("temperature must be finite, got inf")
+
+    def log_probs(
+        self, logits: Float[Array, "... V"], counts: Int[Array, "... V"] | None = None
+    ) -> Float[Array, "... V"]:
+        """Log-probabilities of the next token; excluded tokens get -inf.
+
+        `counts` says how often each token occurred so far (only for the repetition penalty). Greedy is
+        the distribution with all mass on the best token, the first of equals.
+
+        >>> import jax.numpy as jnp
+        >>> Sampler(temperature=1.0, top_k=2).log_probs(jnp.array([0.0, 1.0, 2.0])).round(3)
+        Array([  -inf, -1.313, -0.313], dtype=float32)
+        """
+        shape = logits.shape
+        rows = logits.reshape(-1, shape[-1])
+        plan = SamplerRows.of([self] * rows.shape[0], shape[-1])
+        seen = jnp.zeros(rows.shape, bool) if counts is None else counts.reshape(rows.shape) > 0
+        return plan.log_probs(rows, seen).reshape(shape)
+
+
+class Features(NamedTuple):
+    """Which transformations any row uses: static, so that unused ones cost nothing."""
+
+    sample: bool
+    top_k: bool
+    top_p: bool
+    min_p: bool
+    penalty: bool
+    bias: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SamplerRows:
+    """One sampler per batch row as arrays: other settings of the same kind compile nothing anew."""
+
+    temperature: Leaf  # f32[B]
+    top_k: Leaf  # i32[B]
+    top_p: Leaf  # f32[B]
+    min_p: Leaf  # f32[B]
+    penalty: Leaf  # f32[B]
+    bias_tokens: Leaf  # i32[B, E], V where unused
+    bias_values: Leaf  # f32[B, E]
+    features: Features = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, samplers: list[Sampler], vocab_size: int) -> "SamplerRows":
+        for sampler in samplers:
+            for token, _ in sampler.logit_bias:
+                if not 0 <= token < vocab_size:
+                    raise ValueError(f"logit_bias names token {token}; the vocabulary has {vocab_size}")
+        width = max(len(s.logit_bias) for s in samplers)
+        width = 0 if width == 0 else 1 << (width - 1).bit_length()
+        padded = [
+            list(s.logit_bias) + [(vocab_size, 0.0)] * (width - len(s.logit_bias)) for s in samplers
+        ]
+        some = lambda test: any(test(s) for s in samplers)  # noqa: E731
+
+        def column(name: str, dtype) -> Array:
+            return jnp.asarray([getattr(s, name) for s in samplers], dtype)
+
+        return cls(
+            temperature=column("temperature", jnp.float32),
+            top_k=column("top_k", jnp.int32),
+            top_p=column("top_p", jnp.float32),
+            min_p=column("min_p", jnp.float32),
+            penalty=column("repetition_penalty", jnp.float32),
+            bias_tokens=jnp.asarray([[t for t, _ in row] for row in padded], jnp.int32),
+            bias_values=jnp.asarray([[v for _, v in row] for row in padded], jnp.float32),
+            features=Features(
+                sample=some(lambda s: s.temperature > 0),
+                top_k=some(lambda s: s.temperature > 0 and s.top_k > 0),
+                top_p=some(lambda s: s.temperature > 0 and s.top_p < 1),
+                min_p=some(lambda s: s.temperature > 0 and s.min_p > 0),
+                penalty=some(lambda s: s.repetition_penalty != 1),
+                bias=width > 0,
+            ),
+        )
+
+    def adjusted(self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Float[Array, "B V"]:
+        """Logits after bias and repetition penalty; greedy takes the best of these."""
+        logits = logits.astype(jnp.float32)
+        if self.features.bias:
+            rows = jnp.arange(logits.shape[0])[:, None]
+            logits = logits.at[rows, self.bias_tokens].add(self.bias_values, mode="drop")
+        if self.features.penalty:
+            penalty = self.penalty[:, None]
+            punished = jnp.where(logits > 0, logits / penalty, logits * penalty)
+            logits = jnp.where(seen, punished, logits)
+        return logits
+
+    def log_probs(self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Float[Array, "B V"]:
+        """Per row, what `Sampler.log_probs` promises."""
+        logits = self.adjusted(logits, seen)
+        best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+        greedy = jnp.where(best, 0.0, EXCLUDED)
+        if not self.features.sample:
+            return greedy
+        temperature = self.temperature[:, None]
+        x = logits / jnp.where(temperature > 0, temperature, 1.0)
+        x = x - x.max(axis=-1, keepdims=True)
+        if self.features.top_k:
+            wanted = jnp.where(self.top_k > 0, self.top_k, x.shape[-1]).astype(jnp.float32)
+            x = _keep_top(x, jnp.ones_like(x), wanted)
+        if self.features.top_p:
+            p = jax.nn.softmax(x, axis=-1)
+            # A top_p of 1 must keep all, whatever the rounding of the sum.
+            kept = _keep_top(x, p, self.top_p)
+            x = jnp.where(self.top_p[:, None] < 1, kept, x)
+        if self.features.min_p:
+            x = jnp.where(x >= jnp.log(self.min_p)[:, None], x, EXCLUDED)
+        return jnp.where(temperature > 0, jax.nn.log_softmax(x, axis=-1), greedy)
+
+    def sample(self, keys: Array, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Int[Array, " B"]:
+        """One token per row; `keys` [B] are PRNG keys, so a row's draw is its own."""
+        if not self.features.sample:
+            return jnp.argmax(self.adjusted(logits, seen), axis=-1).astype(jnp.int32)
+        log_probs = self.log_probs(logits, seen)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+        return jnp.argmax(log_probs + noise, axis=-1).astype(jnp.int32)
+
+
+def _keep_top(
+    x: Float[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
+) -> Float[Array, "B V"]:
+    """`x` where it reaches the largest threshold with at least `wanted` weight on or above it.
+
+    Non-positive floats order as the reverse of their bit patterns without the sign, so bisection over
+    31 bits finds the exact threshold.
+    """
+    code = jax.lax.bitcast_convert_type(-x, jnp.int32)  # x <= 0: a larger code is a smaller x
+    code = jnp.where(x == 0, 0, code)  # -0.0 and 0.0 alike
+
+    def halve(_, bounds):
+        low, high = bounds  # the smallest code bound that holds enough weight is in (low, high]
+        middle = low + (high - low) // 2
+        enough = jnp.where(code <= middle[:, None], weight, 0.0).sum(axis=-1) >= wanted
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    low = jnp.full(x.shape[:1], -1, jnp.int32)
+    high = jnp.full(x.shape[:1], jnp.int32(2**31 - 2))
+    _, high = jax.lax.fori_loop(0, 32, halve, (low, high))
+    return jnp.where(code <= high[:, None], x, EXCLUDED)
