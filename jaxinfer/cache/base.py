@@ -124,6 +124,10 @@ class Tier(Protocol):
         """
         ...
 
+    def grow(self, state: Leaf, capacity: int) -> Leaf:
+        """The state with room for `capacity` tokens; a tier of fixed size returns it as it is."""
+        ...
+
     def bytes_per_row(self, geometry: Geometry) -> int: ...
 
 

@@ -130,6 +130,16 @@ class Dense:
         values = state.v.at[rows, :, index].set(v, mode="drop")
         return replace(state, k=keys, v=values), None, jnp.zeros_like(count)
 
+    def grow(self, state: DenseState, capacity: int) -> DenseState:
+        more = max(capacity - state.v.shape[2], 0)
+        token_axis = 3 if state.layout == "BKHS" else 2
+        widths = [(0, more if axis == token_axis else 0) for axis in range(4)]
+        return replace(
+            state,
+            k=jnp.pad(state.k, widths),
+            v=jnp.pad(state.v, [(0, 0), (0, 0), (0, more), (0, 0)]),
+        )
+
     def bytes_per_row(self, geometry: Geometry) -> int:
         size = jnp.dtype(storage_dtype(geometry)).itemsize
         return 2 * geometry.num_kv_heads * geometry.head_dim * geometry.capacity * size

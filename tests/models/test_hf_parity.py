@@ -1,10 +1,11 @@
 """Every family equals the torch reference on random two-layer models, in float32.
 
-Models are made in code; norms and biases are randomised too, since ones and zeros would hide a missing
-or swapped one. Parameters go from the reference's state dictionary through the family's sources.
+Models are made in code; norms and biases are randomised too, since ones and zeros would hide a
+missing or swapped one. Parameters go from the reference's state dictionary through the sources.
 """
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ CASES = {
         MPT
         | {
             "n_heads": 3,
-            "attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.3, "alibi_bias_max": 4},
+            "attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.3},
         },
     ),
 }
@@ -156,9 +157,8 @@ def reference(name: str):
     # The reference's eager Falcon adds ALiBi twice; sdpa, its default, does not.
     attention = "sdpa" if options.get("alibi") else "eager"
     hf = getattr(transformers, f"{kind}Config")(**options)
-    hf._attn_implementation = attention
     torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForCausalLM")(hf).eval()
+    model = transformers.AutoModelForCausalLM.from_config(hf, attn_implementation=attention).eval()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -211,8 +211,21 @@ def test_logits_equal_the_reference(name):
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_mpt_honours_alibi_bias_max_which_the_reference_model_leaves_at_8():
+    model, hf = reference("mpt")
+    cfg = config_from_hf(hf | {"attn_config": {"alibi_bias_max": 4}})
+    build = model.transformer.build_mpt_alibi_tensor
+    model.transformer.build_mpt_alibi_tensor = partial(build, alibi_bias_max=4)
+    tokens = random_tokens(cfg.vocab_size)
+    expected = logits_of(model, tokens)
+    params = params_of(cfg, tensors_of(model))
+    got = np.asarray(forward(cfg, params, jnp.asarray(tokens, jnp.int32)).logits)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(
-    "name", ["llama, grouped queries", "falcon 40b", "gpt2", "mpt", "opt", "neox, parallel, quarter"]
+    "name",
+    ["llama, grouped queries", "falcon 40b", "gpt2", "mpt", "opt", "neox, sequential, full"],
 )
 def test_bfloat16_logits_stay_near_the_float32_reference(name):
     model, hf = reference(name)

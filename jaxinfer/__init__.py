@@ -1,0 +1,30 @@
+"""jaxinfer: compiler-centric LLM inference in JAX.
+
+    import jaxinfer as ji
+    lm = ji.load("smollm2-135m")
+    print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
+"""
+
+from jaxinfer.cache.base import Policy
+from jaxinfer.cache.presets import full
+from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.decode.generate import Completion
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.session import Session
+from jaxinfer.io.load import load
+from jaxinfer.lm import LM, Score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "Completion",
+    "ModelConfig",
+    "Policy",
+    "RopeConfig",
+    "Sampler",
+    "Score",
+    "Session",
+    "full",
+    "load",
+]

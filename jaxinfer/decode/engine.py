@@ -1,0 +1,155 @@
+"""One model's compiled programs, and the host side of a generation: buckets, chunks, requests.
+
+Shapes are bucketed so that programs are few: cache capacity and token buffers are powers of two,
+prompts go in chunks of `CHUNK` tokens and a power of two for the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache.base import Cache, Policy
+from jaxinfer.compile.program import Program
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode import loop
+from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.decode.state import DecodeState, Requests
+from jaxinfer.models.stack import init_cache
+from jaxinfer.typing import Leaf, Params
+
+CHUNK = 512
+SMALLEST_CHUNK = 16
+SMALLEST_CAPACITY = 64
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The power of two that holds `size`, at least `smallest`."""
+    return max(smallest, 1 << max(size - 1, 0).bit_length())
+
+
+@dataclass
+class Engine:
+    """Programs of one model; each compiles once per bucket and reports its compile time."""
+
+    config: ModelConfig
+    params: Params
+    programs: dict[str, Program] = field(init=False)
+
+    def __post_init__(self):
+        self.programs = {
+            "prefill": Program(
+                loop.prefill,
+                static_argnames=("cfg", "reads"),
+                donate_argnames=("cache", "logits"),
+                name="prefill",
+            ),
+            "begin": Program(
+                loop.begin, static_argnames=("size",), donate_argnames=("cache", "seen"), name="begin"
+            ),
+            "decode": Program(
+                loop.decode, static_argnames=("cfg", "step"), donate_argnames=("state",), name="decode"
+            ),
+            "score": Program(
+                loop.score, static_argnames=("cfg",), donate_argnames=("cache",), name="score"
+            ),
+        }
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent on tracing and compiling so far."""
+        return sum(program.compile_s for program in self.programs.values())
+
+    @property
+    def dtype(self) -> str:
+        """The computing dtype: that of the embedding."""
+        return str(self.params["embed"]["tokens"].dtype)
+
+    def new_cache(
+        self, policy: Policy | tuple[Policy, ...], batch: int, capacity: int, dtype: str | None = None
+    ) -> Cache:
+        return init_cache(self.config, self.params, policy, batch, capacity, dtype or self.dtype)
+
+    def prefill(
+        self, cache: Cache, logits: Leaf, prompts: Sequence[Sequence[int]], *, empty: bool
+    ) -> tuple[Cache, Leaf]:
+        """Appends row b's tokens `prompts[b]`; `empty` says that no row holds anything yet."""
+        lengths = np.array([len(p) for p in prompts])
+        if logits is None:
+            logits = jnp.zeros((len(prompts), self.config.vocab_size), jnp.float32)
+        for first, size in chunks(int(lengths.max())):
+            count = np.clip(lengths - first, 0, size).astype(np.int32)
+            tokens = padded([p[first : first + size] for p in prompts], size)
+            cache, logits = self.programs["prefill"](
+                self.config, self.params, cache, logits, tokens, jnp.asarray(count),
+                reads=not (empty and first == 0),
+            )  # fmt: skip
+        return cache, logits
+
+    def begin(self, cache: Cache, logits: Leaf, requests: Requests, seen: Leaf, size: int) -> DecodeState:
+        return self.programs["begin"](cache, logits, seen, requests, size=bucket(size, 16))
+
+    def decode(
+        self, requests: Requests, state: DecodeState, steps: int, step: loop.Step = loop.plain_step
+    ) -> DecodeState:
+        return self.programs["decode"](
+            self.config, self.params, requests, state, jnp.int32(steps), step=step
+        )
+
+
+def chunks(length: int) -> list[tuple[int, int]]:
+    """(first, size) of the pieces in which a prompt of `length` tokens is read."""
+    pieces = [(first, CHUNK) for first in range(0, length - CHUNK + 1, CHUNK)]
+    done = len(pieces) * CHUNK
+    return pieces + ([(done, bucket(length - done, SMALLEST_CHUNK))] if done < length else [])
+
+
+def padded(rows: Sequence[Sequence[int]], size: int) -> Leaf:
+    """i32[B, size], rows filled up with zeros on the right."""
+    out = np.zeros((len(rows), size), np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return jnp.asarray(out)
+
+
+def make_requests(
+    samplers: list[Sampler], seeds: list[int], limits: list[int], stop_tokens: Sequence[int], vocab: int
+) -> Requests:
+    """Rows draw from their own seed, so a row's text does not depend on its neighbours."""
+    width = bucket(len(stop_tokens), 1)
+    stops = list(stop_tokens) + [-1] * (width - len(stop_tokens))
+    return Requests(
+        sampler=SamplerRows.of(samplers, vocab),
+        keys=jnp.stack([jax.random.key(seed) for seed in seeds]),
+        stop_tokens=jnp.asarray([stops] * len(seeds), jnp.int32),
+        limit=jnp.asarray(limits, jnp.int32),
+    )
+
+
+def seen_tokens(requests: Requests, prompts: Sequence[Sequence[int]], vocab: int) -> Leaf:
+    """bool[B, V] of the prompts' tokens, or bool[B, 1] when no row has a repetition penalty."""
+    if not requests.sampler.features.penalty:
+        return jnp.zeros((len(prompts), 1), bool)
+    seen = np.zeros((len(prompts), vocab), bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[list(prompt)] = True
+    return jnp.asarray(seen)
+
+
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """A cache with every row `times` times in a row; always new buffers."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), cache)
+
+
+def grow(cache: Cache, capacity: int) -> Cache:
+    """A cache that can hold `capacity` tokens a row; tiers of fixed size stay as they are."""
+    layers = tuple(
+        tuple(
+            tier.grow(state, capacity)
+            for tier, state in zip(policy.tiers, states, strict=True)
+        )
+        for policy, states in zip(cache.policies, cache.layers, strict=True)
+    )  # fmt: skip
+    return replace(cache, layers=layers)

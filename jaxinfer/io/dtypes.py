@@ -1,0 +1,31 @@
+"""Names of the floating-point types that checkpoints and `load(dtype=...)` use.
+
+The table covers what safetensors calls F64, F32, F16, BF16; integers and 8-bit floats are refused by
+name, because without their scales they are not weights.
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+BY_NAME: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def resolve_dtype(dtype: Any = None) -> np.dtype:
+    """The NumPy dtype of a name, a dtype, or None: float32 on CPU, bfloat16 on an accelerator."""
+    if dtype is None:
+        import jax
+
+        return BY_NAME["float32" if jax.default_backend() == "cpu" else "bfloat16"]
+    try:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in BY_NAME:
+        raise ValueError(f"unknown dtype {name!r}; use one of {', '.join(BY_NAME)}")
+    return BY_NAME[name]

@@ -1,0 +1,167 @@
+"""`LM`: a model with its tokenizer, and what users do with it.
+
+    lm = ji.load("smollm2-135m")
+    out = lm.generate(["The capital of France is"], max_new_tokens=16)
+    out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache.base import Policy, bytes_of
+from jaxinfer.cache.presets import resolve
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode import generate as generation
+from jaxinfer.decode.engine import CHUNK, Engine, bucket, padded
+from jaxinfer.decode.generate import Completion
+from jaxinfer.decode.session import Session
+from jaxinfer.models.stack import forward
+from jaxinfer.typing import Params
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities (nats) of a text's tokens given those before; the first has none."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    cache_bytes: int
+    chunk: int
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood per scored token, nats."""
+        return -sum(self.log_probs) / max(len(self.log_probs), 1)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.nll, 700.0))
+
+
+@dataclass(eq=False)
+class LM:
+    """A loaded model. `params` is the tree of `jaxinfer.models.params`; `tokenizer` may be None,
+    then prompts are token lists and completions have no text."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any = None
+    name: str = ""
+    engine: Engine = field(init=False, repr=False)
+
+    def __post_init__(self):
+        self.engine = Engine(self.config, self.params)
+        self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], **options: Any
+    ) -> list[Completion]:
+        """Continues every prompt; see `jaxinfer.decode.generate.Options` for the options.
+
+        Returns one `Completion` per prompt and sample, samples of a prompt next to each other.
+        """
+        rows = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        return generation.generate(self, rows, **options)
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """Yields the continuation's text as it grows; close the iterator to cancel."""
+        return generation.stream(self, prompt, **options)
+
+    def session(self, policy: Policy | str | None = None) -> Session:
+        """A live cache to append turns to, generate from, fork and save."""
+        return Session(self, resolve(policy))
+
+    def restore(self, path: str | Path, policy: Policy | str | None = None) -> Session:
+        """The session that `Session.save` wrote, for the same model and policy."""
+        return Session.restore(self, path, resolve(policy))
+
+    def logits(self, tokens: Any) -> jax.Array:
+        """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
+        return self._logits(self.params, jnp.asarray(tokens, jnp.int32))
+
+    def score(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        policy: Policy | str | None = None,
+        chunk: int | None = None,
+    ) -> list[Score]:
+        """Per-token log-probabilities through the cache: context committed, continuation read.
+
+        The text is read in chunks of `chunk` tokens (default 512, or 1 for policies that are not
+        chunk invariant), each attending to what the policy has kept of the chunks before.
+        """
+        policy = resolve(policy)
+        chunk = chunk or (CHUNK if policy.chunk_invariant else 1)
+        rows = [texts] if _is_one_prompt(texts) else list(texts)
+        return [self._score(self.encode(text), policy, chunk) for text in rows]
+
+    def _score(self, tokens: list[int], policy: Policy, chunk: int) -> Score:
+        if len(tokens) < 2:
+            raise ValueError(f"scoring needs at least 2 tokens, got {len(tokens)}")
+        chunk = min(chunk, bucket(len(tokens), 1))
+        generation.check_fits(self, policy, 1, bucket(len(tokens), 64), chunk)
+        cache = self.engine.new_cache(policy, 1, bucket(len(tokens), 64))
+        cache_bytes = bytes_of(cache.layers)
+        found: list[np.ndarray] = []
+        for first in range(0, len(tokens) - 1, chunk):
+            piece, target = tokens[first : first + chunk], tokens[first + 1 : first + chunk + 1]
+            cache, log_probs = self.engine.programs["score"](
+                self.config, self.params, cache, padded([piece], chunk), padded([target], chunk),
+                jnp.asarray([len(piece)], jnp.int32),
+            )  # fmt: skip
+            found.append(np.asarray(log_probs)[0, : len(target)])
+        return Score(tokens, np.concatenate(found).tolist(), cache_bytes, chunk)
+
+    def warmup(
+        self, prompt_lengths: Sequence[int] = (64,), batch: int = 1, max_new_tokens: int = 64, **options: Any
+    ) -> float:
+        """Compiles what such a generation needs; returns the seconds it took."""
+        before = self.engine.compile_s
+        for length in prompt_lengths:
+            generation.generate(
+                self, [[0] * length] * batch, **{**options, "max_new_tokens": max_new_tokens, "limit": 2}
+            )
+        return self.engine.compile_s - before
+
+    def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
+        """Tokens of a prompt; token lists are checked and passed through. A prompt that continues a
+        text gets no BOS."""
+        vocab = self.config.vocab_size
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
+            tokens = list(self.tokenizer.encode(prompt, add_special=not continues))
+        else:
+            tokens = [int(token) for token in prompt]
+        outside = [token for token in tokens if not 0 <= token < vocab]
+        if outside:
+            raise ValueError(f"token {outside[0]} is outside the vocabulary of {vocab}")
+        if continues:
+            return tokens
+        if not tokens and self.config.bos_token_id is not None:
+            tokens = [self.config.bos_token_id]
+        if not tokens:
+            raise ValueError("the prompt is empty and the model has no BOS token; give some text")
+        return tokens
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text of a conversation in the model's chat template."""
+        if self.tokenizer is None or self.tokenizer.chat_template is None:
+            raise ValueError(f"model {self.name or 'without a name'} has no chat template; use generate")
+        return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    return isinstance(prompts, str) or (
+        len(prompts) > 0 and all(isinstance(p, int | np.integer) for p in prompts)
+    )
+
