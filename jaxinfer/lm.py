@@ -100,7 +100,10 @@ class LM:
         chunk invariant), each attending to what the policy has kept of the chunks before.
         """
         policy = resolve(policy)
-        chunk = chunk or (CHUNK if policy.chunk_invariant else 1)
+        if chunk is None:
+            chunk = CHUNK if policy.chunk_invariant else 1
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 token, got {chunk}")
         rows = [texts] if _is_one_prompt(texts) else list(texts)
         return [self._score(self.encode(text), policy, chunk) for text in rows]
 
@@ -108,8 +111,9 @@ class LM:
         if len(tokens) < 2:
             raise ValueError(f"scoring needs at least 2 tokens, got {len(tokens)}")
         chunk = min(chunk, bucket(len(tokens), 1))
-        generation.check_fits(self, policy, 1, bucket(len(tokens), 64), chunk)
-        cache = self.engine.new_cache(policy, 1, bucket(len(tokens), 64))
+        capacity = generation.capacity_for(self, len(tokens), 0)
+        generation.check_fits(self, policy, 1, capacity, chunk)
+        cache = self.engine.new_cache(policy, 1, capacity)
         cache_bytes = bytes_of(cache.layers)
         found: list[np.ndarray] = []
         for first in range(0, len(tokens) - 1, chunk):
@@ -128,7 +132,8 @@ class LM:
         before = self.engine.compile_s
         for length in prompt_lengths:
             generation.generate(
-                self, [[0] * length] * batch, **{**options, "max_new_tokens": max_new_tokens, "limit": 2}
+                self, [[0] * length] * batch, **
+                **{**options, "max_new_tokens": max_new_tokens, "limit": 2, "ignore_eos": True},
             )
         return self.engine.compile_s - before
 

@@ -1,7 +1,8 @@
 """XLA's persistent compilation cache, switched on by the programs a user runs (never at import).
 
-A decode program of 30 unrolled layers takes seconds to compile and then loads from disk in a fraction
-of that. jax stores only compilations of a second or more unless told otherwise; this stores all.
+A decode program of 30 unrolled layers takes seconds to compile and then loads from disk in a
+fraction of that. jax stores only compilations of a second or more unless told otherwise; this
+stores all.
 """
 
 import os

@@ -1,13 +1,15 @@
 """Finds the instructions of a compiled program that copy a cache.
 
-A decode step may read a cache leaf and write single slots of it; whatever else produces at least half
-a leaf from it (copy, convert, slice, transpose, select, a loop fusion over it, ...) costs a pass over
-memory per token. The search follows each cache parameter through tuples, loops, calls and the inside
-of fusions up to the first contraction or reduction, whose result is attention, not cache.
+A decode step may read a cache leaf and write single slots of it; whatever else produces at least
+half a leaf from it (copy, convert, slice, transpose, select, a loop fusion over it, ...) costs a
+pass over memory per token. The search follows each cache parameter through tuples, loops, calls and
+the inside of fusions up to the first contraction or reduction, whose result is attention, not
+cache.
 
-What is not a copy: `dynamic-update-slice` and `scatter` onto the buffer they were given, alone or as
-the root of a fusion (XLA makes them in place, and where it cannot, its copy insertion leaves an
-explicit `copy`, which is counted), and everything inside a fusion, where only the output is stored.
+What is not a copy: `dynamic-update-slice` and `scatter` of little data onto the buffer they were
+given, alone or as the root of a fusion (XLA makes them in place, and where it cannot, its copy
+insertion leaves an explicit `copy`, which is counted), and everything inside a fusion, where only
+the output is stored.
 """
 
 from collections.abc import Iterable
@@ -20,18 +22,21 @@ from jaxinfer.compile.hlo_text import ArrayType, Computation, Instruction, Modul
 Taint = Any
 """Bytes of the cache leaf that a value derives from, 0 if none; a list of these for a tuple."""
 
-_FREE = frozenset(
-    "parameter tuple get-tuple-element bitcast while conditional call opt-barrier after-all "
-    "copy-done async-start async-update async-done constant".split()
-)
-_CONTRACTING = frozenset("dot convolution reduce reduce-window reduce-scatter constant iota".split())
-_WRITING = frozenset(["dynamic-update-slice", "scatter"])
-_FILLING = frozenset(["broadcast", "pad", "concatenate"])
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
+    *("while", "conditional", "call", "after-all", "copy-done"),
+    *("async-start", "async-update", "async-done"),
+}
+_CONTRACTING = {
+    *("dot", "convolution", "reduce", "reduce-window", "reduce-scatter", "constant", "iota")
+}
+_WRITING = {"dynamic-update-slice", "scatter"}
+_FILLING = {"broadcast", "pad", "concatenate"}
 _MATRIX_CALLS = ("gemm", "dot", "matmul", "cublas", "cudnn", "onednn", "Eigen")
 
 
 class CopySearch:
-    """One search over a module; `found` maps "computation/instruction" to a line about each copy."""
+    """One search; `found` maps "computation/instruction" to a line about each copy."""
 
     def __init__(self, module: Module, leaves: Iterable[Any], fraction: float = 0.5):
         self.module = module
@@ -39,6 +44,7 @@ class CopySearch:
         self.found: dict[str, str] = {}
         self.sizes, self.types = _describe(leaves)
         self._memo: dict[tuple, Taint] = {}
+        self._values: dict[str, dict[str, Taint]] = {}  # of the latest walk through a computation
 
     def run(self) -> dict[str, str]:
         entry = self.module.entry
@@ -72,7 +78,8 @@ class CopySearch:
             inputs = [values.get(operand, 0) for operand in instruction.operands]
             values[name] = self._transfer(instruction, inputs, stored)
             if stored:
-                self._count(computation, instruction, values[name])
+                self._count(computation, instruction, values)
+        self._values[computation.name] = values
         self._memo[key] = values.get(computation.root.name, 0)
         return self._memo[key]
 
@@ -111,6 +118,8 @@ class CopySearch:
             return [inputs, self._walk(inner, inputs, stored), 0]
         if opcode == "async-done" and isinstance(inputs[0], list) and len(inputs[0]) > 1:
             return inputs[0][1]
+        if opcode in _WRITING and not instruction.is_tuple:
+            return _peak(inputs[0])  # the buffer stays what it was; see _moves for the update
         if opcode in _CONTRACTING or _is_matrix_call(instruction):
             return 0
         strongest = max(map(_peak, inputs), default=0)
@@ -129,51 +138,72 @@ class CopySearch:
             self._walk(self.module.computations[condition], [state], True)
         return state
 
-    def _count(self, computation: Computation, instruction: Instruction, taint: Taint) -> None:
+    def _count(
+        self, computation: Computation, instruction: Instruction, values: dict[str, Taint]
+    ) -> None:
         if instruction.opcode in _FREE:
             return
         fused = None
         if instruction.opcode == "fusion":
             fused = self.module.computations.get(instruction.called.get("calls", ("",))[0])
-        taints = taint if isinstance(taint, list) else [taint]
+        taint = values[instruction.name]
+        taints = taint if isinstance(taint, list) else [taint] * len(instruction.arrays)
         for place, (array, source) in enumerate(zip(instruction.arrays, taints, strict=False)):
-            source = _peak(source)
-            large = source and array.bytes >= self.fraction * source
-            if not (large or self._fills(instruction, fused, array)):
-                continue
-            if not _is_in_place(instruction, fused, place):
+            writers = _writers(computation, instruction, fused, place)
+            if writers or _is_aliased_call(instruction, place):
+                inside = values if fused is None else self._values.get(fused.name, {})
+                copied = any(self._moves(fused or computation, w, inside) for w in writers)
+            else:
+                copied = self._is_large(array, _peak(source))
+                copied |= self._fills(instruction, fused, array)
+            if copied:
                 where = f"{computation.name}/{instruction.name}"
                 dims = ",".join(map(str, array.dims))
                 self.found[where] = (
                     f"{instruction.opcode} {array.dtype}[{dims}] {where} {instruction.source}"
                 ).rstrip()
 
+    def _is_large(self, array: ArrayType, source: int) -> bool:
+        return source > 0 and array.bytes >= self.fraction * source
+
+    def _moves(
+        self, computation: Computation, writer: Instruction, values: dict[str, Taint]
+    ) -> bool:
+        """Whether an in-place write moves much of a cache: at once, or bit by bit to a new place."""
+        update = writer.operands[2 if writer.opcode == "scatter" else 1]
+        source = _peak(values.get(update, 0))
+        whole = self._is_large(computation.instructions[update].arrays[0], source)
+        into_new = not _peak(values.get(writer.operands[0], 0))
+        return whole or (into_new and self._is_large(writer.arrays[0], source))
+
     def _fills(self, instruction: Instruction, fused: Computation | None, array: ArrayType) -> bool:
-        """Whether a buffer of exactly a leaf's shape is made from scratch (a hidden second cache)."""
+        """Whether a buffer of a leaf's shape is made from scratch (a hidden second cache)."""
         if fused is not None:
             root = _through_bitcasts(fused, fused.root)
             return root.opcode in _FILLING and (array.dtype, array.dims) in self.types
         return instruction.opcode in _FILLING and (array.dtype, array.dims) in self.types
 
 
-def _is_in_place(instruction: Instruction, fused: Computation | None, place: int) -> bool:
-    if instruction.opcode in _WRITING:
-        return True
-    if instruction.opcode == "custom-call":
-        outputs = f"{{{place}}}: (" if instruction.is_tuple else "{}: ("
-        return "output_to_operand_aliasing" in instruction.attributes and (
-            outputs in instruction.attributes
-        )
+def _writers(
+    computation: Computation, instruction: Instruction, fused: Computation | None, place: int
+) -> list[Instruction]:
+    """The writes of slots that make an output out of its own buffer; empty if it is made anew."""
     if fused is None:
-        return False
+        return [instruction] if instruction.opcode in _WRITING else []
     root = _through_bitcasts(fused, fused.root)
     if root.opcode == "tuple":
         root = _through_bitcasts(fused, fused.instructions[root.operands[place]])
-    if root.opcode not in _WRITING:
-        return False
+    writers = []
     while root.opcode in _WRITING:  # several slots written by one fusion
+        writers.append(root)
         root = _through_bitcasts(fused, fused.instructions[root.operands[0]])
-    return root.opcode == "parameter"
+    return writers if root.opcode == "parameter" else []
+
+
+def _is_aliased_call(instruction: Instruction, place: int) -> bool:
+    output = f"{{{place}}}: (" if instruction.is_tuple else "{}: ("
+    _, found, aliases = instruction.attributes.partition("output_to_operand_aliasing=")
+    return bool(found) and output in aliases
 
 
 def _through_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:

@@ -27,8 +27,8 @@ def cache_sized_copies(program: Any, leaves: Iterable[Any], fraction: float = 0.
 
     Args:
       program: an executable, its HLO text or a parsed module.
-      leaves: the large cache leaves, as arrays or `ShapeDtypeStruct` (or their sizes in bytes). A leaf
-        is recognised among the program's arguments by dtype and shape.
+      leaves: the large cache leaves, as arrays or `ShapeDtypeStruct` (or their sizes in bytes).
+        A leaf is recognised among the program's arguments by dtype and shape.
     """
     return list(CopySearch(module_of(program), leaves, fraction).run().values())
 

@@ -1,7 +1,7 @@
 """A small parser of XLA's optimised HLO text (`executable.as_text()`).
 
-It reads what the structure checks need (types, opcodes, operands, called computations, aliasing) and
-ignores the rest, so new attributes do not break it. A computation is a list of instructions in
+It reads what the structure checks need (types, opcodes, operands, called computations, aliasing)
+and ignores the rest, so new attributes do not break it. A computation is a list of instructions in
 schedule order; types keep dtype and dimensions and drop layouts.
 """
 
@@ -14,7 +14,9 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLS = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLS = re.compile(
+    r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _CALL_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _ALIAS = re.compile(r"\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}")
 

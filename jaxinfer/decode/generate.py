@@ -115,7 +115,7 @@ def stream(lm: Any, prompt: Any, **options: Any) -> Iterator[str]:
     """See `LM.stream`. Bad options are refused at the call, not at the first piece."""
     if lm.tokenizer is None:
         raise ValueError("streaming text needs a tokenizer; use generate with token lists")
-    run = Run(lm, [prompt], parseparse_options(options))
+    run = Run(lm, [prompt], parse_options(options))
     return (piece for pieces in run.pieces(STREAM_STEPS) for piece in pieces if piece)
 
 
@@ -135,6 +135,8 @@ class Run:
         seeds = _each(opts.seed, count, int, "seed")
         if min(self.limits) < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {min(self.limits)}")
+        if any(opts.stop_strings) and lm.tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; give token lists without stop=")
         vocab = lm.config.vocab_size
         repeated = [i for i in range(count) for _ in range(opts.samples)]
         self.rows = [prompts[i] for i in repeated]
@@ -144,7 +146,8 @@ class Run:
             [self.samplers[i] for i in repeated],
             [seeds[i] + j % opts.samples for j, i in enumerate(repeated)],
             limits,
-            () if opts.ignore_eos else lm.config.eos_token_ids,
+            # -1 matches no token; the width stays, so that both need one program
+            [-1 if opts.ignore_eos else token for token in lm.config.eos_token_ids],
             vocab,
         )
         self.policy = resolve(opts.policy) if opts.prefix is None else opts.prefix.policy

@@ -5,6 +5,7 @@ time. A step reads the last token, draws the next and commits the token that was
 the draw is what orders the cache writes behind the reads.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -112,12 +113,12 @@ def score(
 ) -> tuple[Cache, Float[Array, "B T"]]:
     """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens.
 
-    Logits are made for 128 tokens at a time, so that a chunk never holds T x V of them.
+    Logits are made for at most 128 tokens at a time, so that a chunk never holds T x V of them.
     """
     size = tokens.shape[1]
     ctx = chain_context(cache.length, count, size)
     out = forward(cfg, params, tokens, cache, ctx, logits="none")
-    part = min(size, 128)
+    part = size if size <= 128 else math.gcd(size, 128)
 
     def log_probs(piece: tuple[Array, Array]) -> Array:
         hidden, wanted = piece

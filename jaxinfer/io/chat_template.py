@@ -192,7 +192,9 @@ def _raise(message: str) -> None:
     raise ValueError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any
+) -> str:
     if indent is not None and not 0 <= indent <= 16:
         raise ValueError(f"tojson(indent={indent}) is out of range 0..16")
     known = {key: options[key] for key in ("separators", "sort_keys") if key in options}

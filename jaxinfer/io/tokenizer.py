@@ -81,7 +81,9 @@ class Tokenizer:
     ) -> str:
         """The prompt of a conversation, a list of {"role", "content"}; encode it without BOS."""
         if self.chat_template is None:
-            raise ValueError("this model has no chat template; pass a plain prompt instead of messages")
+            raise ValueError(
+                "this model has no chat template; pass a plain prompt instead of messages"
+            )
         return render_chat(
             self.chat_template,
             messages,

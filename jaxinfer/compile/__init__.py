@@ -1,0 +1,1 @@
+"""Compiled programs: ahead-of-time compilation, HLO inspection, GPU targets, memory, rooflines."""

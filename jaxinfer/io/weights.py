@@ -1,0 +1,156 @@
+"""Filling a parameter tree from a store of named tensors, one tensor at a time.
+
+A `TensorStore` is an open checkpoint (safetensors, GGUF). Every leaf is allocated once, at its final
+size, dtype and alignment, and written block by block, so the memory in use never exceeds the result
+plus one source tensor. On a CPU the finished buffer becomes the `jax.Array` without a copy.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Container, Iterable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.family import Family, Path, Source
+from jaxinfer.models.params import abstract_params
+from jaxinfer.typing import Params
+
+ALIGNMENT = 64
+"""Bytes; XLA's CPU client borrows a host buffer with this alignment instead of copying it."""
+
+BLOCK_BYTES = 8 * 2**20
+LARGEST_PARAMETER_BYTES = 2**41
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(done, total)`, in parameter leaves."""
+
+
+class TensorStore(Container[str], Protocol):
+    """An open checkpoint. `read` may return a view of a mapped file; `release` ends its use."""
+
+    where: str
+
+    def names(self) -> Iterable[str]: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+    def release(self, name: str) -> None: ...
+
+
+def build_params(
+    cfg: ModelConfig,
+    family: Family,
+    store: TensorStore,
+    dtype: np.dtype,
+    progress: Progress | None = None,
+) -> Params:
+    """The parameters of `cfg` from `store`; ValueError names a tensor that is missing or wrong."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
+    shapes = {_plain(path): leaf.shape for path, leaf in leaves}
+    sources = family.sources(cfg)
+    names = {path: family.locate(sources[path], store) for path in shapes}
+    _warn_unused(family, store, set(names.values()))
+    arrays: dict[Path, jax.Array] = {}
+    # leaves of one fused tensor follow each other, so that the store reads it once
+    first_use = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
+    order = sorted(shapes, key=lambda path: first_use[names[path]])
+    for path, following in zip(order, [*order[1:], None], strict=True):
+        arrays[path] = _read_leaf(store, names[path], sources[path], shapes[path], dtype)
+        if following is None or names[following] != names[path]:
+            store.release(names[path])
+        if progress is not None:
+            progress(len(arrays), len(shapes))
+    return jax.tree.unflatten(tree, [arrays[path] for path in shapes])
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array whose data starts on an `ALIGNMENT` boundary."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def place(array: np.ndarray) -> jax.Array:
+    """`array` on the default device; on a CPU an aligned array is borrowed, not copied."""
+    return jax.device_put(array, may_alias=True)
+
+
+def parameter_shapes(cfg: ModelConfig, dtype: np.dtype) -> Params:
+    """`abstract_params`, refused where no machine could hold them."""
+    tree = abstract_params(cfg, dtype)
+    size = sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(tree))
+    if size * dtype.itemsize > LARGEST_PARAMETER_BYTES:
+        raise ValueError(f"the config asks for {size} parameters; is it the config of this model?")
+    return tree
+
+
+def _plain(path: tuple) -> Path:
+    return tuple(getattr(entry, "key", getattr(entry, "idx", None)) for entry in path)
+
+
+def _read_leaf(
+    store: TensorStore, name: str, source: Source, shape: tuple[int, ...], dtype: np.dtype
+) -> jax.Array:
+    try:
+        values = source.transform(store.read(name))
+    except (ValueError, IndexError) as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{store.where}: tensor {name!r}: {error}") from error
+    if values.shape != shape:
+        raise ValueError(
+            f"{store.where}: tensor {name!r} gives shape {list(values.shape)}, the config asks for "
+            f"{list(shape)}; config and checkpoint disagree"
+        )
+    result = aligned_empty(shape, dtype)
+    _copy(result, values, f"{store.where}: tensor {name!r}")
+    return place(result)
+
+
+def _copy(result: np.ndarray, values: np.ndarray, what: str) -> None:
+    """Cast `values` into `result` in blocks that run along the source's memory."""
+    if result.ndim == 0 or result.size == 0:
+        raise ValueError(f"{what} is empty")
+    axis = int(np.argmax(np.abs(values.strides)))
+    rows = max(1, BLOCK_BYTES * values.shape[axis] // max(1, values.size * 4))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, values.shape[axis], rows):
+            index = (slice(None),) * axis + (slice(start, start + rows),)
+            result[index] = values[index]
+            if np.isfinite(result[index]).all():
+                continue
+            if np.isfinite(values[index]).all():
+                raise ValueError(
+                    f"{what} holds values outside the range of {result.dtype.name}; "
+                    "load it as float32 or bfloat16"
+                )
+            raise ValueError(f"{what} holds non-finite values (NaN or infinity); it is damaged")
+
+
+def _warn_unused(family: Family, store: TensorStore, used: set[str]) -> None:
+    ignored = [re.compile(pattern) for pattern in family.ignored]
+    # a tied head is often stored a second time
+    unused = [
+        name
+        for name in store.names()
+        if name not in used
+        and not name.endswith(("lm_head.weight", "embed_out.weight"))
+        and not any(pattern.search(name) for pattern in ignored)
+    ]
+    if unused:
+        warnings.warn(
+            f"{store.where}: {len(unused)} tensors are not part of the {family.name} model and "
+            f"were not read: {', '.join(sorted(unused)[:3])}{', ...' if len(unused) > 3 else ''}",
+            stacklevel=3,
+        )
+
+
+def close_quietly(mapping: Any) -> None:
+    """Close a memory map unless arrays still point into it."""
+    with contextlib.suppress(BufferError):
+        mapping.close()

@@ -1,0 +1,72 @@
+"""The floors are positive, scale with bytes, and the dots-only program holds every kernel once."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.compile.hlo_text import parse
+from jaxinfer.compile.roofline import dots_only, floor_seconds, products, read_bandwidth
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.params import abstract_params, init_params
+
+
+def tiny(**changes):
+    return ModelConfig(
+        **{
+            **dict(family="llama", vocab_size=96, hidden_size=32, intermediate_size=48),
+            **dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64),
+            **dict(positions="none"),
+            **changes,
+        }
+    )
+
+
+def test_the_bandwidth_is_plausible_and_measured_once():
+    first = read_bandwidth(32)
+    assert 1e8 < first < 1e13
+    assert read_bandwidth(32) == first
+
+
+def test_the_floor_is_bytes_over_bandwidth():
+    assert floor_seconds(50, 100.0) == 0.5
+    with pytest.raises(ValueError, match="positive"):
+        floor_seconds(1, 0.0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_step_multiplies_by_every_kernel_once(tied, gated):
+    cfg = tiny(tie_embeddings=tied, gated_mlp=gated)
+    x = jax.ShapeDtypeStruct((1, 1, 32), jnp.float32)
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = jax.jit(products, static_argnums=0).lower(cfg, abstract_params(cfg), x, steps)
+    dots = lowered.as_text().count("stablehlo.dot_general")
+    assert dots == 2 * (6 + gated) + 1
+    computations = parse(lowered.compile().as_text()).computations.values()
+    kept = [i for c in computations for i in c.instructions.values() if i.opcode == "dot"]
+    assert len(kept) <= dots  # XLA may fuse some of them, but drops none: see the next test
+
+
+def test_every_kernel_matters_to_the_result():
+    cfg = tiny()
+    params = init_params(cfg, jax.random.key(0))
+    x = jnp.ones((2, 1, 32))
+
+    def out(params):
+        return jnp.sum(products(cfg, params, x, 1) ** 3)
+
+    for path, slope in jax.tree_util.tree_leaves_with_path(jax.grad(out)(params)):
+        if path[-1].key == "kernel":
+            assert jnp.abs(slope).max() > 0, path
+
+
+def test_the_loop_is_stable_over_many_steps():
+    cfg = tiny()
+    out = products(cfg, init_params(cfg, jax.random.key(0)), jnp.ones((1, 1, 32)), jnp.int32(200))
+    assert jnp.isfinite(out).all() and jnp.abs(out).max() < 100
+
+
+def test_dots_only_gives_milliseconds_per_step():
+    cfg = tiny(num_layers=1)
+    params = init_params(cfg, jax.random.key(0))
+    assert 0 < dots_only(cfg, params, batch=1, repeats=2) < 1000

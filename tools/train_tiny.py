@@ -1,0 +1,238 @@
+"""Trains the committed fallback model, `checkpoints/tiny-llama`: tokenizer, model, card.
+
+    python tools/fetch_texts.py
+    python tools/train_tiny.py --run-dir DIR [--snapshots DIR]
+
+One command does everything and may be killed at any moment: given the same options again it goes on
+where it was, and on a finished run it only evaluates and exports. Data, mixture and model are fixed
+below; options exist for the budget and for small runs in tests. What is held out is never trained on
+(`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jaxinfer.config import ModelConfig, RopeConfig  # noqa: E402
+
+END = "<|endoftext|>"
+# How often each source's training part appears in one pass; pages of reference lists are left out.
+MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil": 2}
+SKIPPED_PREFIXES = ("library/", "using/", "extending/")
+DATA_SEED = 1
+
+
+def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
+    """(source, text) of every document that may be trained on."""
+    from jaxinfer.train.texts import read_source
+
+    for source in sources:
+        for document in read_source(source, "train", folder):
+            if not document.name.startswith(SKIPPED_PREFIXES):
+                yield source, document.text
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, path: Path):
+    """A byte-level BPE with digits split one by one; id 0 is the end of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    partial = path.with_suffix(".part")
+    tokenizer.save(str(partial))
+    os.replace(partial, path)
+    return tokenizer
+
+
+def prepare(run: Path, texts: Path | None, sources: list[str], vocab_size: int) -> None:
+    """Writes `tokenizer.json` and `tokens.bin` into the run's folder, unless they are there."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from jaxinfer.train.data import write_tokens
+
+    path = run / "tokenizer.json"
+    if not path.is_file():
+        documents = training_documents(texts, sources)
+        train_tokenizer((text for _, text in documents), vocab_size, path)
+    if (run / "tokens.bin").is_file():
+        return
+    tokenizer = Tokenizer.from_file(str(path))
+    rows = []
+    for source, text in training_documents(texts, sources):
+        row = np.asarray(tokenizer.encode(text).ids, np.uint16)
+        rows += [row] * MIXTURE.get(source, 1)
+    order = np.random.default_rng(DATA_SEED).permutation(len(rows))
+    count = write_tokens(run / "tokens.bin", (rows[i] for i in order), tokenizer.token_to_id(END))
+    typer.echo(f"{count} training tokens in {len(rows)} documents")
+
+
+def model_config(vocab_size: int, width: int, layers: int, context: int) -> ModelConfig:
+    """A Llama of head size 32 with three query heads per key/value head where that divides."""
+    heads = width // 32
+    return ModelConfig(
+        family="llama",
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 3 // 32) * 32,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads // 3 if heads % 3 == 0 else 1,
+        head_dim=32,
+        max_positions=context,
+        rope=RopeConfig(theta=10000.0, rotary_dim=32),
+        tie_embeddings=True,
+        eos_token_ids=(0,),
+    )
+
+
+def log_spaced(steps: int, count: int = 12, first: int = 10) -> list[int]:
+    """About `count` step numbers from `first` to `steps` in equal ratios, and 0."""
+    ratio = (steps / first) ** (1 / max(count - 2, 1))
+    return sorted({0, steps} | {round(first * ratio**i) for i in range(count - 1)} - {steps + 1})
+
+
+def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: int) -> dict:
+    """Held-out loss per source, on whole documents."""
+    from tokenizers import Tokenizer
+
+    from jaxinfer.train.language_model import held_out_loss
+    from jaxinfer.train.texts import available_sources, read_source
+
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    results = {}
+    for source in available_sources(texts):
+        documents = [
+            (tokenizer.encode(document.text).ids, len(document.text.encode()))
+            for document in read_source(source, "heldout", texts)
+        ]
+        if documents:
+            loss = held_out_loss(
+                cfg, params, documents, length=cfg.max_positions, end=0, max_windows=windows
+            )
+            results[source] = {
+                "documents": loss.documents,
+                "tokens": loss.tokens,
+                "nats_per_token": round(loss.nats_per_token, 4),
+                "bits_per_byte": round(loss.bits_per_byte, 4),
+            }
+    return results
+
+
+def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict) -> None:
+    """Writes one model folder in bfloat16."""
+    import jax
+    import jax.numpy as jnp
+    from tokenizers import Tokenizer as Backend
+
+    from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
+    from jaxinfer.io.tokenizer import Tokenizer
+
+    backend = Backend.from_file(str(run / "tokenizer.json"))
+    tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(0,))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance))
+
+
+def main(
+    run_dir: Annotated[Path, typer.Option(help="Working folder, outside the repository.")],
+    out: Annotated[Path | None, typer.Option(help="Model folder to write at the end.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
+    snapshots: Annotated[Path | None, typer.Option(help="Folder for ~12 early checkpoints.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
+    steps: Annotated[int, typer.Option(help="Updates to make.")] = 2400,
+    batch: Annotated[int, typer.Option(help="Windows per update.")] = 8,
+    context: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    width: Annotated[int, typer.Option(help="Model width, a multiple of 32.")] = 192,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
+    vocab: Annotated[int, typer.Option(help="Tokenizer entries.")] = 4096,
+    peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Seed of parameters and order.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Updates between saved states.")] = 150,
+    log_every: Annotated[int, typer.Option(help="Updates between log lines.")] = 10,
+    eval_windows: Annotated[int, typer.Option(help="Held-out windows per source, about.")] = 200,
+) -> None:
+    """Trains the tiny Llama, or goes on with the run in RUN_DIR."""
+    import jax
+
+    from jaxinfer.models.params import count_params, init_params
+    from jaxinfer.train.data import TokenWindows
+    from jaxinfer.train.language_model import next_token_loss
+    from jaxinfer.train.loop import fit
+    from jaxinfer.train.optimizers import adamw, warmup_cosine
+    from jaxinfer.train.texts import available_sources
+
+    sources = source or [name for name in MIXTURE if name in available_sources(texts)]
+    if not sources:
+        raise typer.BadParameter("no texts found; run `python tools/fetch_texts.py` first")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    options = {
+        "steps": steps, "batch": batch, "context": context, "width": width, "layers": layers,
+        "vocab": vocab, "peak": peak, "seed": seed, "sources": sources, "mixture": MIXTURE,
+    }  # fmt: skip
+    check_options(run_dir / "options.json", options)
+    prepare(run_dir, texts, sources, vocab)
+    cfg = model_config(vocab, width, layers, context)
+    typer.echo(f"{count_params(cfg)} parameters, {steps * batch * context} tokens to train on")
+    windows = TokenWindows(run_dir / "tokens.bin", context, batch, seed)
+
+    def snapshot(step: int, params) -> None:
+        export(snapshots / f"step-{step:06d}", cfg, params, run_dir, {"step": step} | options)
+
+    state = fit(
+        next_token_loss(cfg),
+        init_params(cfg, jax.random.key(seed)),
+        adamw(warmup_cosine(peak, steps, warmup=min(100, steps // 10))),
+        windows.batch,
+        steps=steps,
+        folder=run_dir,
+        seed=seed,
+        save_every=save_every,
+        log_every=log_every,
+        snapshots=log_spaced(steps) if snapshots else (),
+        on_snapshot=snapshot if snapshots else None,
+        progress=sys.stderr.isatty(),
+    )
+    held_out = evaluate(cfg, state.params, run_dir, texts, eval_windows)
+    (run_dir / "heldout.json").write_text(json.dumps(held_out, indent=2) + "\n")
+    for name, row in held_out.items():
+        typer.echo(f"{name}: {row['nats_per_token']} nats/token, {row['bits_per_byte']} bits/byte")
+    if out is not None:
+        export(out, cfg, state.params, run_dir, options | {"held_out": held_out})
+        typer.echo(f"wrote {out}")
+
+
+def check_options(path: Path, options: dict) -> None:
+    """Records a run's options, or refuses to go on with other ones."""
+    if path.is_file():
+        found = json.loads(path.read_text())
+        changed = [name for name in options if found.get(name) != options[name]]
+        if changed:
+            raise typer.BadParameter(
+                f"{path.parent} was started with other {', '.join(changed)}; use a new --run-dir"
+            )
+    path.write_text(json.dumps(options, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
