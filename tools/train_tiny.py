@@ -3,10 +3,10 @@
     python tools/fetch_texts.py
     python tools/train_tiny.py --run-dir DIR [--snapshots DIR]
 
-One command does everything and may be killed at any moment: given the same options again it goes on
-where it was, and on a finished run it only evaluates and exports. Data, mixture and model are fixed
-below; options exist for the budget and for small runs in tests. What is held out is never trained on
-(`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
+One command does everything and may be killed at any moment: given the same options again it
+goes on where it was, and on a finished run it only evaluates and exports. Data, mixture and
+model are fixed below; options exist for the budget and for small runs in tests. What is held
+out is never trained on (`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
 """
 
 import json
@@ -20,13 +20,14 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jaxinfer.config import ModelConfig, RopeConfig  # noqa: E402
+from jaxinfer.config import ModelConfig, RopeConfig
 
 END = "<|endoftext|>"
 # How often each source's training part appears in one pass; pages of reference lists are left out.
 MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil": 2}
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
 DATA_SEED = 1
+COMMAND_OPTIONS = ["steps", "batch", "context", "short", "width", "layers", "vocab", "peak", "seed"]
 
 
 def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
@@ -88,8 +89,9 @@ def prepare(run: Path, texts: Path | None, sources: list[str], vocab_size: int) 
 
 
 def model_config(vocab_size: int, width: int, layers: int, context: int) -> ModelConfig:
-    """A Llama of head size 32 with three query heads per key/value head where that divides."""
+    """A Llama of head size 32 whose query heads share key/value heads by three, else by two."""
     heads = width // 32
+    group = next(group for group in (3, 2, 1) if heads % group == 0)
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -97,7 +99,7 @@ def model_config(vocab_size: int, width: int, layers: int, context: int) -> Mode
         intermediate_size=-(-width * 8 // 3 // 32) * 32,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=heads // 3 if heads % 3 == 0 else 1,
+        num_kv_heads=heads // group,
         head_dim=32,
         max_positions=context,
         rope=RopeConfig(theta=10000.0, rotary_dim=32),
@@ -139,8 +141,8 @@ def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: i
     return results
 
 
-def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict) -> None:
-    """Writes one model folder in bfloat16."""
+def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict):
+    """Writes one model folder in bfloat16; returns the parameters as stored."""
     import jax
     import jax.numpy as jnp
     from tokenizers import Tokenizer as Backend
@@ -152,18 +154,22 @@ def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict) 
     tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(0,))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance))
+    return params
 
 
 def main(
     run_dir: Annotated[Path, typer.Option(help="Working folder, outside the repository.")],
     out: Annotated[Path | None, typer.Option(help="Model folder to write at the end.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
-    snapshots: Annotated[Path | None, typer.Option(help="Folder for ~12 early checkpoints.")] = None,
+    snapshots: Annotated[
+        Path | None, typer.Option(help="Folder for ~12 early checkpoints.")
+    ] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
     steps: Annotated[int, typer.Option(help="Updates to make.")] = 2400,
     batch: Annotated[int, typer.Option(help="Windows per update.")] = 8,
-    context: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    width: Annotated[int, typer.Option(help="Model width, a multiple of 32.")] = 192,
+    context: Annotated[int, typer.Option(help="Positions of the model.")] = 512,
+    short: Annotated[int, typer.Option(help="Tokens per window until the last eighth.")] = 256,
+    width: Annotated[int, typer.Option(help="Model width, a multiple of 32.")] = 128,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     vocab: Annotated[int, typer.Option(help="Tokenizer entries.")] = 4096,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
@@ -179,22 +185,30 @@ def main(
     from jaxinfer.train.data import TokenWindows
     from jaxinfer.train.language_model import next_token_loss
     from jaxinfer.train.loop import fit
-    from jaxinfer.train.optimizers import adamw, warmup_cosine
-    from jaxinfer.train.texts import available_sources
+    from jaxinfer.train.optimizers import muon, warmup_cosine
+    from jaxinfer.train.texts import available_sources, texts_folder
+    from tools.tiny_card import write_card
 
     sources = source or [name for name in MIXTURE if name in available_sources(texts)]
     if not sources:
         raise typer.BadParameter("no texts found; run `python tools/fetch_texts.py` first")
     run_dir.mkdir(parents=True, exist_ok=True)
     options = {
-        "steps": steps, "batch": batch, "context": context, "width": width, "layers": layers,
-        "vocab": vocab, "peak": peak, "seed": seed, "sources": sources, "mixture": MIXTURE,
+        "steps": steps, "batch": batch, "context": context, "short": short, "width": width,
+        "layers": layers, "vocab": vocab, "peak": peak, "seed": seed, "sources": sources,
+        "mixture": MIXTURE,
     }  # fmt: skip
     check_options(run_dir / "options.json", options)
     prepare(run_dir, texts, sources, vocab)
     cfg = model_config(vocab, width, layers, context)
-    typer.echo(f"{count_params(cfg)} parameters, {steps * batch * context} tokens to train on")
-    windows = TokenWindows(run_dir / "tokens.bin", context, batch, seed)
+    typer.echo(f"{count_params(cfg)} parameters, {steps * batch * short} tokens to train on")
+    # Short windows are cheaper; the last eighth, at full length, teaches the far positions.
+    turn = steps - steps // 8
+    near = TokenWindows(run_dir / "tokens.bin", short, batch, seed)
+    far = TokenWindows(run_dir / "tokens.bin", context, max(1, batch * short // context), seed)
+
+    def batch_of(step: int):
+        return near.batch(step) if step < turn else far.batch(step)
 
     def snapshot(step: int, params) -> None:
         export(snapshots / f"step-{step:06d}", cfg, params, run_dir, {"step": step} | options)
@@ -202,8 +216,8 @@ def main(
     state = fit(
         next_token_loss(cfg),
         init_params(cfg, jax.random.key(seed)),
-        adamw(warmup_cosine(peak, steps, warmup=min(100, steps // 10))),
-        windows.batch,
+        muon(warmup_cosine(peak, steps, warmup=min(100, steps // 10))),
+        batch_of,
         steps=steps,
         folder=run_dir,
         seed=seed,
@@ -218,7 +232,15 @@ def main(
     for name, row in held_out.items():
         typer.echo(f"{name}: {row['nats_per_token']} nats/token, {row['bits_per_byte']} bits/byte")
     if out is not None:
-        export(out, cfg, state.params, run_dir, options | {"held_out": held_out})
+        command = (
+            f"python tools/train_tiny.py --run-dir DIR --out checkpoints/{out.name} "
+            + " ".join(f"--{name} {options[name]}" for name in COMMAND_OPTIONS)
+        )
+        provenance = options | {"command": command, "held_out": held_out}
+        stored = export(out, cfg, state.params, run_dir, provenance)
+        manifest = (texts or texts_folder()) / "sources.json"
+        manifest = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        write_card(out, run_dir, cfg, stored, manifest, command, eval_windows)
         typer.echo(f"wrote {out}")
 
 

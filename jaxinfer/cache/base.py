@@ -35,7 +35,7 @@ class Geometry:
     capacity: int
     dtype: str = "float32"
     key_layout: KeyLayout = "BKHS"
-    block: int | None = 512
+    block: int | None = 128
 
 
 @jax.tree_util.register_dataclass

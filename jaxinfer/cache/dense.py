@@ -76,7 +76,7 @@ class DenseState:
     k: Leaf  # [B, K, H, S] or [B, K, S, H]
     v: Leaf  # [B, K, S, H]
     layout: KeyLayout = field(default="BKHS", metadata={"static": True})
-    block: int | None = field(default=512, metadata={"static": True})
+    block: int | None = field(default=128, metadata={"static": True})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ class CopySearch:
     def _moves(
         self, computation: Computation, writer: Instruction, values: dict[str, Taint]
     ) -> bool:
-        """Whether an in-place write moves much of a cache: at once, or bit by bit to a new place."""
+        """Whether an in-place write moves much of a cache: at once, or bit by bit elsewhere."""
         update = writer.operands[2 if writer.opcode == "scatter" else 1]
         source = _peak(values.get(update, 0))
         whole = self._is_large(computation.instructions[update].arrays[0], source)

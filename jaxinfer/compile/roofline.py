@@ -26,19 +26,19 @@ from jaxinfer.typing import Params
 def read_bandwidth(megabytes: int | None = None) -> float:
     """Bytes per second that a program reads from this machine's first device; once per process.
 
-    The best of a few passes of two reading programs (a sum, and a matrix times a vector) over an
+    The best of a few passes of two reading programs (a sum, and a vector times a matrix) over an
     array larger than any cache: 256 MB on a CPU, 2 GB on a GPU.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = (megabytes or (256 if on_cpu else 2048)) * 1_000_000
-    width = 1024
-    data = jnp.ones((size // 4 // width, width), jnp.float32)
-    vector = jnp.ones((width,), jnp.float32)
-    programs = (jax.jit(lambda x, _: jnp.sum(x)), jax.jit(lambda x, y: x @ y))
+    rows = 1024
+    data = jnp.ones((rows, size // 4 // rows), jnp.float32)
+    vector = jnp.ones((rows,), jnp.float32)
+    programs = (jax.jit(lambda x, _: jnp.sum(x)), jax.jit(lambda x, y: y @ x))
     best = min(
         seconds
         for program in programs
-        for seconds in timings(lambda p=program: p(data, vector), repeats=4, budget_s=0.15)
+        for seconds in timings(lambda p=program: p(data, vector), repeats=4, budget_s=0.1)
     )
     return data.size * 4 / best
 

@@ -8,6 +8,7 @@ Truncations keep every token whose logit reaches a threshold, found by bisection
 floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated alike.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,8 +51,12 @@ class Sampler:
         for holds, message, value in checks:
             if not holds:  # NaN fails every check too
                 raise ValueError(f"{message}, got {value}")
-        if self.temperature == float("inf"):
-            raise ValueError("temperature must be finite, got inf")
+        for name in ("temperature", "repetition_penalty"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"{name} must be finite, got inf")
+        for token, value in self.logit_bias:
+            if not value < math.inf:  # -inf forbids the token; NaN fails too
+                raise ValueError(f"logit_bias of token {token} must be a number below inf, got {value}")
 
     def log_probs(
         self, logits: Float[Array, "... V"], counts: Int[Array, "... V"] | None = None

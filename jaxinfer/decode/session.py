@@ -2,7 +2,8 @@
 
 Each turn reads only its own tokens. A session can be forked, serve as the common prefix of a batch
 (`lm.generate(prompts, prefix=session)`), and be saved and restored. The token generated last is
-`pending`: the cache holds everything before it, the next turn reads it first.
+`pending` (so is the last one of an appended turn): the cache holds everything before it, the next turn
+reads it first.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import numpy as np
 
 from jaxinfer.cache.base import Cache, Policy
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, grow, repeat_rows
-from jaxinfer.decode.generate import Completion, Run, parse_options
+from jaxinfer.decode.generate import STREAM_STEPS, Completion, Run, capacity_for, parse_options
 
 FORMAT = "jaxinfer-session-1"
 
@@ -46,18 +47,21 @@ class Session:
     def append(self, prompt: Any) -> None:
         """Reads a turn into the cache."""
         tokens = self.pending + self.encode(prompt)
+        capacity_for(self.lm, len(self.tokens) + len(tokens), 0)
+        # The last token waits, so that there is something to read when `generate` wants its logits.
+        tokens, self.pending = tokens[:-1], tokens[-1:]
         if not tokens:
             return
         self.reserve(len(self.tokens) + len(tokens))
         self.cache, _ = self.lm.engine.prefill(
             self.take_cache(), None, [tokens], empty=not self.tokens
         )
-        self.tokens, self.pending = self.tokens + tokens[:], []
+        self.tokens = self.tokens + tokens
 
     def generate(self, prompt: Any = "", **options: Any) -> Completion:
         """Appends `prompt`, generates, and keeps both; options as in `LM.generate`, one sample."""
         run = self._run(prompt, options)
-        for _ in run.pieces(8 if run.opts.stop_strings else max(run.limits)):
+        for _ in run.pieces(_steps(run, max(run.limits))):
             pass
         self._keep(run)
         return run.completions()[0]
@@ -66,7 +70,7 @@ class Session:
         """Like `generate`, yielding text; a cancelled stream keeps what was generated so far."""
         run = self._run(prompt, options)
         try:
-            for pieces in run.pieces(4):
+            for pieces in run.pieces(_steps(run, STREAM_STEPS)):
                 if pieces[0]:
                     yield pieces[0]
         finally:
@@ -141,8 +145,10 @@ class Session:
 
     def _identity(self) -> dict[str, str]:
         """What must agree between saving and restoring."""
-        weights = np.asarray(self.lm.params["final_norm"]["scale"]).tobytes()
-        model = repr(self.lm.config).encode() + weights
+        params = self.lm.params
+        some = [params["final_norm"], params["embed"]["tokens"][:4], params["layers"][-1]]
+        weights = [np.asarray(x[:4]).tobytes() for x in jax.tree.leaves(some)]
+        model = b"".join([repr(self.lm.config).encode(), *weights])
         return {
             "format": FORMAT,
             "model": hashlib.sha256(model).hexdigest()[:16],
@@ -168,6 +174,12 @@ class Session:
         # The loop read every emitted token but the last one.
         self.tokens = self.tokens + run.prompts[0] + new[:-1]
         self.pending = new[-1:]
+
+
+def _steps(run: Run, steps: int) -> int:
+    """Model steps between two looks at the text; one with stop strings, so that a session does not
+    keep tokens that nobody saw."""
+    return 1 if run.opts.stop_strings else steps
 
 
 __all__ = ["Session"]

@@ -1,10 +1,10 @@
 """Chat templates: jinja2 text from a checkpoint, rendered in a sandbox.
 
-A template is somebody else's program, so it runs in jinja2's immutable sandbox, and the ways in which
-a few characters could ask for gigabytes (repetition, padding, concatenation in a loop, long ranges)
-are bounded. What a template may use is what Hugging Face gives it: messages, tools, documents,
-add_generation_prompt, the special tokens, raise_exception, strftime_now, tojson, break/continue and
-the `generation` block. Every failure is a one-line `ValueError`.
+A template is somebody else's program, so it runs in jinja2's immutable sandbox, and the ways in
+which a few characters could ask for gigabytes (repetition, padding, concatenation in a loop, long
+ranges) are bounded. What a template may use is what Hugging Face gives it: messages, tools,
+documents, add_generation_prompt, the special tokens, raise_exception, strftime_now, tojson,
+break/continue and the `generation` block. Every failure is a one-line `ValueError`.
 """
 
 import datetime
@@ -150,7 +150,7 @@ def _environment() -> Any:
             return result
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}...{% endgeneration %}` marks assistant text for training; rendered as is."""
+        """`{% generation %}` marks assistant text for training; its body is rendered as is."""
 
         tags = {"generation"}
 

@@ -1,7 +1,7 @@
 """Names of the floating-point types that checkpoints and `load(dtype=...)` use.
 
-The table covers what safetensors calls F64, F32, F16, BF16; integers and 8-bit floats are refused by
-name, because without their scales they are not weights.
+Parameters have one of three; integers and 8-bit floats are refused by name, because without their
+scales they are not weights.
 """
 
 from typing import Any

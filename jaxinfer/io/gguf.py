@@ -1,8 +1,7 @@
 """GGUF files as checkpoints: configuration, tensors and tokenizer of a llama.cpp model.
 
-Metadata is translated to the Hugging Face config of the same family and GGUF tensor names to Hugging
-Face names (through the tables of the `gguf` package), so each family's own mapping does the rest.
-What llama.cpp's converter changed is undone here: Llama's rotary rows are interleaved, GPT-2's
+Metadata is translated to the Hugging Face config of the same family, GGUF tensor names to Hugging
+Face names (through the tables of the `gguf` package), and each family's mapping does the rest. What llama.cpp's converter changed is undone here: Llama's rotary rows are interleaved, GPT-2's
 kernels transposed, the fused rows of GPT-NeoX and Falcon sorted into all q, all k, all v.
 """
 
@@ -19,10 +18,9 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.io.gguf_config import hf_config
 from jaxinfer.io.gguf_header import TensorInfo, read_header
 from jaxinfer.io.jsonfile import one_line
-from jaxinfer.io.weights import close_quietly
+from jaxinfer.io.weights import close_quietly, drop_pages
 
 CHUNK_BYTES = 4 * 2**20
-_IGNORED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 class GGUFFile:
@@ -115,7 +113,7 @@ class GGUFFile:
                 f"dequantized ({one_line(error)}); convert the model to another GGUF type"
             ) from error
         finally:
-            _drop_pages(self._data, info.offset, info.num_bytes)
+            drop_pages(self._data, info.offset, info.num_bytes)
         return result.reshape(info.shape)
 
     def _as_hugging_face(self, gguf_name: str, array: np.ndarray) -> np.ndarray:
@@ -134,7 +132,7 @@ class GGUFFile:
 
 
 def deinterleave(array: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of rotary pairs (0, 1), (2, 3), ... of each head in half-split order: evens, then odds."""
+    """Each head's rows, rotary pairs (0, 1), (2, 3), ..., in half-split order: evens, then odds."""
     if array.shape[0] % (2 * num_heads):
         raise ValueError(f"{array.shape[0]} rows do not split into {num_heads} heads of pairs")
     pairs = array.reshape(num_heads, -1, 2, *array.shape[1:])
@@ -149,10 +147,3 @@ def regroup(array: np.ndarray, cfg: ModelConfig, groups: int) -> np.ndarray:
     parts = np.split(array, np.cumsum(counts)[:2] * cfg.head_dim)
     runs = [part.reshape(groups, -1, *array.shape[1:]) for part in parts]
     return np.concatenate(runs, axis=1).reshape(array.shape)
-
-
-def _drop_pages(data: mmap.mmap, offset: int, count: int) -> None:
-    """Give back the pages of the mapped file, which otherwise count as this process's memory."""
-    if hasattr(data, "madvise"):
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        data.madvise(mmap.MADV_DONTNEED, start, offset + count - start)

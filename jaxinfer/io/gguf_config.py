@@ -8,7 +8,7 @@ the tensor rope_freqs, from which the published parameters are recognised.
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -45,19 +45,31 @@ class _Reader:
     def get(self, key: str, default: Any = None) -> Any:
         return self.metadata.get(f"{self.name}.{key}", default)
 
-    def need(self, key: str) -> Any:
-        value = self.get(key)
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive integer; a list of equal ones (one a layer) counts as one."""
+        value = self.get(key, default)
         if value is None:
             raise ValueError(f"{self.where}: metadata '{self.name}.{key}' is missing")
-        if isinstance(value, list):
-            # some converters write one value a layer; the families here have equal layers
-            if len(set(value)) != 1:
-                raise ValueError(
-                    f"{self.where}: '{self.name}.{key}' differs between layers, "
-                    "which is not implemented"
-                )
+        if isinstance(value, list) and value and all(entry == value[0] for entry in value):
             value = value[0]
+        if type(value) is not int or value <= 0:
+            self.refuse(key, value, "one positive integer for all layers")
         return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number, as the shortest decimal of its float32 (1e-5, not 9.99999974e-06)."""
+        value = self.get(key, default)
+        if value is None:
+            raise ValueError(f"{self.where}: metadata '{self.name}.{key}' is missing")
+        if type(value) not in (int, float) or not math.isfinite(value):
+            self.refuse(key, value, "a finite number")
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def refuse(self, key: str, value: Any, expected: str) -> NoReturn:
+        raise ValueError(
+            f"{self.where}: metadata '{self.name}.{key}' is {reprlib.repr(value)}, "
+            f"expected {expected}"
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -75,27 +87,22 @@ class _Reader:
 
 
 def _llama(gguf: _Reader) -> dict[str, Any]:
-    heads = gguf.need("attention.head_count")
-    width = gguf.need("embedding_length")
+    heads, width = gguf.size("attention.head_count"), gguf.size("embedding_length")
     if gguf.get("expert_count"):
         raise ValueError(f"{gguf.where}: mixture-of-experts models are not implemented")
-    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
-        raise ValueError(f"{gguf.where}: head count {heads!r} and width {width!r} must be integers")
-    head_dim = gguf.get("attention.key_length") or gguf.get("rope.dimension_count")
+    rotated = gguf.size("rope.dimension_count", max(1, width // heads))
     config = {
         "model_type": gguf.name,
         "vocab_size": gguf.vocab_size,
         "hidden_size": width,
-        "intermediate_size": gguf.need("feed_forward_length"),
-        "num_hidden_layers": gguf.need("block_count"),
+        "intermediate_size": gguf.size("feed_forward_length"),
+        "num_hidden_layers": gguf.size("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": gguf.need("attention.head_count_kv")
-        if gguf.get("attention.head_count_kv") is not None
-        else heads,
-        "head_dim": head_dim or width // heads,
-        "max_position_embeddings": gguf.need("context_length"),
-        "rms_norm_eps": _decimal(gguf.need("attention.layer_norm_rms_epsilon")),
-        "rope_theta": gguf.get("rope.freq_base", 10000.0),
+        "num_key_value_heads": gguf.size("attention.head_count_kv", heads),
+        "head_dim": gguf.size("attention.key_length", rotated),
+        "max_position_embeddings": gguf.size("context_length"),
+        "rms_norm_eps": gguf.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": gguf.number("rope.freq_base", 10000.0),
         "tie_word_embeddings": gguf.tied,
     }
     window = gguf.get("attention.sliding_window")
@@ -116,7 +123,7 @@ def _rope_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any] | Non
         return _llama3_scaling(gguf, config)
     if kind in ("none", ""):
         return None
-    scaling = {"rope_type": kind, "factor": gguf.need("rope.scaling.factor")}
+    scaling = {"rope_type": kind, "factor": gguf.number("rope.scaling.factor")}
     if kind == "yarn":
         original = gguf.get("rope.scaling.original_context_length")
         scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
@@ -151,32 +158,30 @@ def _gpt2(gguf: _Reader) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         "vocab_size": gguf.vocab_size,
-        "n_embd": gguf.need("embedding_length"),
-        "n_layer": gguf.need("block_count"),
-        "n_head": gguf.need("attention.head_count"),
-        "n_inner": gguf.need("feed_forward_length"),
-        "n_positions": gguf.need("context_length"),
-        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "n_embd": gguf.size("embedding_length"),
+        "n_layer": gguf.size("block_count"),
+        "n_head": gguf.size("attention.head_count"),
+        "n_inner": gguf.size("feed_forward_length"),
+        "n_positions": gguf.size("context_length"),
+        "layer_norm_epsilon": gguf.number("attention.layer_norm_epsilon"),
         "activation_function": "gelu_new",
         "tie_word_embeddings": gguf.tied,
     }
 
 
 def _gptneox(gguf: _Reader) -> dict[str, Any]:
-    width, heads = gguf.need("embedding_length"), gguf.need("attention.head_count")
-    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
-        raise ValueError(f"{gguf.where}: head count {heads!r} and width {width!r} must be integers")
+    width, heads = gguf.size("embedding_length"), gguf.size("attention.head_count")
     return {
         "model_type": "gpt_neox",
         "vocab_size": gguf.vocab_size,
         "hidden_size": width,
-        "intermediate_size": gguf.need("feed_forward_length"),
-        "num_hidden_layers": gguf.need("block_count"),
+        "intermediate_size": gguf.size("feed_forward_length"),
+        "num_hidden_layers": gguf.size("block_count"),
         "num_attention_heads": heads,
-        "max_position_embeddings": gguf.need("context_length"),
-        "layer_norm_eps": _decimal(gguf.need("attention.layer_norm_epsilon")),
-        "rotary_pct": gguf.need("rope.dimension_count") / max(1, width // heads),
-        "rotary_emb_base": gguf.get("rope.freq_base", 10000.0),
+        "max_position_embeddings": gguf.size("context_length"),
+        "layer_norm_eps": gguf.number("attention.layer_norm_epsilon"),
+        "rotary_pct": gguf.size("rope.dimension_count") / max(1, width // heads),
+        "rotary_emb_base": gguf.number("rope.freq_base", 10000.0),
         "use_parallel_residual": gguf.get("use_parallel_residual", True),
         "attention_bias": gguf.has("attn_qkv.bias"),
         "hidden_act": "gelu",
@@ -185,19 +190,19 @@ def _gptneox(gguf: _Reader) -> dict[str, Any]:
 
 
 def _falcon(gguf: _Reader) -> dict[str, Any]:
-    heads, kv_heads = gguf.need("attention.head_count"), gguf.need("attention.head_count_kv")
+    heads, kv_heads = gguf.size("attention.head_count"), gguf.size("attention.head_count_kv")
     return {
         "model_type": "falcon",
         "vocab_size": gguf.vocab_size,
-        "hidden_size": gguf.need("embedding_length"),
-        "num_hidden_layers": gguf.need("block_count"),
+        "hidden_size": gguf.size("embedding_length"),
+        "num_hidden_layers": gguf.size("block_count"),
         "num_attention_heads": heads,
         "num_kv_heads": kv_heads,
         "multi_query": kv_heads == 1,
         "new_decoder_architecture": gguf.has("attn_norm_2.weight"),
-        "max_position_embeddings": gguf.need("context_length"),
-        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
-        "rope_theta": gguf.get("rope.freq_base", 10000.0),
+        "max_position_embeddings": gguf.size("context_length"),
+        "layer_norm_epsilon": gguf.number("attention.layer_norm_epsilon"),
+        "rope_theta": gguf.number("rope.freq_base", 10000.0),
         "parallel_attn": True,
         "bias": gguf.has("attn_qkv.bias"),
         "alibi": False,
@@ -209,26 +214,21 @@ def _mpt(gguf: _Reader) -> dict[str, Any]:
     return {
         "model_type": "mpt",
         "vocab_size": gguf.vocab_size,
-        "d_model": gguf.need("embedding_length"),
-        "n_layers": gguf.need("block_count"),
-        "n_heads": gguf.need("attention.head_count"),
-        "expansion_ratio": gguf.need("feed_forward_length") // gguf.need("embedding_length"),
-        "max_seq_len": gguf.need("context_length"),
-        "layer_norm_epsilon": _decimal(gguf.need("attention.layer_norm_epsilon")),
+        "d_model": gguf.size("embedding_length"),
+        "n_layers": gguf.size("block_count"),
+        "n_heads": gguf.size("attention.head_count"),
+        "expansion_ratio": gguf.size("feed_forward_length") // gguf.size("embedding_length"),
+        "max_seq_len": gguf.size("context_length"),
+        "layer_norm_epsilon": gguf.number("attention.layer_norm_epsilon"),
         "attn_config": {
             "attn_type": "multihead_attention",
-            "alibi": gguf.get("attention.max_alibi_bias", 0.0) > 0,
-            "alibi_bias_max": gguf.get("attention.max_alibi_bias", 8.0),
+            "alibi": gguf.number("attention.max_alibi_bias", 0.0) > 0,
+            "alibi_bias_max": gguf.number("attention.max_alibi_bias", 8.0),
             "clip_qkv": gguf.get("attention.clamp_kqv"),
         },
         "no_bias": not gguf.has("attn_qkv.bias"),
         "tie_word_embeddings": gguf.tied,
     }
-
-
-def _decimal(value: Any) -> Any:
-    """The shortest decimal of a float32 number (1e-5 instead of 9.999999747378752e-06)."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 ARCHITECTURES: dict[str, Callable[[_Reader], dict[str, Any]]] = {

@@ -1,9 +1,9 @@
-"""The header of a GGUF file, parsed with every length checked against the file before it is believed.
+"""The header of a GGUF file, every length in it checked against the file before it is believed.
 
 GGUF (versions 2 and 3, little endian): magic, version, tensor count, metadata count, metadata
 (key, type, value), tensor infos (name, dimensions, type, offset), padding, data. Counts and lengths
-are 64-bit numbers from the file; a forged one must neither allocate memory nor loop, so each is held
-against the bytes that remain. Dimensions are returned in NumPy order (slowest first).
+are 64-bit numbers from the file; a forged one must neither allocate memory nor loop, so each is
+held against the bytes that remain. Dimensions are returned in NumPy order (slowest first).
 """
 
 import math
@@ -57,7 +57,7 @@ class GGUFHeader:
 
 
 def read_header(path: str | os.PathLike) -> GGUFHeader:
-    """Metadata and tensor table of the GGUF file at `path`; one-line ValueError if it is not sound."""
+    """Metadata and tensor table of a GGUF file; a one-line ValueError if it is not sound."""
     path = Path(path)
     try:
         size = path.stat().st_size

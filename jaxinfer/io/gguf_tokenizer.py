@@ -39,7 +39,7 @@ _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 
 
 def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer | None:
-    """The tokenizer that `metadata` describes; None, with a warning, if its kind is not supported."""
+    """The tokenizer that `metadata` describes; None, with a warning, if its kind is unknown."""
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         warnings.warn(f"{where} has no tokenizer; prompts must be token lists", stacklevel=2)
@@ -60,8 +60,8 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer |
         add_bos = True
     else:
         warnings.warn(
-            f"{where}: tokenizer model {one_line(repr(model), 40)} is not supported (gpt2 and llama "
-            "are); prompts must be token lists",
+            f"{where}: tokenizer model {one_line(repr(model), 40)} is not supported (gpt2 and "
+            "llama are); prompts must be token lists",
             stacklevel=2,
         )
         return None
@@ -75,7 +75,8 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer |
             continue
         if type(number) is not int or not 0 <= number < len(tokens):
             raise ValueError(
-                f"{where}: tokenizer.ggml.{key}_token_id is {number!r}, expected 0..{len(tokens) - 1}"
+                f"{where}: tokenizer.ggml.{key}_token_id is {number!r}, "
+                f"expected 0..{len(tokens) - 1}"
             )
         special[f"{name}_token"] = tokens[number]
     if metadata.get("tokenizer.ggml.add_bos_token", add_bos) and "bos_token" in special:

@@ -47,8 +47,8 @@ def load_checkpoint(
 
 def resolve(source: str | os.PathLike) -> Path:
     """The file or folder that `source` means; a model-index name is fetched if need be."""
-    from jaxinfer.io.model_index import MODELS
     from jaxinfer.io.fetch import model_folder
+    from jaxinfer.io.model_index import MODELS
 
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:

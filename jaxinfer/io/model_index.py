@@ -50,7 +50,7 @@ MODELS: dict[str, WheelModel | FolderModel] = {
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: $JAXINFER_CACHE, else $XDG_CACHE_HOME/jaxinfer, else ~/.cache."""
+    """$JAXINFER_CACHE, else $XDG_CACHE_HOME/jaxinfer, else ~/.cache/jaxinfer."""
     own = os.environ.get("JAXINFER_CACHE")
     if own:
         return Path(own).expanduser()

@@ -1,11 +1,12 @@
 """Filling a parameter tree from a store of named tensors, one tensor at a time.
 
-A `TensorStore` is an open checkpoint (safetensors, GGUF). Every leaf is allocated once, at its final
-size, dtype and alignment, and written block by block, so the memory in use never exceeds the result
-plus one source tensor. On a CPU the finished buffer becomes the `jax.Array` without a copy.
+A `TensorStore` is an open checkpoint (safetensors, GGUF). Every leaf is allocated once, at its
+final size, dtype and alignment, and written block by block, so the memory in use never exceeds the
+result plus one source tensor. On a CPU the finished buffer becomes the `jax.Array` without a copy.
 """
 
 import contextlib
+import mmap
 import re
 import warnings
 from collections.abc import Callable, Container, Iterable
@@ -89,8 +90,8 @@ def parameter_shapes(cfg: ModelConfig, dtype: np.dtype) -> Params:
     return tree
 
 
-def _plain(path: tuple) -> Path:
-    return tuple(getattr(entry, "key", getattr(entry, "idx", None)) for entry in path)
+def _plain(path: tuple[Any, ...]) -> Path:
+    return tuple(entry.key if hasattr(entry, "key") else entry.idx for entry in path)
 
 
 def _read_leaf(
@@ -148,6 +149,13 @@ def _warn_unused(family: Family, store: TensorStore, used: set[str]) -> None:
             f"were not read: {', '.join(sorted(unused)[:3])}{', ...' if len(unused) > 3 else ''}",
             stacklevel=3,
         )
+
+
+def drop_pages(mapping: mmap.mmap, offset: int, count: int) -> None:
+    """Give back the pages of a mapped file, which otherwise count as this process's memory."""
+    if hasattr(mapping, "madvise"):
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_DONTNEED, start, offset + count - start)
 
 
 def close_quietly(mapping: Any) -> None:

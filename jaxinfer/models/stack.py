@@ -67,7 +67,7 @@ def cache_geometry(
         capacity=capacity,
         dtype=str(jnp.dtype(dtype)),
         key_layout="BKHS" if on_cpu else "BKSH",
-        block=512 if on_cpu else None,
+        block=128 if on_cpu else None,
     )
 
 

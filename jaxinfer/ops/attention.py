@@ -98,7 +98,8 @@ def partial_attention(
     """The softmax state of `q` over `k, v`, restricted to `visible`."""
     s = scores(spec, q, k, distance, layout)
     mask = visible[:, :, None]
-    peak = jnp.max(jnp.where(mask, s, NEGATIVE), axis=-1)
+    s = jnp.where(mask, s, NEGATIVE)  # before the exponential: no overflow, so no NaN in gradients
+    peak = jnp.max(s, axis=-1)
     p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
     acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return Partial(acc, peak, p.sum(axis=-1))

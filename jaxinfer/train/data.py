@@ -1,9 +1,10 @@
-"""Token windows for training: documents in one memory-mapped uint16 file, windows in a seeded order.
+"""Token windows for training: documents in one memory-mapped uint16 file, windows in a seeded
+order.
 
 Every document is followed by the end-of-text token and all are laid end to end; a window is T+1
-consecutive tokens (T inputs and their successors), so windows cross documents and nothing is padded.
-Which windows make up step s depends on (seed, s) alone: resuming needs no iterator state. Each epoch
-has its own permutation and its own shift of the window grid.
+consecutive tokens (T inputs and their successors), so windows cross documents and nothing is
+padded. Which windows make up step s depends on (seed, s) alone: resuming needs no iterator
+state. Each epoch has its own permutation and its own shift of the window grid.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Next-token loss of a `ModelConfig`, for training and for held-out evaluation.
 
-Both go through `jaxinfer.models.stack.forward` with no cache: the forward that is trained is the one
-that is served. Losses are in nats per token, accumulated in float32.
+Both go through `jaxinfer.models.stack.forward` with no cache: the forward that is trained is
+the one that is served. Losses are in nats per token, accumulated in float32.
 """
 
 import math
@@ -82,7 +82,9 @@ def held_out_loss(
             windows.append(row[start : start + length + 1])
         tokens, size, count = tokens + len(row) - 1, size + row_bytes, count + 1
     if not count:
-        raise ValueError("no held-out documents were given; fetch the texts or choose other sources")
+        raise ValueError(
+            "no held-out documents were given; fetch the texts or choose other sources"
+        )
 
     @jax.jit
     def batch_nats(params: Params, batch: jax.Array, ok: jax.Array) -> jax.Array:

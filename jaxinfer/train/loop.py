@@ -1,11 +1,11 @@
 """`fit`: the one training loop, for any `loss(params, batch, key) -> (scalar, metrics)`.
 
-The whole state is (step, params, opt_state, key); batches and keys are functions of the step, so a run
-that is killed at any moment and started again gives bitwise the numbers of an uninterrupted one.
-A folder holds `state/<step>` (Orbax, written aside and renamed, the newest few kept), `log.jsonl` (one
-line per logged step, nothing that depends on time, cut back to the step resumed from) and
-`speed.jsonl` (timings, appended by every attempt). Logs reach the disk before the state that follows
-them.
+The whole state is (step, params, opt_state, key); batches and keys are functions of the step,
+so a run that is killed at any moment and started again gives bitwise the numbers of an
+uninterrupted one. A folder holds `state/<step>` (Orbax, written aside and renamed, the newest
+few kept), `log.jsonl` (one line per logged step, nothing that depends on time, cut back to the
+step resumed from) and `speed.jsonl` (timings, appended by every attempt). Logs reach the disk
+before the state that follows them.
 """
 
 import json
@@ -80,7 +80,9 @@ def fit(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if snapshots and on_snapshot is None:
-        raise ValueError("snapshots were asked for without on_snapshot; pass a function to store them")
+        raise ValueError(
+            "snapshots were asked for without on_snapshot; pass a function to store them"
+        )
     # Donation takes the buffers away, so the caller keeps the originals.
     state = new_state(jax.tree.map(jnp.array, params), transform, seed)
     update = make_update(loss, transform)
@@ -92,8 +94,8 @@ def fit(
         if start == 0 and 0 in snapshots:
             on_snapshot(0, state.params)
         with (
-            open(folder / "log.jsonl", "a") as log,
-            open(folder / "speed.jsonl", "a") as speed,
+            open(folder / "log.jsonl", "a", buffering=1) as log,
+            open(folder / "speed.jsonl", "a", buffering=1) as speed,
             _Progress(progress, start, steps) as bar,
         ):
             began, done = time.perf_counter(), start
@@ -105,7 +107,8 @@ def fit(
                     log.write(json.dumps(line) + "\n")
                     seconds = time.perf_counter() - began
                     speed.write(
-                        json.dumps({"step": count, "steps": count - done, "seconds": seconds}) + "\n"
+                        json.dumps({"step": count, "steps": count - done, "seconds": seconds})
+                        + "\n"
                     )
                     began, done = time.perf_counter(), count
                     bar.show(count, line["loss"])

@@ -1,9 +1,10 @@
 """Text sources on disk and the rule that says which documents are held out of every training run.
 
-`tools/fetch_texts.py` writes one `<source>.jsonl.gz` per source, a JSON object per line with `name`,
-`source`, `split` and `text`. The held-out rule is binding for the whole project: nothing is trained on
-essays by Paul Graham, on Brown files cd* and ck*, on the books of the KJV after Psalms, or on a tenth
-of every other source (whole documents, by a hash of the name). Evaluation reads only those.
+`tools/fetch_texts.py` writes one `<source>.jsonl.gz` per source, a JSON object per line with
+`name`, `source`, `split` and `text`. The held-out rule is binding for the whole project:
+nothing is trained on essays by Paul Graham, on Brown files cd* and ck*, on the books of the KJV
+after Psalms, or on a tenth of every other source (whole documents, by a hash of the name).
+Evaluation reads only those.
 """
 
 import gzip
@@ -18,12 +19,11 @@ from typing import Literal
 Split = Literal["train", "heldout"]
 
 # Books whose training is allowed; everything after Psalms is held out.
-KJV_TRAIN_BOOKS = frozenset(
-    (
-        "Genesis Exodus Leviticus Numbers Deuteronomy Joshua Judges Ruth 1_Samuel 2_Samuel 1_Kings 2_Kings "
-        "1_Chronicles 2_Chronicles Ezra Nehemiah Esther Job Psalms"
-    ).split()
-)
+_KJV_TRAIN_BOOKS = """
+Genesis Exodus Leviticus Numbers Deuteronomy Joshua Judges Ruth 1_Samuel 2_Samuel 1_Kings 2_Kings
+1_Chronicles 2_Chronicles Ezra Nehemiah Esther Job Psalms
+"""
+KJV_TRAIN_BOOKS = frozenset(_KJV_TRAIN_BOOKS.split())
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def split_of(source: str, name: str) -> Split:
 
 
 def texts_folder() -> Path:
-    """Where fetched texts live: `$JAXINFER_CACHE/texts`, else `jaxinfer/texts` in the user's cache."""
+    """Where fetched texts live: `$JAXINFER_CACHE/texts`, else the user's cache folder."""
     root = os.environ.get("JAXINFER_CACHE")
     if root:
         return Path(root).expanduser() / "texts"
@@ -58,9 +58,9 @@ def texts_folder() -> Path:
 
 
 def write_source(folder: Path, source: str, pairs: Iterable[tuple[str, str]]) -> tuple[Path, int]:
-    """Writes (name, text) pairs as one source file, atomically; returns the path and document count.
+    """Writes (name, text) pairs as one source file, atomically; returns its path and length.
 
-    Documents are sorted by name and the gzip header carries no time, so equal texts give equal bytes.
+    Documents are sorted by name and no time is recorded: equal texts give equal bytes.
     """
     documents = [
         Document(name, source, split_of(source, name), text.strip() + "\n")
@@ -84,13 +84,13 @@ def read_source(
     """The documents of one source, in file order; the split is recomputed, never trusted."""
     path = (folder or texts_folder()) / f"{source}.jsonl.gz"
     if not path.is_file():
-        raise ValueError(f"no texts for {source!r} at {path}; run `python tools/fetch_texts.py` first")
+        raise ValueError(
+            f"no texts for {source!r} at {path}; run `python tools/fetch_texts.py` first"
+        )
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            document = Document(
-                row["name"], source, split_of(source, row["name"]), row["text"]
-            )
+            document = Document(row["name"], source, split_of(source, row["name"]), row["text"])
             if split is None or document.split == split:
                 yield document
 

@@ -48,21 +48,24 @@ def test_the_step_multiplies_by_every_kernel_once(tied, gated):
 
 
 def test_every_kernel_matters_to_the_result():
-    cfg = tiny()
+    cfg = tiny(num_layers=1)
     params = init_params(cfg, jax.random.key(0))
     x = jnp.ones((2, 1, 32))
 
-    def out(params):
+    @jax.jit
+    @jax.grad
+    def slopes(params):
         return jnp.sum(products(cfg, params, x, 1) ** 3)
 
-    for path, slope in jax.tree_util.tree_leaves_with_path(jax.grad(out)(params)):
+    for path, slope in jax.tree_util.tree_leaves_with_path(slopes(params)):
         if path[-1].key == "kernel":
             assert jnp.abs(slope).max() > 0, path
 
 
 def test_the_loop_is_stable_over_many_steps():
     cfg = tiny()
-    out = products(cfg, init_params(cfg, jax.random.key(0)), jnp.ones((1, 1, 32)), jnp.int32(200))
+    run = jax.jit(products, static_argnums=0)
+    out = run(cfg, init_params(cfg, jax.random.key(0)), jnp.ones((1, 1, 32)), jnp.int32(200))
     assert jnp.isfinite(out).all() and jnp.abs(out).max() < 100
 
 

@@ -1,0 +1,36 @@
+"""What is measured: each routine takes `Options` and returns its records."""
+
+from collections.abc import Callable
+
+from bench.environment import environment
+from bench.harness import Record
+from bench.options import Options
+from bench.routines import context_scaling, decode, prefill, startup
+
+Routine = Callable[[Options], list[tuple[dict, dict]]]
+"""Returns (config, metrics) pairs."""
+
+ROUTINES: dict[str, Routine] = {
+    "decode": decode.run,
+    "prefill": prefill.run,
+    "context-scaling": context_scaling.run,
+    "startup": startup.run,
+}
+
+
+def run(name: str, options: Options) -> list[Record]:
+    """The records of one routine, not yet written."""
+    if name not in ROUTINES:
+        raise ValueError(f"no benchmark {name!r}; choose one of {', '.join(ROUTINES)} or all")
+    env = environment()
+    return [
+        Record(
+            name=name,
+            config=config,
+            metrics=metrics,
+            env=env | {"device": metrics.pop("device", None)},
+            command=options.command(name),
+            seed=options.seed,
+        )
+        for config, metrics in ROUTINES[name](options)
+    ]

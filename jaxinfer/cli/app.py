@@ -1,0 +1,102 @@
+"""The verbs together, and how every run of the command ends.
+
+Exit codes: 0 done; 2 bad input, with one line `error: ...` on standard error; 130 Ctrl-C; 141 when
+the reader of a pipe went away. Anything else is a defect of ours and shows its traceback.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from jaxinfer.cli.chat import chat
+from jaxinfer.cli.convert import convert
+from jaxinfer.cli.env import env
+from jaxinfer.cli.generate import generate
+from jaxinfer.cli.info import info
+from jaxinfer.cli.score import score
+
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+VERBS = (generate, chat, score, convert, info, env)
+
+app = typer.Typer(
+    name="jaxinfer",
+    help="Language models in JAX: generate, chat, score, convert and inspect.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _verb in VERBS:
+    app.command()(_verb)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` is without the program's name."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _quiet_libraries()
+    with warnings.catch_warnings(record=True) as caught:
+        # Kept until the end: a refused run shall print one line only.
+        warnings.simplefilter("default" if sys.warnoptions else "ignore")
+        warnings.filterwarnings("always", category=UserWarning, module="jaxinfer")
+        code = _run(arguments)
+    if code == 0:
+        for warning in caught:
+            _say(f"warning: {warning.message}")
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="jaxinfer", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _refuse(f"{error.strerror or error}{where}")
+    except ValueError as error:
+        return _refuse(str(error))
+    except Exception as error:
+        # typer's usage errors; the class that they share has moved between its releases
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "jaxinfer"
+        return _refuse(f"{format_message().rstrip('.')}; see {path} --help")
+
+
+def _refuse(message: str) -> int:
+    _say(f"error: {message}")
+    return BAD_INPUT
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+
+
+def _quiet_libraries() -> None:
+    """Silences what libraries print about hardware that is not there.
+
+    An installed CUDA plugin logs a traceback on a machine without a GPU, where it only serves as a
+    compiler. Nothing is silenced where a driver is present, and no device is hidden.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets an escape
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+        for name in ("jax._src.xla_bridge", "jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

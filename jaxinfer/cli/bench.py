@@ -1,0 +1,57 @@
+"""`jaxinfer bench NAME`: the benchmarks of a source checkout; `python -m bench` is the same.
+
+The benchmark code lies beside the package and is not installed with it, so this verb works where
+the repository is checked out and says so elsewhere.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="decode, prefill, context-scaling, startup, all, or report.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model name or path; tiny-random for trying out.")
+    ] = "smollm2-135m",
+    json_: Annotated[bool, typer.Option("--json", help="Print the JSON Lines written.")] = False,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, results under results/quick.")] = False,
+    preset: Annotated[str, typer.Option(help="Sizes: a file of bench/presets.")] = "standard",
+    rounds: Annotated[int | None, typer.Option(help="Measured rounds.")] = None,
+    gguf: Annotated[
+        str | None, typer.Option(help="GGUF file (or a wheel with one) for the llama.cpp peer.")
+    ] = None,
+    torch: Annotated[bool, typer.Option(help="Compare with transformers on torch.")] = True,
+    results: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+) -> None:
+    """Measure speed beside peers, each alone in its own process, and write JSON Lines."""
+    _checkout()
+    from bench.command import execute
+    from bench.options import Options
+
+    options = Options(
+        model=model,
+        preset="quick" if quick else preset,
+        gguf=gguf,
+        rounds=rounds,
+        torch=torch,
+        seed=seed,
+        **({} if results is None else {"results": results}),
+    )
+    execute(name, options, as_json=json_)
+
+
+def _checkout() -> None:
+    """Makes the checkout's `bench` importable."""
+    root = Path(__file__).parents[2]
+    if not (root / "bench" / "harness.py").is_file():
+        raise ValueError(
+            "benchmarks run from a source checkout; clone the repository and use pip install -e ."
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))

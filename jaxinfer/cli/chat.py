@@ -1,0 +1,183 @@
+"""`jaxinfer chat`: a conversation on a live cache.
+
+Only the new turn's text is read; what came before is in the cache. How a template goes from one
+turn to the next is found by rendering it around a marker in place of the reply, so nothing needs to
+know the template, and a restored session needs no list of its messages.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxinfer.cli import options as o
+
+if TYPE_CHECKING:
+    from jaxinfer.decode.session import Session
+    from jaxinfer.lm import LM
+
+REPLY = "\ue000reply\ue000"  # private-use characters: no text has them
+HELP = "/reset starts again, /save FILE, /restore FILE, /exit"
+
+
+def chat(
+    model: o.ModelOption = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
+    restore: Annotated[
+        str | None, typer.Option("--restore", help="Go on with a conversation from /save.")
+    ] = None,
+    policy: o.PolicyOption = "full",
+    policy_args: o.PolicyArgsOption = "",
+    temperature: o.TemperatureOption = 0.0,
+    top_k: o.TopKOption = 0,
+    top_p: o.TopPOption = 1.0,
+    min_p: o.MinPOption = 0.0,
+    repetition_penalty: o.PenaltyOption = 1.0,
+    logit_bias: o.BiasOption = [],  # noqa: B006 (typer copies it)
+    seed: o.SeedOption = 0,
+    max_new_tokens: o.TokensOption = 512,
+    stop: o.StopOption = [],  # noqa: B006
+    dtype: o.DtypeOption = None,
+    draft: o.DraftOption = None,
+    sparsity: o.SparsityOption = None,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Talk with a model; each line of standard input is one message.
+
+    Commands: /reset starts again, /save FILE, /restore FILE, /exit. Ctrl-C ends a reply early.
+    """
+    o.refuse_planned(draft, sparsity)
+    sampler = o.make_sampler(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
+    chosen = o.make_policy(policy, policy_args)
+
+    from jaxinfer.cli.models import note, open_model
+
+    lm = open_model(model, dtype)
+    settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "stop": tuple(stop)}
+    talk = Conversation(lm, chosen, system, settings | {"seed": seed}, as_json)
+    if restore is not None:
+        talk.command("/restore", restore)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        note(HELP)
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (line editing for input())
+    for line in _lines(interactive):
+        try:
+            if not talk.say(line):
+                return
+        except (ValueError, OSError) as error:
+            if not interactive:  # a script wants to know
+                raise
+            note(f"error: {' '.join(str(error).split())}")
+
+
+class Conversation:
+    """The session, and what a line of input does to it."""
+
+    def __init__(
+        self, lm: "LM", policy: Any, system: str | None, settings: dict[str, Any], as_json: bool
+    ):
+        self.lm, self.policy, self.settings, self.as_json = lm, policy, settings, as_json
+        self.system = [] if system is None else [{"role": "system", "content": system}]
+        lm.chat_prompt([*self.system, {"role": "user", "content": "?"}])  # refuses early
+        self.session = lm.session(policy)
+
+    def say(self, line: str) -> bool:
+        """Runs a command or answers a message; False ends the conversation."""
+        line = line.strip()
+        if line == "/exit":
+            return False
+        if line.startswith("/"):
+            self.command(*line.split(maxsplit=1))
+        elif line:
+            self.answer(line)
+        return True
+
+    def command(self, name: str, argument: str = "") -> None:
+        if name == "/reset":
+            self.session = self.lm.session(self.policy)
+        elif name in ("/save", "/restore") and not argument:
+            raise ValueError(f"{name} needs a file name")
+        elif name == "/save":
+            self.session.save(argument)
+        elif name == "/restore":
+            self.session = self.lm.restore(argument, self.policy)
+        else:
+            raise ValueError(f"unknown command {name}; {HELP}")
+
+    def answer(self, message: str) -> None:
+        tokens = self.lm.tokenizer.encode(self.turn(message), add_special=False)
+        if self.as_json:
+            reply = self.session.generate(tokens, **self.settings)
+            o.print_json(
+                {
+                    "text": reply.text,
+                    "tokens": reply.tokens,
+                    "finish_reason": reply.finish_reason,
+                    "stats": dict(reply.stats),
+                }
+            )
+            return
+        stream = self.session.stream(tokens, **self.settings)
+        with _interruptible() as interrupted, contextlib.closing(stream):
+            for piece in stream:
+                print(piece, end="", flush=True)
+                if interrupted():
+                    break
+        print(flush=True)
+
+    def turn(self, message: str) -> str:
+        """The text to read for a further message: all of it at first, later only what is new."""
+        user = {"role": "user", "content": message}
+        if not (self.session.tokens or self.session.pending):
+            return self.lm.chat_prompt([*self.system, user])
+        before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
+        _, found, rest = self.lm.chat_prompt([*self.system, *before, user]).partition(REPLY)
+        if not found:
+            raise ValueError("this model's chat template does not show earlier replies; use /reset")
+        return rest.removeprefix(_end_of(self.session))
+
+
+def _end_of(session: "Session") -> str:
+    """The text of the end-of-turn token, if the reply ended with one."""
+    last = session.pending[-1:]
+    if not last or last[0] not in session.lm.config.eos_token_ids:
+        return ""
+    return session.lm.tokenizer.decode(last, skip_special=False)
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    if not interactive:
+        yield from sys.stdin
+        return
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Any]:
+    """Notes Ctrl-C while the model runs, so that the cache stays whole; a second one ends all."""
+    count = 0
+
+    def noted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, noted)
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: count > 0
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,32 @@
+"""`jaxinfer convert`: any checkpoint we read, to a folder of our own format."""
+
+from typing import Annotated
+
+import typer
+
+from jaxinfer.cli import options as o
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Model name, Hugging Face folder or GGUF file.")
+    ],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32 (default), bfloat16 or float16.")
+    ] = None,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Write a model to a folder that loads fast; nothing half-written is left behind."""
+    from jaxinfer.cli.models import progress
+    from jaxinfer.io.convert import convert as run
+
+    if not destination.strip() or "\0" in destination:
+        raise ValueError(f"the destination must be a folder, got {destination!r}")
+    with progress(f"converting {source}") as report:
+        folder = run(source, destination, dtype=dtype, progress=report)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if as_json:
+        o.print_json({"source": source, "folder": str(folder), "bytes": size})
+    else:
+        print(f"wrote {folder} ({size / 1e6:.1f} MB)")

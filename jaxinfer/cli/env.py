@@ -1,0 +1,83 @@
+"""`jaxinfer env`: what a report of a problem should contain."""
+
+import os
+import platform
+import sys
+from importlib import metadata, util
+from typing import Any
+
+from jaxinfer.cli import options as o
+
+PACKAGES = (
+    *("jaxinfer", "jax", "jaxlib", "jax-cuda13-pjrt", "jax-cuda13-plugin", "flax", "optax"),
+    *("orbax-checkpoint", "numpy", "safetensors", "tokenizers", "transformers", "gguf", "torch"),
+)
+EXTRAS = {
+    "test": ("pytest", "hypothesis", "beartype"),
+    "bench": ("torch", "psutil"),
+    "plot": ("matplotlib",),
+    "serve": ("starlette", "uvicorn"),
+    "hexgen": ("ray", "scipy"),
+    "cuda": ("jax_cuda13_plugin",),
+}
+VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "JAXINFER_CACHE", "XDG_CACHE_HOME")
+
+
+def env(as_json: o.JsonOption = False) -> None:
+    """Print versions, devices, threads, cache folders and installed extras."""
+    record = environment()
+    if as_json:
+        o.print_json(record)
+        return
+    for name, value in record.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key:20} {'-' if item is None else item}")
+        else:
+            print(f"{name:22} {value}")
+
+
+def environment() -> dict[str, Any]:
+    """The record that `jaxinfer env --json` prints."""
+    import jax
+
+    import jaxinfer
+    from jaxinfer.compile import gpu_target
+    from jaxinfer.compile.cache import enable_persistent_cache
+    from jaxinfer.compile.memory import host_available_bytes
+    from jaxinfer.io.model_index import MODELS, FolderModel, cache_folder
+
+    programs = enable_persistent_cache()
+    models = cache_folder() / "models"
+    return {
+        "jaxinfer": jaxinfer.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "backend": jax.default_backend(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory_available_bytes": host_available_bytes(),
+        "gpu_compiler": gpu_target.unavailable_reason() or "available",
+        "model_cache": str(models),
+        "program_cache": None if programs is None else str(programs),
+        "models": {
+            name: isinstance(model, FolderModel) or (models / name).is_dir()
+            for name, model in MODELS.items()
+        },
+        "extras": {name: all(map(_installed, needs)) for name, needs in EXTRAS.items()},
+        "versions": {name: _version(name) for name in PACKAGES},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _installed(module: str) -> bool:
+    return util.find_spec(module) is not None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

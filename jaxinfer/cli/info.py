@@ -1,0 +1,79 @@
+"""`jaxinfer info`: a model's architecture and what decoding it costs, from the compiled program."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jaxinfer.cli import options as o
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Name, Hugging Face folder, GGUF file or folder.")
+    ] = None,
+    policy: o.PolicyOption = "full",
+    policy_args: o.PolicyArgsOption = "",
+    capacity: Annotated[
+        int, typer.Option("--capacity", "-c", min=1, max=2**26, help="Tokens the cache can hold.")
+    ] = 1024,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, max=2**16, help="Rows.")] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Compile for this absent GPU instead, such as h200."),
+    ] = None,
+    dtype: o.DtypeOption = None,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Print architecture, sizes and the compiled decode step: copies, temporaries, time, floor."""
+    chosen = o.make_policy(policy, policy_args)
+
+    from jaxinfer.compile import gpu_target
+
+    if target is not None and target not in gpu_target.target_names():
+        raise ValueError(
+            f"unknown target {target!r}; described are {', '.join(gpu_target.target_names())}"
+        )
+
+    from jaxinfer.cli.models import open_model
+    from jaxinfer.compile.inspect import inspect_decode
+    from jaxinfer.decode.generate import check_fits
+
+    lm = open_model(model, dtype)
+    if target is None:
+        check_fits(lm, chosen, batch, capacity, 1)
+    facts = inspect_decode(lm, chosen, capacity, batch, target)
+    config = lm.config.to_dict()
+    record = {"model": lm.name, "policy": chosen.name, "capacity": capacity, "batch": batch}
+    record |= {"target": target, "config": config} | facts
+    if as_json:
+        o.print_json(record)
+    else:
+        _tables(record)
+
+
+def _tables(record: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxinfer.compile.memory import readable
+
+    def table(title: str, rows: dict[str, Any]) -> None:
+        out = Table("name", "value", title=title, title_justify="left", show_header=False)
+        for name, value in rows.items():
+            if value is None or value is False:
+                continue
+            byte_count = name.endswith("bytes") or name == "cache_bytes_per_token"
+            if byte_count:
+                text = f"{value:,} ({readable(value)})"
+            elif isinstance(value, float):
+                text = f"{value:.4g}"
+            else:
+                text = f"{value:,}" if type(value) is int else str(value)
+            out.add_row(name, text)
+        console.print(out)
+
+    console = Console()
+    table("architecture", record["config"])
+    outer = {k: v for k, v in record.items() if k not in ("config", "decode")}
+    table("sizes", outer)
+    table("decode step", record["decode"])

@@ -1,0 +1,66 @@
+"""Loading the model that a verb works with: the one asked for, or the default one."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxinfer.lm import LM
+
+
+def open_model(source: str | None, dtype: str | None = None) -> "LM":
+    """The model `source`; None is the default model, else the committed one.
+
+    Which default was taken is said on standard error. Compiled programs are kept from here on.
+    """
+    from jaxinfer.compile.cache import enable_persistent_cache
+    from jaxinfer.io.model_index import DEFAULT, FALLBACK, ModelUnavailable
+
+    enable_persistent_cache()
+    if source is not None:
+        return _load(source, dtype)
+    try:
+        lm = _load(DEFAULT, dtype)
+        note(f"model: {DEFAULT}")
+    except ModelUnavailable as error:
+        lm = _load(FALLBACK, dtype)
+        note(f"note: {' '.join(str(error).split())}")
+        note(f"model: {FALLBACK}, a very small one for trying things out")
+    return lm
+
+
+def note(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _load(source: str, dtype: str | None) -> "LM":
+    from jaxinfer.io.load import load_checkpoint
+    from jaxinfer.lm import LM
+
+    with progress(f"loading {Path(source).name}") as report:
+        checkpoint = load_checkpoint(source, dtype, report)
+    return LM(checkpoint.config, checkpoint.params, checkpoint.tokenizer, name=Path(source).name)
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A `report(done, total)` that draws a bar on a terminal's standard error."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task(label)
+
+    def report(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()

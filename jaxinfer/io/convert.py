@@ -1,0 +1,44 @@
+"""`convert`: any checkpoint we read, into a folder of our own format."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxinfer.io.checkpoint import Checkpoint, check_destination, save_checkpoint
+from jaxinfer.io.fetch import sha256
+from jaxinfer.io.load import load_checkpoint, resolve
+from jaxinfer.io.weights import Progress
+
+
+def convert(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the model `src` to the folder `dst` and return it.
+
+    Args:
+      src: a model-index name, a Hugging Face folder, a GGUF file or a folder of our format.
+      dst: a new or empty folder, or an older checkpoint of ours, which is replaced.
+      dtype: "float32", "bfloat16" or "float16"; None is "float32".
+      progress: called as `progress(done, total)` while tensors are read.
+    """
+    path, folder = resolve(src), Path(dst).expanduser()
+    if path.resolve() == folder.resolve():
+        raise ValueError(f"source and destination are both {path}; choose another destination")
+    check_destination(folder)
+    checkpoint = load_checkpoint(path, "float32" if dtype is None else dtype, progress)
+    record = checkpoint.provenance | _hashes(path)
+    save_checkpoint(
+        folder, Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, record)
+    )
+    return folder
+
+
+def _hashes(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        return {"source_sha256": sha256(path)}
+    files = sorted(path.glob("*.safetensors"))
+    return {"source_sha256": {file.name: sha256(file) for file in files}} if files else {}

@@ -1,0 +1,96 @@
+"""Advancing a cache through jitted steps, as the cache tests do it; few shapes, so few compilations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from factories import CONFIGS, params_of
+
+from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
+from jaxinfer.models import stack
+
+CHUNK = 8  # tokens of a padded step
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(cfg, params, cache, tokens, count):
+    ctx = chain_context(cache.length, count, tokens.shape[1])
+    out = stack.forward(cfg, params, tokens, cache, ctx)
+    return stack.commit(cfg, params, cache, out.fresh, None, count, out.hidden), out.logits
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(cfg, params, cache, tokens, ctx):
+    """Logits and fresh items of one forward."""
+    out = stack.forward(cfg, params, tokens, cache, ctx)
+    return out.logits, out.fresh
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def commit(cfg, params, cache, fresh, take, count, after):
+    return stack.commit(cfg, params, cache, fresh, take, count, after)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain(cfg, params, tokens):
+    return stack.forward(cfg, params, tokens).logits
+
+
+class Stepper:
+    """One model and policy; `dtype` is that of parameters and cache."""
+
+    def __init__(self, model: str, policy: Policy, dtype: str = "float32", backend: str = "cpu"):
+        self.cfg, self.params = CONFIGS[model], params_of(model, dtype)
+        self.policy, self.dtype, self.backend = policy, dtype, backend
+
+    def cache(self, batch: int = 1, capacity: int = 64) -> Cache:
+        return stack.init_cache(
+            self.cfg, self.params, self.policy, batch, capacity, self.dtype, self.backend
+        )
+
+    def step(self, cache: Cache, tokens, count=None, size: int = CHUNK):
+        """The cache after `tokens[b, :count[b]]`, padded to `size`, and the logits of all of them."""
+        tokens = np.asarray(tokens)
+        count = np.full(len(tokens), tokens.shape[1]) if count is None else np.asarray(count)
+        padded = np.full((len(tokens), size), 1, np.int32)
+        padded[:, : tokens.shape[1]] = tokens
+        cache, logits = _advance(
+            self.cfg, self.params, cache, jnp.asarray(padded), jnp.asarray(count, jnp.int32)
+        )
+        return cache, np.asarray(logits)[:, : tokens.shape[1]]
+
+    def run(self, cache: Cache, tokens, sizes, width: int = CHUNK):
+        """The cache after `tokens` in pieces of `sizes`, and the logits [B, T, V]."""
+        logits, first = [], 0
+        assert sum(sizes) == tokens.shape[1]
+        for size in sizes:
+            cache, found = self.step(cache, tokens[:, first : first + size], size=width)
+            logits.append(found)
+            first += size
+        return cache, np.concatenate(logits, axis=1)
+
+    def plain(self, tokens) -> np.ndarray:
+        """The logits of the forward pass without a cache."""
+        return np.asarray(_plain(self.cfg, self.params, jnp.asarray(tokens)))
+
+    def read(self, cache, tokens, ctx: StepContext):
+        return read(self.cfg, self.params, cache, jnp.asarray(tokens), ctx)
+
+    def commit(self, cache, fresh, take, count, after):
+        return commit(self.cfg, self.params, cache, fresh, take, count, after)
+
+
+def row_of(tree, row: int):
+    """Row `row` of every leaf, as numpy."""
+    return jax.tree.map(lambda x: np.asarray(x)[row], tree)
+
+
+def assert_same(a, b) -> None:
+    """Equal in every bit (NaN equals NaN)."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(dtype: str = "float32") -> dict[str, float]:
+    """Tolerance for logits of size about 10: sums in another order, through two layers."""
+    return {"rtol": 0, "atol": 2e-4 if dtype == "float32" else 0.3}

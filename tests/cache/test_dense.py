@@ -1,0 +1,199 @@
+"""The dense tier: blocked reads, what it stores where, and writes that never leave their place."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import CONFIGS, random_tokens
+from stepping import Stepper, close
+
+from jaxinfer.cache.base import Geometry, Items, write_index
+from jaxinfer.cache.dense import Dense, load, storage_dtype, store
+from jaxinfer.cache.presets import full, resolve
+from jaxinfer.models.stack import cache_geometry, init_cache
+from jaxinfer.nn.alibi import mpt_slopes
+from jaxinfer.ops.attention import AttentionSpec, finish, log_sum_exp
+
+B, K, G, T, H = 3, 2, 2, 2, 4
+NEVER = jnp.zeros((), jnp.int32)  # an `after` without unknowns
+
+
+def items_of(count: int, seed: int = 0, batch: int = B) -> Items:
+    keys = jax.random.split(jax.random.key(seed), 2)
+    k, v = (jax.random.normal(key, (batch, K, count, H)) for key in keys)
+    return Items(k=k, v=v, pos=jnp.broadcast_to(jnp.arange(count), (batch, 1, count)))
+
+
+def filled(geometry: Geometry, lengths: list[int]):
+    """The state after `lengths[b]` tokens and those tokens."""
+    items = items_of(max(lengths), batch=len(lengths))
+    count = jnp.asarray(lengths, jnp.int32)
+    tier = Dense()
+    state = tier.init(geometry, len(lengths))
+    state, _, _ = tier.push(state, None, items, jnp.zeros_like(count), count, NEVER)
+    return state, items
+
+
+def attend(state, lengths, spec, block):
+    """(output, key mass) of T queries per row behind the stored tokens."""
+    n_in = jnp.asarray(lengths, jnp.int32)
+    (segment,) = Dense().segments(replace(state, block=block), None, n_in)
+    q = jax.random.normal(jax.random.key(9), (len(lengths), K, G, T, H))
+    q_pos = n_in[:, None] + jnp.arange(T)
+
+    def see(k_pos, ok):
+        distance = q_pos[:, None, :, None] - k_pos[:, :, None, :]
+        visible = ok[:, :, None] & (distance >= 0)
+        if spec.window is not None:
+            visible &= distance < spec.window
+        return distance, visible
+
+    partial = segment.partial(spec, q, q_pos, see)
+    return finish(partial), segment.key_mass(spec, q, q_pos, see, log_sum_exp(partial))
+
+
+@pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
+@pytest.mark.parametrize(
+    "lengths", [[0, 0, 0], [1, 8, 7], [8, 9, 0], [17, 19, 16], [19, 19, 19]], ids=str
+)
+@pytest.mark.parametrize("window", [None, 5])
+def test_reading_in_blocks_equals_reading_at_once(layout, lengths, window):
+    # capacity 19 with blocks of 8: the last block overlaps the one before
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=19, key_layout=layout)
+    state, _ = filled(geometry, lengths)
+    spec = AttentionSpec(scale=0.5, window=window, slopes=mpt_slopes(K * G))
+    whole, _ = attend(state, lengths, spec, None)
+    for block in (8, 19, 64):
+        blocked, _ = attend(state, lengths, spec, block)
+        np.testing.assert_allclose(blocked, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_only_blocks_with_live_slots_are_read():
+    # NaN in a dead block would reach the output through 0 * NaN
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=32)
+    state, _ = filled(geometry, [3, 9, 5])
+    dirty = replace(state, v=state.v.at[:, :, 16:].set(jnp.nan))
+    out, _ = attend(dirty, [3, 9, 5], AttentionSpec(scale=0.5), 8)
+    assert np.isfinite(out).all()
+
+
+def test_blocks_before_every_window_are_not_read():
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=32)
+    state, _ = filled(geometry, [30, 29, 31])
+    dirty = replace(state, v=state.v.at[:, :, :16].set(jnp.nan))
+    out, _ = attend(dirty, [30, 29, 31], AttentionSpec(scale=0.5, window=6), 8)
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("model", ["llama", "mpt", "sliding"])
+@pytest.mark.parametrize("capacity", [640, 1100])
+def test_a_capacity_over_one_block_equals_the_forward_without_a_cache(model, capacity):
+    stepper = Stepper(model, full())
+    tokens = random_tokens(1, 600, seed=3)
+    cache, _ = stepper.step(stepper.cache(capacity=capacity), tokens[:, :505], size=512)
+    _, found = stepper.run(cache, tokens[:, 505:535], (4, 8, 1, 8, 8, 1))
+    expected = stepper.plain(tokens)[:, 505:535]
+    np.testing.assert_allclose(found, expected, **close())
+
+
+@pytest.mark.parametrize("model", ["llama", "sliding"])
+def test_ragged_rows_read_across_blocks(model):
+    stepper = Stepper(model, full())
+    tokens = random_tokens(2, 600, seed=3)
+    cache, _ = stepper.step(stepper.cache(2, 640), tokens[:, :512], [512, 40], size=512)
+    pieces = np.stack([tokens[0, 512:520], tokens[1, 40:48]])
+    _, found = stepper.step(cache, pieces)
+    expected = stepper.plain(tokens)
+    np.testing.assert_allclose(found[0], expected[0, 512:520], **close())
+    np.testing.assert_allclose(found[1], expected[1, 40:48], **close())
+
+
+@pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
+def test_token_t_sits_in_slot_t(layout):
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=12, key_layout=layout)
+    state, items = filled(geometry, [9, 4, 0])
+    keys = state.k.transpose(0, 1, 3, 2) if layout == "BKHS" else state.k
+    for row, length in enumerate([9, 4, 0]):
+        np.testing.assert_array_equal(keys[row, :, :length], items.k[row, :, :length])
+        np.testing.assert_array_equal(state.v[row, :, :length], items.v[row, :, :length])
+        assert not state.v[row, :, length:].any()
+
+
+@pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
+def test_writes_beyond_the_capacity_are_dropped_and_never_wrap(layout):
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=8, key_layout=layout)
+    tier, more = Dense(), items_of(6, seed=1)
+    state, _ = filled(geometry, [5, 8, 8])
+    count = jnp.asarray([6, 6, 0], jnp.int32)
+    after, _, _ = tier.push(state, None, more, jnp.asarray([5, 8, 20], jnp.int32), count, NEVER)
+    np.testing.assert_array_equal(after.v[0, :, :5], state.v[0, :, :5])
+    np.testing.assert_array_equal(after.v[0, :, 5:], more.v[0, :, :3])
+    for row in (1, 2):
+        np.testing.assert_array_equal(after.v[row], state.v[row])
+        np.testing.assert_array_equal(after.k[row], state.k[row])
+
+
+@pytest.mark.parametrize(
+    "after",
+    [jnp.int32(3), jnp.array([-1, 2]), jnp.array([1.0, jnp.nan]), jnp.float32(jnp.inf)],
+    ids=["token", "negative", "nan", "inf"],
+)
+def test_the_write_index_never_depends_on_the_value_of_its_guard(after):
+    index = jnp.asarray([0, 3, 7, 8])
+    np.testing.assert_array_equal(write_index(index, 8, after), index)
+
+
+def test_bfloat16_is_kept_as_bits_on_the_cpu_only():
+    kind = {"num_kv_heads": K, "head_dim": H, "capacity": 8, "dtype": "bfloat16"}
+    assert storage_dtype(Geometry(**kind, key_layout="BKHS")) == jnp.uint16
+    assert storage_dtype(Geometry(**kind, key_layout="BKSH")) == jnp.bfloat16
+    assert storage_dtype(Geometry(**{**kind, "dtype": "float32"})) == jnp.float32
+
+
+def test_stored_bits_read_back_as_the_rounded_numbers():
+    x = jnp.asarray([0.0, -0.0, 1.5, -3.1415927, 1e30, jnp.inf, -jnp.inf])
+    back = load(store(x, jnp.dtype("uint16")))
+    np.testing.assert_array_equal(back, x.astype(jnp.bfloat16))
+    assert jnp.isnan(load(store(jnp.asarray(jnp.nan), jnp.dtype("uint16"))))
+
+
+def test_the_geometry_follows_the_back_end():
+    cpu, gpu = (cache_geometry(CONFIGS["llama"], 64, "bfloat16", b) for b in ("cpu", "gpu"))
+    assert (cpu.key_layout, cpu.block) == ("BKHS", 512)
+    assert (gpu.key_layout, gpu.block) == ("BKSH", None)
+
+
+def test_key_mass_of_stored_keys_equals_the_probabilities():
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=19)
+    lengths = [7, 19, 1]
+    state, items = filled(geometry, lengths)
+    out, mass = attend(state, lengths, AttentionSpec(scale=0.5), 8)
+    np.testing.assert_allclose(mass.sum(axis=-1), G, rtol=1e-5)
+    assert mass.shape == (B, K, T, 19) and out.shape == (B, K, G, T, H)
+    assert not mass[0, :, :, 7:].any()
+
+
+def test_one_policy_per_layer_is_checked():
+    stepper = Stepper("llama", full())
+    with pytest.raises(ValueError, match="got 3 policies for 2 layers"):
+        init_cache(stepper.cfg, stepper.params, (full(),) * 3, 1, 64)
+
+
+def test_policies_resolve_from_names_mappings_and_none():
+    assert resolve(None) == resolve("full") == resolve({"name": "full"}) == resolve(full()) == full()
+    assert resolve("full") is not None and full().tiers == (Dense(),)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("fulll", "unknown cache policy 'fulll'; known policies: full"),
+        ({"bits": 2}, "unknown cache policy None"),
+        ({"name": "full", "bits": 2}, "policy 'full' does not take these arguments.*bits"),
+    ],
+)
+def test_unknown_policies_and_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(wrong)

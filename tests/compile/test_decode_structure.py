@@ -1,0 +1,144 @@
+"""The real decode loop keeps its promises: no cache copies, every leaf in place, small temporaries.
+
+The model is a random Llama of two layers. Compiling takes seconds, so that one case per axis value
+is fast and the other combinations are marked slow.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.presets import full
+from jaxinfer.compile import gpu_target, hlo
+from jaxinfer.compile.inspect import TOKEN_BUFFER, decode_case, inspect_decode, step_bytes
+from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.decode.engine import Engine, make_requests
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.models.params import abstract_params, count_params, init_params
+from jaxinfer.models.stack import cache_geometry
+
+CFG = ModelConfig(
+    family="llama",
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=16,
+    max_positions=32768,
+    rope=RopeConfig(rotary_dim=16),
+)
+SMALL, LARGE = 512, 16384
+slow = pytest.mark.slow
+needs_compiler = pytest.mark.skipif(
+    not gpu_target.available(), reason=str(gpu_target.unavailable_reason())
+)
+
+
+def assert_structure(case, executable, batch, capacity, backend):
+    leaves = case.cache_leaves
+    assert len(leaves) == 2 * CFG.num_layers
+    assert hlo.cache_sized_copies(executable, leaves) == []
+    assert hlo.unaliased_leaves(executable, leaves) == []
+    memory = hlo.memory(executable)
+    assert memory.alias_bytes >= bytes_of(case.state.cache)
+    block = cache_geometry(CFG, capacity, case.engine.dtype, backend).block or capacity
+    bound = 4 * batch * (CFG.vocab_size + 3 * CFG.num_heads * block) + (1 << 20)
+    assert memory.temp_bytes <= bound
+
+
+@pytest.mark.parametrize(
+    "dtype, batch, capacity",
+    [
+        ("float32", 1, SMALL),
+        ("float32", 4, LARGE),
+        ("bfloat16", 1, LARGE),
+        ("bfloat16", 4, SMALL),
+        pytest.param("float32", 4, SMALL, marks=slow),
+        pytest.param("float32", 1, LARGE, marks=slow),
+        pytest.param("bfloat16", 4, LARGE, marks=slow),
+        pytest.param("bfloat16", 1, SMALL, marks=slow),
+    ],
+)
+def test_decoding_on_the_cpu_copies_no_cache(dtype, batch, capacity):
+    params = abstract_params(CFG, jnp.dtype(dtype))
+    case = decode_case(CFG, params, full(), capacity, batch, "cpu")
+    executable = case.program.prepare(*case.arguments).executable
+    assert_structure(case, executable, batch, capacity, "cpu")
+
+
+@pytest.mark.gpu_compile
+@needs_compiler
+@pytest.mark.parametrize(
+    "dtype, batch, capacity",
+    [
+        ("bfloat16", 1, LARGE),
+        ("bfloat16", 4, SMALL),
+        pytest.param("float32", 4, LARGE, marks=slow),
+        pytest.param("float32", 1, SMALL, marks=slow),
+        pytest.param("bfloat16", 4, LARGE, marks=slow),
+        pytest.param("bfloat16", 1, SMALL, marks=slow),
+    ],
+)
+def test_decoding_on_an_h200_copies_no_cache(dtype, batch, capacity):
+    params = abstract_params(CFG, jnp.dtype(dtype))
+    case = decode_case(CFG, params, full(), capacity, batch, "gpu")
+    executable = gpu_target.compile_for(
+        case.program, *case.arguments, compiler_options=gpu_target.SPILLS_ARE_ERRORS
+    )
+    assert_structure(case, executable, batch, capacity, "gpu")
+    assert hlo.fusion_count(executable) <= 40 * CFG.num_layers  # measured: 50 to 67 for two layers
+
+
+def test_one_trace_serves_all_steps_lengths_and_requests():
+    engine = Engine(CFG, init_params(CFG, jax.random.key(0)))
+    for seed, lengths, steps in ((0, (3, 9), 1), (1, (30, 2), 5), (2, (16, 16), 3)):
+        prompts = [[token % CFG.vocab_size for token in range(n)] for n in lengths]
+        requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 9], (), CFG.vocab_size)
+        cache = engine.new_cache(full(), 2, 128)
+        cache, logits = engine.prefill(cache, None, prompts, empty=True)
+        state = engine.begin(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
+        for _ in range(3):
+            state = engine.decode(requests, state, steps)
+    assert engine.programs["decode"].traces == 1
+    assert engine.programs["begin"].traces == 1
+
+
+@pytest.fixture(scope="module")
+def inspected():
+    lm = SimpleNamespace(config=CFG, params=init_params(CFG, jax.random.key(0)))
+    return inspect_decode(lm, full(), SMALL, batch=2)
+
+
+def test_inspection_counts_parameters_and_cache_bytes(inspected):
+    assert inspected["parameters"] == count_params(CFG)
+    assert inspected["parameter_bytes"] == 4 * count_params(CFG)
+    assert inspected["cache_bytes_per_token"] == 2 * 2 * 16 * 4 * CFG.num_layers
+    assert inspected["cache_bytes"] == 2 * SMALL * inspected["cache_bytes_per_token"]
+
+
+def test_inspection_runs_some_steps_against_the_floor(inspected):
+    decode = inspected["decode"]
+    assert decode["traces"] == 1 and decode["cache_copies"] == 0
+    assert decode["step_ms"] > 0 and decode["floor_ms"] > 0
+    assert decode["floor_share"] == pytest.approx(decode["floor_ms"] / decode["step_ms"])
+
+
+@pytest.mark.gpu_compile
+@needs_compiler
+def test_inspection_for_another_device_runs_nothing():
+    lm = SimpleNamespace(config=CFG, params=abstract_params(CFG))
+    facts = inspect_decode(lm, full(), SMALL, batch=2, target="h200")
+    assert facts["parameter_bytes"] == 2 * count_params(CFG)
+    assert facts["decode"]["cache_copies"] == 0 and facts["decode"]["fusions"] > 0
+    assert facts["decode"]["step_ms"] is None and facts["decode"]["floor_share"] is None
+
+
+def test_a_step_reads_all_weights_but_an_untied_embedding():
+    params = abstract_params(CFG)
+    assert step_bytes(CFG, params) == 4 * (count_params(CFG) - 512 * 64)
+    assert step_bytes(CFG, params, 100) == step_bytes(CFG, params) + 100

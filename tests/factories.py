@@ -1,0 +1,153 @@
+"""Tiny random language models, one per kind of architecture, and a tokenizer whose text is scripted.
+
+Everything is cached: tests that use the same model share its compiled programs.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.lm import LM
+from jaxinfer.models.params import init_params
+from jaxinfer.nn.alibi import mpt_slopes
+
+BASE = ModelConfig(
+    family="llama",
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=4096,
+    rope=RopeConfig(rotary_dim=8),
+)
+LAYER_NORM = {"norm": "layer", "norm_bias": True, "activation": "gelu", "gated_mlp": False}
+CONFIGS = {
+    "llama": BASE,
+    "mpt": replace(
+        BASE,
+        family="mpt",
+        norm="layer",
+        activation="gelu",
+        gated_mlp=False,
+        positions="alibi",
+        rope=None,
+        alibi_slopes=mpt_slopes(4),
+        num_kv_heads=4,
+    ),
+    "learned": replace(
+        BASE,
+        family="opt",
+        positions="learned",
+        rope=None,
+        position_offset=2,
+        max_positions=64,
+        num_kv_heads=4,
+        qkv_bias=True,
+        tie_embeddings=True,
+        **LAYER_NORM,
+    ),
+    "parallel": replace(
+        BASE,
+        family="falcon",
+        parallel_block=True,
+        shared_norm=True,
+        num_kv_heads=1,
+        rope=RopeConfig(rotary_dim=4),
+        **LAYER_NORM,
+    ),
+    "sliding": replace(
+        BASE, family="mistral", sliding_windows=(7, None), attention_softcap=20.0, qk_norm=True
+    ),
+}
+MODELS = tuple(CONFIGS)
+
+
+@functools.cache
+def params_of(name: str, dtype: str = "float32", seed: int = 0):
+    """Random parameters, louder than at the start of training so that attention matters."""
+    return _loud_params(CONFIGS[name], jax.random.key(seed), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _loud_params(cfg: ModelConfig, key, dtype: str):
+    params = init_params(cfg, key, jnp.dtype(dtype))
+    return jax.tree.map(lambda x: 2 * x if x.ndim == 2 else x, params)
+
+
+@functools.cache
+def lm_of(name: str = "llama", dtype: str = "float32", seed: int = 0) -> LM:
+    """A model without a tokenizer."""
+    return LM(CONFIGS[name], params_of(name, dtype, seed), name=name)
+
+
+def random_tokens(batch: int, size: int, seed: int = 0, vocab: int = BASE.vocab_size) -> np.ndarray:
+    """i32[batch, size]."""
+    return np.random.default_rng(seed).integers(0, vocab, (batch, size)).astype(np.int32)
+
+
+class PieceTokenizer:
+    """Token i stands for the bytes `pieces[i]`; the two ids behind them are BOS and EOS, no text."""
+
+    chat_template = None
+
+    def __init__(self, pieces: Sequence[bytes]):
+        self.pieces = list(pieces)
+        self.bos_token_id, eos = len(self.pieces), len(self.pieces) + 1
+        self.eos_token_ids = (eos,)
+        self.vocab_size = len(self.pieces) + 2
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Longest pieces first."""
+        data = text.encode()
+        ids = [self.bos_token_id] if add_special else []
+        while data:
+            best = max((p for p in self.pieces if p and data.startswith(p)), key=len, default=None)
+            if best is None:
+                raise ValueError(f"no piece begins {data!r}")
+            ids.append(self.pieces.index(best))
+            data = data[len(best) :]
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        data = b"".join(self.pieces[i] for i in ids if i < len(self.pieces))
+        return data.decode("utf-8", errors="replace")
+
+
+def scripted_lm(pieces: Sequence[bytes]) -> LM:
+    """A model that goes on with the piece after the last one, and with EOS behind the last.
+
+    Its layers add nothing; the head scores highest the successor of the token that it reads.
+    """
+    tokenizer = PieceTokenizer(pieces)
+    vocab, eos = tokenizer.vocab_size, tokenizer.eos_token_ids[0]
+    cfg = replace(
+        BASE,
+        vocab_size=vocab,
+        num_layers=1,
+        hidden_size=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+    params = init_params(cfg, jax.random.key(0))
+    for block, name in (("attn", "out"), ("mlp", "down")):
+        kernel = params["layers"][0][block][name]["kernel"]
+        params["layers"][0][block][name]["kernel"] = jnp.zeros_like(kernel)
+    embed = np.random.default_rng(0).standard_normal((vocab, 64)).astype(np.float32)
+    successor = {i: i + 1 for i in range(len(pieces) - 1)}
+    successor |= {len(pieces) - 1: eos, tokenizer.bos_token_id: 0, eos: eos}
+    head = np.zeros((64, vocab), np.float32)
+    for token, after in successor.items():
+        head[:, after] = embed[token]
+    # EOS follows two tokens: the sum of both embeddings still wins for either
+    head[:, eos] = embed[len(pieces) - 1] + embed[eos]
+    params["embed"]["tokens"] = jnp.asarray(embed)
+    params["head"]["kernel"] = jnp.asarray(head)
+    return LM(cfg, params, tokenizer, name="scripted")

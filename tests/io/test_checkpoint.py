@@ -1,0 +1,196 @@
+"""Our folder format: exact round trips, whole or absent, never over somebody else's files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_safetensors import same
+from tiny_checkpoints import CONFIG, gguf_file, hf_folder, tensors
+from typer.testing import CliRunner
+
+from jaxinfer.io import checkpoint as module
+from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
+from jaxinfer.io.convert import convert
+from jaxinfer.io.load import load_checkpoint
+
+
+def test_a_converted_folder_equals_its_source(tmp_path):
+    source = load_checkpoint(hf_folder(tmp_path / "hf"), "float32")
+    convert(tmp_path / "hf", tmp_path / "out")
+    result = load_checkpoint(tmp_path / "out", "float32")
+    same(source.params, result.params)
+    assert result.config == source.config
+    assert source.tokenizer is not None and result.tokenizer is not None
+    assert result.tokenizer.chat_template == source.tokenizer.chat_template
+    assert result.tokenizer.eos_token_ids == source.tokenizer.eos_token_ids
+    assert result.tokenizer.bos_token_id == source.tokenizer.bos_token_id
+    assert result.tokenizer.encode("ab </s>é") == source.tokenizer.encode("ab </s>é")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_stored_dtype_is_the_one_asked_for(tmp_path, dtype):
+    convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out", dtype=dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    stored = load_checkpoint(tmp_path / "out", dtype).params
+    widened = load_checkpoint(tmp_path / "out", "float32").params
+    same(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored), widened)
+
+
+def test_provenance_says_where_the_model_came_from(tmp_path):
+    from jaxinfer.io.fetch import sha256
+
+    file = gguf_file(tmp_path / "m.gguf")
+    convert(file, tmp_path / "out")
+    record = load_checkpoint(tmp_path / "out", "float32").provenance
+    assert record["source"] == "m.gguf" and record["source_sha256"] == sha256(file)
+    assert {"date", "command", "versions"} <= set(record)
+
+
+def test_a_checkpoint_without_tokenizer_round_trips(tmp_path):
+    good = load_checkpoint(gguf_file(tmp_path / "m.gguf"), "float32")
+    save_checkpoint(tmp_path / "out", Checkpoint(good.config, good.params))
+    assert load_checkpoint(tmp_path / "out", "float32").tokenizer is None
+
+
+def test_a_checkpoint_is_replaced_by_a_newer_one(tmp_path):
+    config = CONFIG | {"tie_word_embeddings": True}
+    convert(gguf_file(tmp_path / "a.gguf"), tmp_path / "out")
+    convert(gguf_file(tmp_path / "b.gguf", config), tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out", "float32").config.tie_embeddings
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "out"]
+
+
+def test_a_folder_of_somebody_else_is_never_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is not a jaxinfer checkpoint"):
+        convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("destination", ["m.gguf", "m.gguf/inside"])
+def test_a_file_is_no_destination(tmp_path, destination):
+    with pytest.raises(ValueError, match="choose another destination"):
+        convert(gguf_file(tmp_path / "m.gguf"), tmp_path / destination)
+
+
+def test_a_model_is_not_converted_onto_itself(tmp_path):
+    convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
+    with pytest.raises(ValueError, match="source and destination are both"):
+        convert(tmp_path / "out", tmp_path / "out")
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path):
+    weights = tensors()
+    weights["lm_head.weight"][0, 0] = np.nan
+    hf_folder(tmp_path / "hf", weights=weights)
+    with pytest.raises(ValueError, match="lm_head.weight"):
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_failed_write_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
+    before = (tmp_path / "out" / "config.json").read_bytes()
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "_write_json", full)
+    with pytest.raises(OSError):
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
+
+
+def test_old_leftovers_of_killed_writers_are_removed(tmp_path):
+    leftover = tmp_path / ".out.writing-abc"
+    leftover.mkdir()
+    os.utime(leftover, (0, 0))
+    convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
+    assert not leftover.exists()
+
+
+KILLED = """
+import sys, threading, time, os, signal
+from jaxinfer.io.convert import convert
+from jaxinfer.io import checkpoint
+import jaxinfer.io.orbax
+print("ready", flush=True)
+sys.stdin.readline()
+convert(sys.argv[1], sys.argv[2])
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+def test_a_killed_conversion_leaves_the_whole_model_or_none(tmp_path, delay):
+    config = CONFIG | {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
+    file = gguf_file(tmp_path / "m.gguf", config)
+    target = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(file), str(target)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if target.exists():
+        load_checkpoint(target, "float32")
+    convert(file, target)
+    same(load_checkpoint(file, "float32").params, load_checkpoint(target, "float32").params)
+
+
+@pytest.mark.parametrize("stage", ["save_params", "_write_json", "_flush"])
+def test_a_kill_inside_each_stage_of_a_write_leaves_no_folder(tmp_path, stage):
+    file = gguf_file(tmp_path / "m.gguf")
+    code = f"""
+import os, signal, sys
+from jaxinfer.io import checkpoint, orbax
+from jaxinfer.io.convert import convert
+home = orbax if {stage!r} == "save_params" else checkpoint
+plain = getattr(home, {stage!r})
+def last(*args):
+    plain(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(home, {stage!r}, last)
+convert(sys.argv[1], sys.argv[2])
+"""
+    command = [sys.executable, "-c", code, str(file), str(tmp_path / "out")]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_converts_and_answers_bad_input_with_one_line(tmp_path):
+    import importlib.util
+    from pathlib import Path
+
+    import typer
+
+    path = Path(__file__).parents[2] / "tools" / "convert_hf.py"
+    spec = importlib.util.spec_from_file_location("convert_hf", path)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    app = typer.Typer()
+    app.command()(tool.main)
+    file = gguf_file(tmp_path / "m.gguf")
+    good = CliRunner().invoke(app, [str(file), str(tmp_path / "out"), "--dtype", "bfloat16"])
+    assert good.exit_code == 0, good.output
+    assert load_checkpoint(tmp_path / "out", "bfloat16").config.num_layers == 2
+    bad = CliRunner().invoke(app, [str(tmp_path / "nothing"), str(tmp_path / "out2")])
+    assert bad.exit_code == 2 and "no model" in bad.output

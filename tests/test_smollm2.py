@@ -1,0 +1,75 @@
+"""The real default model against transformers on torch, and its published figures."""
+
+import math
+
+import numpy as np
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.io.model_index import ModelUnavailable
+from jaxinfer.train.texts import available_sources, read_source
+from tests.torch_reference import torch_llama
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "Water boils at",
+    "The most important idea in computer science is",
+    "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
+    "1, 2, 3, 4,",
+    "In the beginning God created",
+]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    try:
+        return ji.load("smollm2-135m")
+    except ModelUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def reference(lm):
+    return torch_llama(lm)
+
+
+def test_logits_equal_transformers_in_full(lm, reference):
+    import torch
+
+    tokens = np.array([lm.encode("Rome was not built in a day, and neither was Paris. " * 3)])
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(tokens)).logits.numpy()
+    difference = np.abs(np.asarray(lm.logits(tokens)) - expected).max()
+    assert difference < 1e-4 * np.abs(expected).max()
+
+
+def test_greedy_text_is_token_identical_to_transformers_on_eight_prompts(lm, reference):
+    import torch
+
+    ours = lm.generate(PROMPTS, max_new_tokens=64, ignore_eos=True)
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        tokens = lm.encode(prompt)
+        with torch.no_grad():
+            # One forward over our text gives every greedy choice of the reference at once.
+            whole = torch.tensor([tokens + completion.tokens])
+            logits = reference(whole).logits[0, len(tokens) - 1 : -1].numpy()
+        for step, (row, token) in enumerate(zip(logits, completion.tokens, strict=True)):
+            if row.argmax() == token:
+                continue
+            gap = row.max() - row[token]
+            print(f"tie at step {step} of {prompt!r}: gap {gap}")
+            assert gap < 1e-4 * np.abs(row).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "name", "expected"), [("essays", "worked", 22.02), ("kjv", "Genesis", 4.71)]
+)
+def test_perplexity_is_the_recorded_one(lm, source, name, expected):
+    if source not in available_sources():
+        pytest.skip(f"text {source} is not fetched: python tools/fetch_texts.py")
+    text = next(d.text for d in read_source(source) if name in d.name)
+    score = lm.score(lm.tokenizer.encode(text)[:2048])[0]
+    assert math.isclose(score.perplexity, expected, rel_tol=0.005)

@@ -1,0 +1,68 @@
+"""The schedule and the AdamW transform of the training scripts."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxinfer.train.optimizers import adamw, decayed, muon, warmup_cosine
+
+
+def test_the_schedule_rises_to_its_peak_and_falls_to_a_tenth():
+    schedule = warmup_cosine(1e-3, 100, warmup=10)
+    rates = np.array([float(schedule(step)) for step in range(101)])
+    assert rates[0] == 0 and np.argmax(rates) == 10
+    np.testing.assert_allclose([rates[5], rates[10], rates[100]], [5e-4, 1e-3, 1e-4], rtol=1e-5)
+    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup"):
+        warmup_cosine(1e-3, 10, warmup=10)
+
+
+def test_norms_and_biases_do_not_decay():
+    params = {
+        "norm": {"scale": jnp.ones(4)},
+        "q": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+    }
+    assert decayed(params) == {"norm": {"scale": False}, "q": {"kernel": True, "bias": False}}
+    transform = adamw(0.1, weight_decay=0.5)
+    zeros = {
+        "norm": {"scale": jnp.zeros(4)},
+        "q": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
+    }
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(after["norm"]["scale"], 1.0)
+    np.testing.assert_array_equal(after["q"]["bias"], 1.0)
+    np.testing.assert_allclose(after["q"]["kernel"], 0.95, rtol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    transform = adamw(1.0, weight_decay=0.0, clip=1.0, b1=0.0)
+    big = {"a": jnp.full(3, 300.0), "b": jnp.full((2, 2), 400.0)}
+    _, state = transform.update(big, transform.init(params), params)
+    (moments,) = [s for s in _states(state) if isinstance(s, optax.ScaleByAdamState)]
+    np.testing.assert_allclose(optax.global_norm(moments.mu), 1.0, rtol=1e-5)
+
+
+def test_muon_makes_kernel_updates_orthogonal_and_leaves_embeddings_to_adam():
+    params = {"embed": {"tokens": jnp.zeros((8, 4))}, "q": {"kernel": jnp.zeros((4, 4))}}
+    grads = {
+        "embed": {"tokens": jnp.ones((8, 4)).at[0].set(-1.0)},
+        "q": {"kernel": jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))},
+    }
+    transform = muon(1.0, clip=None)
+    updates, _ = transform.update(grads, transform.init(params), params)
+    scales = np.linalg.svd(updates["q"]["kernel"], compute_uv=False)
+    assert scales.min() > 0.5 * scales.max()  # Newton-Schulz brings all singular values near one
+    np.testing.assert_allclose(np.abs(updates["embed"]["tokens"]), 1.0, rtol=1e-3)
+
+
+def _states(state):
+    if isinstance(state, tuple):
+        yield state
+        for part in state:
+            yield from _states(part)
