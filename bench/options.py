@@ -32,12 +32,18 @@ class Options:
     results: Path = RESULTS
     say: Callable[[str], None] = _silent
 
+    def __post_init__(self):
+        if self.gguf is not None and not Path(self.gguf).expanduser().is_file():
+            raise ValueError(
+                f"--gguf {self.gguf} is not a file; give a GGUF file or a wheel with one"
+            )
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+
     def settings(self, routine: str) -> dict[str, Any]:
         """The preset's table of a routine; `rounds` replaces every number of rounds in it."""
         table = dict(load_preset(self.preset)[routine])
         if self.rounds is not None:
-            if self.rounds < 1:
-                raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
             old = table["rounds"]
             table["rounds"] = [self.rounds] * len(old) if isinstance(old, list) else self.rounds
         return table

@@ -10,16 +10,16 @@ from jaxinfer.models.params import count_params
 
 CARD = """# tiny-llama
 
-A Llama of {parameters:,} parameters that this project trained itself, on a CPU, so that every command
-has a real (if very small) language model without a network. It writes English-looking text; it knows
-nothing and follows no instructions. A base model: no chat template.
+A Llama of {parameters:,} parameters that this project trained itself, on a CPU, so that every
+command has a real (if very small) language model without a network. It writes English-looking text;
+it knows nothing and follows no instructions. A base model: no chat template.
 
 | | |
 |---|---|
-| Layers, width, MLP width | {cfg.num_layers}, {cfg.hidden_size}, {cfg.intermediate_size} (SwiGLU, RMS norm) |
+| Layers, width, MLP width | {cfg.num_layers}, {cfg.hidden_size}, {cfg.intermediate_size} (SwiGLU) |
 | Query heads, key/value heads, head size | {cfg.num_heads}, {cfg.num_kv_heads}, {cfg.head_dim} |
 | Context | {cfg.max_positions} tokens, RoPE theta {cfg.rope.theta:g} |
-| Vocabulary | {cfg.vocab_size}, byte-level BPE trained on the same texts, digits split, tied embeddings |
+| Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
 | Stored as | bfloat16, trained in float32 |
 | Training | {tokens:,} tokens in {steps:,} steps, Muon, final logged loss {loss:.3f} nats/token |
 | Speed | {speed:,.0f} tokens/s on two busy CPU cores |
@@ -36,8 +36,8 @@ documentation, the tutorial, how-tos, FAQ and language reference.
 
 ## Held-out loss
 
-Whole documents never trained on, in windows of {cfg.max_positions} tokens, in float32. Each source is cut
-off after about {windows} windows.
+Whole documents never trained on, in windows of {cfg.max_positions} tokens, in float32. Each source
+is cut off after about {windows} windows.
 
 | Source | Documents | Tokens | Nats per token | Bits per byte |
 |---|---|---|---|---|
@@ -50,8 +50,8 @@ python tools/fetch_texts.py
 {command}
 ```
 
-The hash covers the parameter values (bfloat16, leaves in tree order), not the files. Another machine or
-release of JAX rounds differently and gives another, equally good, model.
+The hash covers the parameter values (bfloat16, leaves in tree order), not the files. Another
+machine or release of JAX rounds differently and gives another, equally good, model.
 """
 
 
@@ -75,13 +75,11 @@ def write_card(
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     speed = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     tokens_per_step = options["batch"] * options["short"]
-    sources = [
-        "| {} | {} {} | {} | {} |".format(
-            name, *(manifest.get(name, {}).get(key, "?") for key in ("package", "version", "licence")),
-            options["mixture"].get(name, 1),
-        )
-        for name in options["sources"]
-    ]  # fmt: skip
+    sources = []
+    for name in options["sources"]:
+        entry = {"package": "?", "version": "?", "licence": "?"} | manifest.get(name, {})
+        package, passes = f"{entry['package']} {entry['version']}", options["mixture"].get(name, 1)
+        sources.append(f"| {name} | {package} | {entry['licence']} | {passes} |")
     rows = [
         f"| {name} | {row['documents']} | {row['tokens']:,} | {row['nats_per_token']:.3f} "
         f"| {row['bits_per_byte']:.3f} |"

@@ -7,6 +7,9 @@ One command does everything and may be killed at any moment: given the same opti
 goes on where it was, and on a finished run it only evaluates and exports. Data, mixture and
 model are fixed below; options exist for the budget and for small runs in tests. What is held
 out is never trained on (`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
+
+`--steps` (500 or more) may change on the way while the learning rate is still constant, that is, in
+the first three quarters: the result is that of a run started with the new number.
 """
 
 import json
@@ -27,6 +30,7 @@ END = "<|endoftext|>"
 MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil": 2}
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
 DATA_SEED = 1
+DECAY = 0.25  # the part of the run in which the learning rate falls
 COMMAND_OPTIONS = ["steps", "batch", "context", "short", "width", "layers", "vocab", "peak", "seed"]
 
 
@@ -108,10 +112,13 @@ def model_config(vocab_size: int, width: int, layers: int, context: int) -> Mode
     )
 
 
-def log_spaced(steps: int, count: int = 12, first: int = 10) -> list[int]:
-    """About `count` step numbers from `first` to `steps` in equal ratios, and 0."""
-    ratio = (steps / first) ** (1 / max(count - 2, 1))
-    return sorted({0, steps} | {round(first * ratio**i) for i in range(count - 1)} - {steps + 1})
+def log_spaced(steps: int, first: int = 10, ratio: float = 1.5) -> list[int]:
+    """0, then step numbers in equal ratios that do not depend on `steps`, then `steps`."""
+    spaced, value = {0, steps}, float(first)
+    while value < steps:
+        spaced.add(round(value))
+        value *= ratio
+    return sorted(spaced)
 
 
 def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: int) -> dict:
@@ -185,7 +192,7 @@ def main(
     from jaxinfer.train.data import TokenWindows
     from jaxinfer.train.language_model import next_token_loss
     from jaxinfer.train.loop import fit
-    from jaxinfer.train.optimizers import muon, warmup_cosine
+    from jaxinfer.train.optimizers import muon, warmup_stable_decay
     from jaxinfer.train.texts import available_sources, texts_folder
     from tools.tiny_card import write_card
 
@@ -198,7 +205,7 @@ def main(
         "layers": layers, "vocab": vocab, "peak": peak, "seed": seed, "sources": sources,
         "mixture": MIXTURE,
     }  # fmt: skip
-    check_options(run_dir / "options.json", options)
+    check_options(run_dir, options)
     prepare(run_dir, texts, sources, vocab)
     cfg = model_config(vocab, width, layers, context)
     typer.echo(f"{count_params(cfg)} parameters, {steps * batch * short} tokens to train on")
@@ -216,7 +223,7 @@ def main(
     state = fit(
         next_token_loss(cfg),
         init_params(cfg, jax.random.key(seed)),
-        muon(warmup_cosine(peak, steps, warmup=min(100, steps // 10))),
+        muon(warmup_stable_decay(peak, steps, warmup=min(50, steps // 10), decay=DECAY)),
         batch_of,
         steps=steps,
         folder=run_dir,
@@ -244,14 +251,18 @@ def main(
         typer.echo(f"wrote {out}")
 
 
-def check_options(path: Path, options: dict) -> None:
-    """Records a run's options, or refuses to go on with other ones."""
+def check_options(run: Path, options: dict) -> None:
+    """Records a run's options; refuses other ones, but for `steps` before the decay has begun."""
+    path = run / "options.json"
     if path.is_file():
         found = json.loads(path.read_text())
         changed = [name for name in options if found.get(name) != options[name]]
-        if changed:
+        saved = [int(p.name) for p in (run / "state").glob("*") if p.name.isdigit()]
+        shortest = min(found["steps"], options["steps"])
+        is_same_so_far = shortest >= 500 and max(saved, default=0) <= (1 - DECAY) * shortest
+        if changed and not (changed == ["steps"] and is_same_so_far):
             raise typer.BadParameter(
-                f"{path.parent} was started with other {', '.join(changed)}; use a new --run-dir"
+                f"{run} was started with other {', '.join(changed)}; use a new --run-dir"
             )
     path.write_text(json.dumps(options, indent=2) + "\n")
 

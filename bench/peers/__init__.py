@@ -93,13 +93,12 @@ class Peers:
 
     def tune(self, worker: Worker, trial: Callable[[Worker], float]) -> None:
         """Sets the thread count whose `trial` takes the fewest seconds: a pre-round over 1, 2, 4
-        and so on to all cores, in which the first call at each count goes unmeasured."""
+        and so on to all cores, two calls each."""
         counts = {2**power for power in range(cores().bit_length())} | {cores()}
         seconds = {}
         for count in sorted(counts):
             self.options.say(f"{worker.name}: trying threads: {count}")
             worker.call("threads", count=count)
-            trial(worker)
             seconds[count] = min(trial(worker), trial(worker))
         best = min(seconds, key=lambda count: seconds[count])
         worker.call("threads", count=best)

@@ -20,7 +20,7 @@ def run(options: Options) -> list[tuple[dict, dict]]:
         prompt = prompts(options.seed, 1, sizes["tokens"], facts["vocab"])[0]
 
         def trial(worker: Worker) -> float:
-            return worker.call("prefill", prompt=prompt)["seconds"]
+            return worker.call("prefill", prompt=prompt[: sizes["trial"]])["seconds"]
 
         torch = started.torch(ours)
         llama = started.llama_cpp(sizes["tokens"] + 8)
@@ -48,4 +48,5 @@ def run(options: Options) -> list[tuple[dict, dict]]:
             "peer_facts": started.facts,
             "missing": started.missing,
         }
-    return [(options.config(sizes), metrics)]
+    config = {"tokens": sizes["tokens"], "rounds": sizes["rounds"]}
+    return [(options.config(config), metrics)]

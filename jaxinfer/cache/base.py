@@ -85,6 +85,7 @@ class Items:
     mass: Leaf = None  # f32[B, K, A] probability received so far, or None
 
 
+@runtime_checkable
 class Segment(Protocol):
     """Stored tokens that queries can attend to.
 

@@ -47,7 +47,7 @@ def enable_persistent_cache(folder: str | os.PathLike[str] | None = None) -> Pat
     return path
 
 
-def _set_unless_given(name: str, value: float) -> None:
+def _set_unless_given(name: str, value: int | float) -> None:
     if name.upper() not in os.environ:
         jax.config.update(name, value)
 

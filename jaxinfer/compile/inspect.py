@@ -97,8 +97,9 @@ def inspect_decode(
     """Sizes and compiled structure of decoding, and where it runs here, its time against its floor.
 
     With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
-    parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `lm.params` are
-    abstract. `live` is the number of stored tokens of the timed steps (default: half the capacity).
+    parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `lm.params`
+    are abstract. `live` is the number of stored tokens in the timed steps (default: half the
+    capacity).
     """
     cfg, params = lm.config, lm.params
     if target is not None:
@@ -127,7 +128,7 @@ def inspect_decode(
     }
 
 
-def step_bytes(cfg: ModelConfig, params: Params, cache_bytes: float = 0) -> float:
+def step_bytes(cfg: ModelConfig, params: Params, cache_bytes: int = 0) -> int:
     """Bytes that one decode step must read: every parameter but the rows of embeddings not used."""
     looked_up = bytes_of(params["embed"])
     if cfg.tie_embeddings:

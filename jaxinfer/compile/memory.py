@@ -16,7 +16,7 @@ REMEDY = "lower the batch or the context, choose a smaller cache policy, or free
 _UNLIMITED = 1 << 60  # what cgroup v1 writes for "no limit" is near 2^63
 
 
-def available_bytes(device: jax.Device | None = None) -> int | None:
+def available_bytes(device: Any = None) -> int | None:
     """Bytes that can still be allocated on `device` (default: JAX's first); None if unknown."""
     device = device or jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -56,9 +56,7 @@ def estimate(
     return {name: size for name, size in parts.items() if size}
 
 
-def check_fits(
-    parts: dict[str, int], device: jax.Device | None = None, *, available: int | None = None
-) -> None:
+def check_fits(parts: dict[str, int], device: Any = None, *, available: int | None = None) -> None:
     """Raises ValueError when the parts (bytes by name) together exceed what is available."""
     available = available_bytes(device) if available is None else available
     total = sum(parts.values())

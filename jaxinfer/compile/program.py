@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+_MODES = ("jax_enable_x64", "jax_default_matmul_precision")  # settings that change what is traced
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -80,7 +82,7 @@ class Program:
             for name in self.static_argnames
             if parameters[name].default is not inspect.Parameter.empty
         }
-        self.jitted = jax.jit(
+        self.jitted: Any = jax.jit(
             self._counted(function),
             static_argnames=self.static_argnames,
             donate_argnames=self.donate_argnames,
@@ -148,7 +150,7 @@ class Program:
             avals = tuple([jax.typeof(leaf) for leaf in leaves])
         constants = tuple([static.get(name, _ABSENT) for name in self.static_argnames])
         places = _placements(leaves) if jax.device_count() > 1 else None
-        mode = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+        mode = tuple([getattr(jax.config, name) for name in _MODES])
         key = (constants, tree, avals, places, mode)
         try:
             hash(key)

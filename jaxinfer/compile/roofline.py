@@ -43,7 +43,7 @@ def read_bandwidth(megabytes: int | None = None) -> float:
     return data.size * 4 / best
 
 
-def floor_seconds(size: int, bandwidth: float | None = None) -> float:
+def floor_seconds(size: int | float, bandwidth: float | None = None) -> float:
     """Seconds to read `size` bytes at `bandwidth` (default: this machine's, measured)."""
     bandwidth = read_bandwidth() if bandwidth is None else bandwidth
     if bandwidth <= 0:

@@ -1,9 +1,10 @@
 """Tokens to text while they arrive: whole UTF-8 characters only, stop strings across token borders."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Decoder(Protocol):
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 

@@ -10,6 +10,7 @@ break/continue and the `generation` block. Every failure is a one-line `ValueErr
 import datetime
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,11 @@ MAX_OUTPUT = 4 * 2**20
 MAX_STEPS = 200_000
 """Loop steps over `range` that one rendering may take, all loops together."""
 
-_PADDING_METHODS = frozenset(
-    {"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs", "translate"}
-)
+_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "translate"})
+_WIDE_FORMAT = re.compile(r"\d{4,}|\*|\{[^{}]*\{")
+"""A width of four digits, or one that comes from an argument."""
+
+_UNBOUNDED_FILTERS = ("center", "indent", "batch", "slice", "wordwrap", "xmlattr")
 
 
 def render_chat(
@@ -129,8 +132,8 @@ def _environment() -> Any:
                 for text, times in ((left, right), (right, left)):
                     if _size(text) and isinstance(times, int):
                         _check_size(_size(text) * times)
-            if operator == "%" and isinstance(left, str):
-                raise ValueError("the operator % on text is not available")
+            elif operator == "%" and isinstance(left, str):
+                _check_format(left)
             if operator in ("*", "**") and all(isinstance(side, int) for side in (left, right)):
                 bits = left.bit_length() * (right if operator == "**" else 1)
                 _check_size(bits + right.bit_length())
@@ -140,6 +143,11 @@ def _environment() -> Any:
             if isinstance(obj, str) and attr in _PADDING_METHODS:
                 return False
             return super().is_safe_attribute(obj, attr, value)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            if isinstance(getattr(value, "__self__", None), str):
+                _check_format(value.__self__)
+            return super().wrap_str_format(value)
 
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
             owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
@@ -163,15 +171,23 @@ def _environment() -> Any:
         lstrip_blocks=True,
         extensions=[jinja2.ext.loopcontrols, Generation],
     )
-    for name in ("center", "format", "indent", "xmlattr", "wordwrap", "pprint", "filesizeformat"):
+    for name in _UNBOUNDED_FILTERS:
         env.filters.pop(name, None)
-    plain_replace = env.filters["replace"]
-    env.filters["replace"] = _limited_replace(plain_replace)
+    env.filters["replace"] = _limited_replace(env.filters["replace"])
+    env.filters["format"] = _limited_format
+    env.filters["join"] = _limited_join(env.filters["join"])
     env.filters["tojson"] = _to_json
     env.globals["raise_exception"] = _raise
     env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     env.globals.pop("lipsum", None)
     return env
+
+
+def _check_format(form: str) -> None:
+    if "{" in form or "%" in form:
+        fields = re.findall(r"\{[^{}]*[{}]|%[^a-zA-Z%]*", form)
+        if any(_WIDE_FORMAT.search(part) for part in fields):
+            raise ValueError("it formats with a width that is too large or not a constant")
 
 
 def _check_replace(text: str, args: Sequence[Any]) -> None:
@@ -186,6 +202,21 @@ def _limited_replace(plain: Any) -> Any:
         return plain(eval_context, text, old, new, count)
 
     return replace
+
+
+def _limited_join(plain: Any) -> Any:
+    @functools.wraps(plain)
+    def join(eval_context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+        parts = list(value)
+        _check_size(sum(_size(part) + len(d) for part in parts))
+        return plain(eval_context, parts, d, attribute)
+
+    return join
+
+
+def _limited_format(value: Any, *args: Any, **kwargs: Any) -> str:
+    _check_format(str(value))
+    return str(value) % (kwargs or args)
 
 
 def _raise(message: str) -> None:

@@ -63,11 +63,12 @@ class Tokenizer:
         if not isinstance(text, str):
             raise ValueError(f"encode expects a str, got {type(text).__name__}")
         try:
-            return self.backend.encode(text, add_special_tokens=add_special).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the text holds a lone surrogate at {error.start}; pass valid Unicode"
             ) from error
+        return self.backend.encode(text, add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""

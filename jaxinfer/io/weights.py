@@ -10,7 +10,7 @@ import mmap
 import re
 import warnings
 from collections.abc import Callable, Container, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 """Called as `progress(done, total)`, in parameter leaves."""
 
 
+@runtime_checkable
 class TensorStore(Container[str], Protocol):
     """An open checkpoint. `read` may return a view of a mapped file; `release` ends its use."""
 

@@ -4,7 +4,7 @@
 later brings the accepted part of it into the layer's state.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,6 +18,7 @@ from jaxinfer.ops.attention import AttentionSpec
 from jaxinfer.typing import Leaf, Params
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """What the stack needs of a layer's token mixer; parameters and state are of one layer."""
 

@@ -1,4 +1,4 @@
-"""The optimisers of the training scripts: AdamW or Muon with clipping, warm-up and a cosine decay.
+"""The optimisers of the training scripts: AdamW or Muon with clipping, and their schedules.
 
 Weight decay (arXiv 1711.05101) touches matrices only; norms, biases and every other vector are left
 alone. Muon (arXiv 2502.16982) needs fewer steps on a small budget of tokens; it is for models whose
@@ -22,6 +22,25 @@ def warmup_cosine(peak: float, steps: int, *, warmup: int, final: float = 0.1) -
         decay_steps=steps,
         end_value=final * peak,
     )
+
+
+def warmup_stable_decay(
+    peak: float, steps: int, *, warmup: int, decay: float = 0.25
+) -> optax.Schedule:
+    """Learning rate: linear to `peak`, constant, then linear to 0 over the last `decay` of `steps`.
+
+    Until the decay begins the rate does not depend on `steps`: a run can still change its length.
+    """
+    fall = round(decay * steps)
+    if warmup < 0 or not 0 < fall <= steps - warmup:
+        raise ValueError(
+            f"warmup {warmup} and decay {decay} do not fit in {steps} steps; shorten one of them"
+        )
+    rise = optax.schedules.linear_schedule(0.0, peak, warmup)
+    level = optax.schedules.constant_schedule(peak)
+    descent = optax.schedules.linear_schedule(peak, 0.0, fall)
+    parts = [rise, level, descent] if warmup else [level, level, descent]
+    return optax.schedules.join_schedules(parts, [warmup, steps - fall])
 
 
 def decayed(params: Params) -> Params:

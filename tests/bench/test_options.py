@@ -8,8 +8,10 @@ from bench.options import PRESETS, Options, load_preset
 from bench.routines import ROUTINES, run
 
 
-def test_command_repeats_the_run_without_naming_paths():
-    options = Options(model="/somewhere/model", gguf="/else/where/m.gguf", rounds=2, torch=False)
+def test_command_repeats_the_run_without_naming_paths(tmp_path):
+    gguf = tmp_path / "m.gguf"
+    gguf.touch()
+    options = Options(model="/somewhere/model", gguf=str(gguf), rounds=2, torch=False)
     assert options.command("decode") == (
         "python -m bench decode --model model --gguf m.gguf --rounds 2 --no-torch --seed 0"
     )
@@ -22,7 +24,12 @@ def test_rounds_replace_the_presets_for_every_batch():
 
 def test_rounds_below_one_are_refused():
     with pytest.raises(ValueError, match="--rounds must be at least 1, got 0"):
-        Options(rounds=0).settings("decode")
+        Options(rounds=0)
+
+
+def test_a_gguf_file_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="--gguf nowhere.gguf is not a file"):
+        Options(gguf="nowhere.gguf")
 
 
 @pytest.mark.parametrize("name", ["nothing", "../presets/quick", ""])

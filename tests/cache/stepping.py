@@ -5,34 +5,44 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from factories import CONFIGS, params_of
+from tests.factories import CONFIGS, params_of
 
 from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
 from jaxinfer.models import stack
 
 CHUNK = 8  # tokens of a padded step
 
+# Halves the compile time; the decode tests run the programs as users do.
+quick_jit = functools.partial(
+    jax.jit,
+    static_argnums=0,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
-@functools.partial(jax.jit, static_argnums=0)
+
+@quick_jit
 def _advance(cfg, params, cache, tokens, count):
     ctx = chain_context(cache.length, count, tokens.shape[1])
     out = stack.forward(cfg, params, tokens, cache, ctx)
     return stack.commit(cfg, params, cache, out.fresh, None, count, out.hidden), out.logits
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def read(cfg, params, cache, tokens, ctx):
     """Logits and fresh items of one forward."""
     out = stack.forward(cfg, params, tokens, cache, ctx)
     return out.logits, out.fresh
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def commit(cfg, params, cache, fresh, take, count, after):
     return stack.commit(cfg, params, cache, fresh, take, count, after)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@quick_jit
 def _plain(cfg, params, tokens):
     return stack.forward(cfg, params, tokens).logits
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CONFIGS, MODELS, random_tokens
-from policies import MAIN_MODELS, MATRIX, settings
-from stepping import Stepper, assert_same, close, row_of
+from tests.factories import CONFIGS, MODELS, random_tokens
+from tests.policies import MAIN_MODELS, MATRIX, settings
+from tests.cache.stepping import Stepper, assert_same, close, row_of
 
 from jaxinfer.cache.base import bytes_of, chain_context
 from jaxinfer.cache.presets import full

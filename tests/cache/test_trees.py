@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import MODELS, random_tokens
-from policies import settings
-from stepping import Stepper, close
+from tests.factories import MODELS, random_tokens
+from tests.policies import settings
+from tests.cache.stepping import Stepper, close
 
 from jaxinfer.cache.base import StepContext, chain_context
 

@@ -96,7 +96,7 @@ def test_decoding_on_an_h200_copies_no_cache(dtype, batch, capacity):
 
 def test_one_trace_serves_all_steps_lengths_and_requests():
     engine = Engine(CFG, init_params(CFG, jax.random.key(0)))
-    for seed, lengths, steps in ((0, (3, 9), 1), (1, (30, 2), 5), (2, (16, 16), 3)):
+    for seed, lengths, steps in ((0, (3, 9), 1), (1, (15, 2), 5), (2, (16, 16), 3)):
         prompts = [[token % CFG.vocab_size for token in range(n)] for n in lengths]
         requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 9], (), CFG.vocab_size)
         cache = engine.new_cache(full(), 2, 128)

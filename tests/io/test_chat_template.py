@@ -64,10 +64,9 @@ def test_loops_can_be_left():
 
 HOSTILE = {
     "underscore attributes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "functions of the loader": "{{ raise_exception.__globals__ }}",
+    "functions of the loader": "{{ raise_exception.__globals__['json'] }}",
     "changing the messages": "{{ messages.append(1) }}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
-    "a power without a loop": "{{ 2 ** 100000000 }}",
+    "a power": "{{ 2 ** 100000000 }}",
     "repetition": "{{ 'x' * 10000000000 }}",
     "repetition from the left": "{{ 10000000000 * 'x' }}",
     "a long list": "{{ [1] * 10000000000 }}",
@@ -86,6 +85,8 @@ HOSTILE = {
     "doubling by the join method": "{% set n = namespace(s='x') %}"
     "{% for i in range(60) %}{% set n.s = ''.join([n.s, n.s]) %}{% endfor %}",
     "padding by format": "{{ '{:10000000000}'.format(1) }}",
+    "padding by a format argument": "{{ '{:{}}'.format(1, 10000000000) }}",
+    "padding by % and an argument": "{{ '%*d' % (10000000000, 1) }}",
     "padding by %": "{{ '%10000000000d' % 1 }}",
     "padding by the format filter": "{{ '%10000000000d' | format(1) }}",
     "padding by ljust": "{{ 'x'.ljust(10000000000) }}",

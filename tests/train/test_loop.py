@@ -81,9 +81,8 @@ def test_a_run_killed_at_a_random_moment_resumes_bitwise(straight, tmp_path):
 
 def test_a_half_written_log_line_is_dropped_on_resume(tmp_path):
     def run(steps):
-        loss = lambda p, batch, key: ((p["w"] ** 2).sum(), {})
         options = {"steps": steps, "folder": tmp_path, "log_every": 1}
-        fit(loss, {"w": jnp.ones(3)}, optax.sgd(0.1), lambda step: None, **options)
+        fit(_square, {"w": jnp.ones(3)}, optax.sgd(0.1), lambda step: None, **options)
         return (tmp_path / "log.jsonl").read_text()
 
     before = run(4)
@@ -110,6 +109,10 @@ def test_the_latest_state_can_be_read_without_training(straight):
     assert latest_state(folder / "nowhere", blank) is None
 
 
+def _square(params, batch, key):
+    return (params["w"] ** 2).sum(), {}
+
+
 def _transform():
     return adamw(warmup_cosine(1e-2, 1000, warmup=10))
 
@@ -134,7 +137,7 @@ def test_keys_differ_between_steps_and_metrics_reach_the_log(tmp_path):
 def test_the_given_parameters_survive_the_run(tmp_path):
     params = {"w": jnp.ones(3)}
     fit(
-        lambda p, batch, key: ((p["w"] ** 2).sum(), {}), params, optax.sgd(0.1), lambda step: None,
+        _square, params, optax.sgd(0.1), lambda step: None,
         steps=2, folder=tmp_path,
     )  # fmt: skip
     np.testing.assert_array_equal(params["w"], 1.0)

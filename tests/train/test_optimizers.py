@@ -5,7 +5,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinfer.train.optimizers import adamw, decayed, muon, warmup_cosine
+from jaxinfer.train.optimizers import (
+    adamw,
+    decayed,
+    muon,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 
 def test_the_schedule_rises_to_its_peak_and_falls_to_a_tenth():
@@ -19,6 +25,13 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_a_tenth():
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup"):
         warmup_cosine(1e-3, 10, warmup=10)
+
+
+def test_a_stable_schedule_is_independent_of_the_run_length_until_it_falls_to_zero():
+    short = warmup_stable_decay(1e-3, 100, warmup=10, decay=0.2)
+    long = warmup_stable_decay(1e-3, 900, warmup=10, decay=0.2)
+    assert [float(short(s)) for s in range(80)] == [float(long(s)) for s in range(80)]
+    np.testing.assert_allclose([short(5), short(79), short(90), short(100)], [5e-4, 1e-3, 5e-4, 0])
 
 
 def test_norms_and_biases_do_not_decay():

@@ -1,0 +1,27 @@
+"""What all tests share: run-time shape checks, the CPU, a compilation cache, a tiny model.
+
+Shapes and dtypes of annotated functions are checked by beartype in every test: the import hook must
+come before the first import of jaxinfer, so it stands here. Broadcasts between ranks are errors.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault(
+    # Kept between runs: most of the time of a fresh run is compilation.
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"jaxinfer-tests-{os.getuid()}" / "programs"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["jaxinfer", "pallas_kernels"], "beartype.beartype")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
