@@ -1,7 +1,7 @@
 """What all tests share: run-time shape checks, the CPU, a compilation cache, a tiny model.
 
 Shapes and dtypes of annotated functions are checked by beartype in every test: the import hook must
-come before the first import of jaxinfer, so it stands here. Broadcasts between ranks are errors.
+come before the first import of jaxinfer, so it stands here.
 """
 
 import os
@@ -20,8 +20,4 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["jaxinfer", "pallas_kernels"], "beartype.beartype")
-
-import jax
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook(["jaxinfer", "pallas_kernels"], "tests.checking.checked")

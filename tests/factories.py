@@ -1,4 +1,4 @@
-"""Tiny random language models, one per kind of architecture, and a tokenizer whose text is scripted.
+"""Tiny random language models, one per kind of architecture, and one whose text is scripted.
 
 Everything is cached: tests that use the same model share its compiled programs.
 """
@@ -94,7 +94,7 @@ def random_tokens(batch: int, size: int, seed: int = 0, vocab: int = BASE.vocab_
 
 
 class PieceTokenizer:
-    """Token i stands for the bytes `pieces[i]`; the two ids behind them are BOS and EOS, no text."""
+    """Token i stands for the bytes `pieces[i]`; the two ids behind are BOS and EOS, no text."""
 
     chat_template = None
 

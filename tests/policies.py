@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxinfer.cache.base import Geometry, Policy
 from jaxinfer.cache.presets import full
+from tests.factories import MODELS
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ MATRIX = (Case(easy=full, hard=full, bytes_per_row=full_bytes),)
 MAIN_MODELS = ("llama", "mpt")
 
 
-def settings(models: tuple[str, ...]) -> list[tuple[str, str, Policy]]:
-    """(model, "policy-setting", policy) of every combination; a setting that equals another is left out."""
+def settings() -> list[tuple[str, str, Policy]]:
+    """(model, "policy-setting", policy) of every combination; equal settings appear once."""
     out = []
     for case in MATRIX:
         made = {"easy": case.easy(), "hard": case.hard()}
         if made["easy"] == made["hard"]:
             del made["hard"]
-        for model in models:
+        for model in MODELS:
             if model not in case.refuses:
                 out += [(model, f"{case.name}-{name}", policy) for name, policy in made.items()]
     return out

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jaxinfer.config import ModelConfig, RopeConfig
 
 END = "<|endoftext|>"
+END_ID = 0
 # How often each source's training part appears in one pass; pages of reference lists are left out.
 MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil": 2}
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
@@ -88,7 +89,7 @@ def prepare(run: Path, texts: Path | None, sources: list[str], vocab_size: int) 
         row = np.asarray(tokenizer.encode(text).ids, np.uint16)
         rows += [row] * MIXTURE.get(source, 1)
     order = np.random.default_rng(DATA_SEED).permutation(len(rows))
-    count = write_tokens(run / "tokens.bin", (rows[i] for i in order), tokenizer.token_to_id(END))
+    count = write_tokens(run / "tokens.bin", (rows[i] for i in order), END_ID)
     typer.echo(f"{count} training tokens in {len(rows)} documents")
 
 
@@ -108,7 +109,7 @@ def model_config(vocab_size: int, width: int, layers: int, context: int) -> Mode
         max_positions=context,
         rope=RopeConfig(theta=10000.0, rotary_dim=32),
         tie_embeddings=True,
-        eos_token_ids=(0,),
+        eos_token_ids=(END_ID,),
     )
 
 
@@ -137,7 +138,7 @@ def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: i
         ]
         if documents:
             loss = held_out_loss(
-                cfg, params, documents, length=cfg.max_positions, end=0, max_windows=windows
+                cfg, params, documents, length=cfg.max_positions, end=END_ID, max_windows=windows
             )
             results[source] = {
                 "documents": loss.documents,
@@ -158,7 +159,7 @@ def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict):
     from jaxinfer.io.tokenizer import Tokenizer
 
     backend = Backend.from_file(str(run / "tokenizer.json"))
-    tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(0,))
+    tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(END_ID,))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance))
     return params

@@ -26,6 +26,7 @@ from jaxinfer.compile.program import Program
 TARGETS = Path(__file__).parent / "targets"
 SPILLS_ARE_ERRORS = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
 _PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+_MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _SKIP_CHECK = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 
 
@@ -87,7 +88,8 @@ def compile_for(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = _jitted(function, static_argnames, donate_argnames).trace(*args, **kwargs)
         lowered = traced.lower(lowering_platforms=("cuda",))
-        return lowered.compile(compiler_options=compiler_options)
+        with _not_stored():
+            return lowered.compile(compiler_options=compiler_options)
 
 
 def lower_for_cuda(
@@ -102,6 +104,17 @@ def lower_for_cuda(
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         traced = _jitted(function, static_argnames, donate_argnames).trace(*args, **kwargs)
         return traced.lower(lowering_platforms=("cuda",))
+
+
+@contextlib.contextmanager
+def _not_stored() -> Iterator[None]:
+    """No persistent compilation cache: what is written without a device cannot be read back."""
+    before = getattr(jax.config, _MIN_SECONDS)
+    jax.config.update(_MIN_SECONDS, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(_MIN_SECONDS, before)
 
 
 def _jitted(

@@ -9,8 +9,9 @@ floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ class Sampler:
     temperature: 0 is greedy. top_k: keep the k likeliest, 0 keeps all. top_p: keep the likeliest tokens
     whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the best.
     repetition_penalty: divides positive and multiplies negative logits of tokens already in the prompt
-    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs.
+    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend)
+    pairs or a mapping; kept as sorted pairs.
     """
 
     temperature: float = 0.0
@@ -36,11 +38,12 @@ class Sampler:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = field(default=())
+    logit_bias: Any = ()
 
     def __post_init__(self):
-        if isinstance(self.logit_bias, dict):
-            object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias.items())))
+        bias = self.logit_bias
+        pairs = bias.items() if isinstance(bias, Mapping) else bias
+        object.__setattr__(self, "logit_bias", tuple(sorted(tuple(pair) for pair in pairs)))
         checks = (
             (self.temperature >= 0, "temperature must be 0 (greedy) or positive", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (all) or positive", self.top_k),

@@ -31,7 +31,7 @@ _UNBOUNDED_FILTERS = ("center", "indent", "batch", "slice", "wordwrap", "xmlattr
 
 def render_chat(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Any,
     *,
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
@@ -134,7 +134,7 @@ def _environment() -> Any:
                         _check_size(_size(text) * times)
             elif operator == "%" and isinstance(left, str):
                 _check_format(left)
-            if operator in ("*", "**") and all(isinstance(side, int) for side in (left, right)):
+            if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
                 bits = left.bit_length() * (right if operator == "**" else 1)
                 _check_size(bits + right.bit_length())
             return super().call_binop(context, operator, left, right)

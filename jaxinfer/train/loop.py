@@ -45,8 +45,8 @@ def make_update(loss: Loss, transform: optax.GradientTransformation):
         key = jax.random.fold_in(state.key, state.step)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(update, donate_argnums=0)
@@ -79,10 +79,12 @@ def fit(
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if snapshots and on_snapshot is None:
-        raise ValueError(
-            "snapshots were asked for without on_snapshot; pass a function to store them"
-        )
+    if on_snapshot is None:
+        if snapshots:
+            raise ValueError(
+                "snapshots were asked for without on_snapshot; pass a function for them"
+            )
+        on_snapshot = _ignore
     # Donation takes the buffers away, so the caller keeps the originals.
     state = new_state(jax.tree.map(jnp.array, params), transform, seed)
     update = make_update(loss, transform)
@@ -129,10 +131,14 @@ def latest_state(folder: Path, like: TrainState) -> TrainState | None:
         return None if manager.latest_step() is None else _restore(manager, like)
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log."""
     text = (Path(folder) / "log.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _ignore(step: int, params: Params) -> None:
+    del step, params
 
 
 def _manager(folder: Path, keep: int | None):

@@ -5,6 +5,8 @@ alone. Muon (arXiv 2502.16982) needs fewer steps on a small budget of tokens; it
 matrices are [in, out] kernels. Anything else is an ordinary Optax transform for `loop.fit`.
 """
 
+from typing import Any
+
 import jax
 import optax
 
@@ -72,7 +74,7 @@ def muon(
     """
     from optax import contrib
 
-    def dimensions(params: Params) -> Params:
+    def dimensions(params: Any) -> Any:
         def of(path, leaf):
             names = {getattr(entry, "key", None) for entry in path}
             is_kernel = leaf.ndim == 2 and not names & {"embed", "head"}

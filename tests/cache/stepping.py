@@ -1,14 +1,14 @@
-"""Advancing a cache through jitted steps, as the cache tests do it; few shapes, so few compilations."""
+"""Advances a cache through jitted steps of few shapes, so that the cache tests compile little."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.factories import CONFIGS, params_of
 
 from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
 from jaxinfer.models import stack
+from tests.factories import CONFIGS, params_of
 
 CHUNK = 8  # tokens of a padded step
 
@@ -60,7 +60,7 @@ class Stepper:
         )
 
     def step(self, cache: Cache, tokens, count=None, size: int = CHUNK):
-        """The cache after `tokens[b, :count[b]]`, padded to `size`, and the logits of all of them."""
+        """The cache after `tokens[b, :count[b]]`, padded to `size`, and the logits of all."""
         tokens = np.asarray(tokens)
         count = np.full(len(tokens), tokens.shape[1]) if count is None else np.asarray(count)
         padded = np.full((len(tokens), size), 1, np.int32)

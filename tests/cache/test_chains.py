@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.factories import CONFIGS, MODELS, random_tokens
-from tests.policies import MAIN_MODELS, MATRIX, settings
-from tests.cache.stepping import Stepper, assert_same, close, row_of
 
 from jaxinfer.cache.base import bytes_of, chain_context
 from jaxinfer.cache.presets import full
 from jaxinfer.decode.engine import grow
 from jaxinfer.models.stack import cache_geometry
+from tests.cache.stepping import Stepper, assert_same, close, row_of
+from tests.factories import CONFIGS, MODELS, random_tokens
+from tests.policies import MAIN_MODELS, MATRIX, settings
 
 LENGTH = 24
-ALL = [pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings(MODELS)]
-MAIN = [
-    pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings(MAIN_MODELS)
-]
+ALL = [pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings()]
+MAIN = [param for param in ALL if param.values[0] in MAIN_MODELS]
 EASY = [
     pytest.param(model, case.easy(), id=f"{model}-{case.name}")
     for case in MATRIX
@@ -79,9 +77,7 @@ def test_ragged_rows_equal_every_row_alone(model, policy):
                 alone, logits = stepper.step(alone, tokens[b : b + 1, first : first + count])
                 expected.append(logits[0])
             first += count
-        np.testing.assert_allclose(
-            np.concatenate(found[b]), np.concatenate(expected), **close()
-        )
+        np.testing.assert_allclose(np.concatenate(found[b]), np.concatenate(expected), **close())
         assert int(cache.length[b]) == int(alone.length[0]) == counts[:, b].sum()
 
 

@@ -1,21 +1,19 @@
-"""Trees of fresh tokens: every root-to-leaf path equals a chain, and a ragged commit equals history."""
+"""Trees of fresh tokens: a root-to-leaf path equals a chain, its commit equals linear history."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.factories import MODELS, random_tokens
-from tests.policies import settings
-from tests.cache.stepping import Stepper, close
 
 from jaxinfer.cache.base import StepContext, chain_context
+from tests.cache.stepping import Stepper, close
+from tests.factories import random_tokens
+from tests.policies import settings
 
 PARENT = np.array([-1, 0, 0, 1, 1, 2, 5, 6])
 PATHS = ((0, 1, 3), (0, 1, 4), (0, 2, 5, 6, 7))
 HISTORY = 17
-CASES = [
-    pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings(MODELS)
-]
+CASES = [pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings()]
 
 
 def ancestors_or_self() -> np.ndarray:
@@ -78,9 +76,7 @@ def test_a_ragged_commit_of_paths_continues_like_linear_history(model, policy):
         take[row, : counts[row]] = path[: counts[row]]
     logits, fresh = stepper.read(cache, nodes, tree_context(cache.length))
     drawn = jnp.argmax(logits[:, 0], axis=-1)
-    after = stepper.commit(
-        cache, fresh, jnp.asarray(take), jnp.asarray(counts, jnp.int32), drawn
-    )
+    after = stepper.commit(cache, fresh, jnp.asarray(take), jnp.asarray(counts, jnp.int32), drawn)
     linear = cache
     for i in range(max(counts)):
         tokens = [[nodes[row, take[row, i]]] for row in range(2)]

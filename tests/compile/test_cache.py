@@ -21,7 +21,11 @@ jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()
 def run(tmp_path, *args, **environment):
     import os
 
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAXINFER"))}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT", "JAXINFER"))
+    }
     env |= {"JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)} | environment
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(

@@ -67,3 +67,14 @@ def test_without_the_plugin_the_reason_names_the_command(monkeypatch):
             gpu_target.compile_for(jnp.sin, jnp.ones(3))
     finally:
         gpu_target.unavailable_reason.cache_clear()
+
+
+@pytest.mark.gpu_compile
+@needs_compiler
+def test_programs_for_other_devices_are_not_stored_in_the_compilation_cache(recwarn):
+    leaf = jax.ShapeDtypeStruct((1237,), jnp.float32)  # a size that nothing else compiles
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    for _ in range(2):
+        gpu_target.compile_for(jnp.cosh, leaf)
+    assert [w for w in recwarn if "compilation cache" in str(w.message)] == []
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before

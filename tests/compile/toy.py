@@ -19,7 +19,7 @@ def other_arguments(batch=2, kv_heads=2, width=16, dtype=jnp.float32):
 def attend(query, keys, values, live, transposed=True):
     layout = "bkhs" if transposed else "bksh"
     scores = jnp.einsum(f"bkh,{layout}->bks", query, keys, preferred_element_type=jnp.float32)
-    visible = jnp.arange(values.shape[2]) < live[:, None, None]
+    visible = jnp.arange(values.shape[2])[None, None] < live[:, None, None]
     weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
     return jnp.einsum("bks,bksh->bkh", weights.astype(values.dtype), values).astype(query.dtype)
 

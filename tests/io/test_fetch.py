@@ -144,6 +144,7 @@ def test_two_processes_may_fetch_at_once(index, tmp_path):
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == ["tiny"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["_download", "_extract", "_convert"])
 def test_a_kill_inside_each_stage_of_a_fetch_leaves_no_model(index, tmp_path, stage):
     import json

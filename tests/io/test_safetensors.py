@@ -1,4 +1,4 @@
-"""Hugging Face folders load exactly, from one file or shards, in any dtype, without extra memory."""
+"""Hugging Face folders load exactly, from one file or shards, in any dtype, in little memory."""
 
 import json
 import subprocess

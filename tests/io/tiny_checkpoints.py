@@ -1,4 +1,4 @@
-"""Tiny checkpoints made in code: a Llama of two layers as a Hugging Face folder and as a GGUF file."""
+"""Tiny checkpoints made in code: a two-layer Llama as a Hugging Face folder and as a GGUF file."""
 
 import json
 import struct

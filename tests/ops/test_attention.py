@@ -224,7 +224,12 @@ def test_bfloat16_keys_and_values_accumulate_in_float32():
         setattr(problem, name, rounded)
         setattr(exact, name, np.asarray(rounded, np.float32))
     partial = partial_attention(
-        SPEC, problem.q, problem.k, problem.v, jnp.asarray(problem.distance), jnp.asarray(problem.visible)
+        SPEC,
+        problem.q,
+        problem.k,
+        problem.v,
+        jnp.asarray(problem.distance),
+        jnp.asarray(problem.visible),
     )
     assert {x.dtype for x in partial} == {jnp.dtype("float32")}
     # only the probabilities are rounded to bfloat16: 2^-9 relative each

@@ -58,20 +58,22 @@ def test_gradients_are_clipped_to_the_global_norm():
     big = {"a": jnp.full(3, 300.0), "b": jnp.full((2, 2), 400.0)}
     _, state = transform.update(big, transform.init(params), params)
     (moments,) = [s for s in _states(state) if isinstance(s, optax.ScaleByAdamState)]
-    np.testing.assert_allclose(optax.global_norm(moments.mu), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.norm(moments.mu), 1.0, rtol=1e-5)
 
 
 def test_muon_makes_kernel_updates_orthogonal_and_leaves_embeddings_to_adam():
     params = {"embed": {"tokens": jnp.zeros((8, 4))}, "q": {"kernel": jnp.zeros((4, 4))}}
     grads = {
-        "embed": {"tokens": jnp.ones((8, 4)).at[0].set(-1.0)},
+        "embed": {"tokens": jnp.ones((8, 4)).at[0].set(-5.0)},
         "q": {"kernel": jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))},
     }
     transform = muon(1.0, clip=None)
     updates, _ = transform.update(grads, transform.init(params), params)
     scales = np.linalg.svd(updates["q"]["kernel"], compute_uv=False)
     assert scales.min() > 0.5 * scales.max()  # Newton-Schulz brings all singular values near one
-    np.testing.assert_allclose(np.abs(updates["embed"]["tokens"]), 1.0, rtol=1e-3)
+    # Adam's first step: one size for all entries, whatever the gradient's.
+    sizes = np.abs(updates["embed"]["tokens"])
+    np.testing.assert_allclose(sizes, sizes[0, 0], rtol=1e-5)
 
 
 def _states(state):
