@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, with an int welcome where a float is expected."""
+"""The run-time type checker of the tests: beartype, where an int will do for a float."""
 
 from beartype import BeartypeConf, beartype
 

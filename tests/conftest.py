@@ -20,4 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jaxtyping import install_import_hook
 
+from tests import checking  # noqa: F401 (the hook looks it up by name)
+
 install_import_hook(["jaxinfer", "pallas_kernels"], "tests.checking.checked")
+
+collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module names collide

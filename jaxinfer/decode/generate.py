@@ -14,6 +14,7 @@ from jaxinfer.cache.base import Cache, Policy, bytes_of
 from jaxinfer.cache.presets import resolve
 from jaxinfer.compile import memory
 from jaxinfer.decode.engine import (
+    CHUNK,
     SMALLEST_CAPACITY,
     bucket,
     grow,
@@ -281,15 +282,14 @@ def check_fits(lm: Any, policy: Policy, batch: int, capacity: int, tokens: int) 
     cfg = lm.config
     geometry = cache_geometry(cfg, capacity, lm.engine.dtype)
     per_row = sum(tier.bytes_per_row(geometry) for tier in policy.tiers) * cfg.num_layers
-    chunk = min(tokens, 512)
-    widest = max(2 * cfg.intermediate_size, cfg.num_heads * min(chunk + capacity, chunk + 512))
-    memory.check_fits(
-        {
-            "cache": batch * per_row,
-            "logits": 4 * batch * cfg.vocab_size * 3,
-            "temporaries": 4 * batch * chunk * widest * 3,
-        }
+    parts = memory.estimate(
+        cfg,
+        cache_bytes=batch * per_row,
+        batch=batch,
+        tokens=min(tokens, CHUNK),
+        block=geometry.block or capacity,
     )
+    memory.check_fits(parts)
 
 
 def parse_options(options: dict[str, Any]) -> Options:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinfer.cache.base import Cache, chain_context
+from jaxinfer.compile.layout import row_major
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
 from jaxinfer.models.stack import commit, forward, unembed
@@ -100,7 +101,11 @@ def decode(
     def unfinished(state: DecodeState) -> Array:
         return (state.steps < end) & ~state.done.all()
 
-    return jax.lax.while_loop(unfinished, lambda s: step(cfg, params, requests, s), state)
+    def body(state: DecodeState) -> DecodeState:
+        state = step(cfg, params, requests, state)
+        return replace(state, cache=replace(state.cache, layers=row_major(state.cache.layers)))
+
+    return jax.lax.while_loop(unfinished, body, state)
 
 
 def score(

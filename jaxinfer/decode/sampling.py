@@ -29,8 +29,8 @@ class Sampler:
     temperature: 0 is greedy. top_k: keep the k likeliest, 0 keeps all. top_p: keep the likeliest tokens
     whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the best.
     repetition_penalty: divides positive and multiplies negative logits of tokens already in the prompt
-    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend)
-    pairs or a mapping; kept as sorted pairs.
+    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs or
+    a mapping; kept as sorted pairs.
     """
 
     temperature: float = 0.0
@@ -49,7 +49,11 @@ class Sampler:
             (self.top_k >= 0, "top_k must be 0 (all) or positive", self.top_k),
             (0 < self.top_p <= 1, "top_p must be in (0, 1]", self.top_p),
             (0 <= self.min_p <= 1, "min_p must be in [0, 1]", self.min_p),
-            (self.repetition_penalty > 0, "repetition_penalty must be positive", self.repetition_penalty),
+            (
+                self.repetition_penalty > 0,
+                "repetition_penalty must be positive",
+                self.repetition_penalty,
+            ),
         )
         for holds, message, value in checks:
             if not holds:  # NaN fails every check too
@@ -59,7 +63,9 @@ class Sampler:
                 raise ValueError(f"{name} must be finite, got inf")
         for token, value in self.logit_bias:
             if not value < math.inf:  # -inf forbids the token; NaN fails too
-                raise ValueError(f"logit_bias of token {token} must be a number below inf, got {value}")
+                raise ValueError(
+                    f"logit_bias of token {token} must be a number below inf, got {value}"
+                )
 
     def log_probs(
         self, logits: Float[Array, "... V"], counts: Int[Array, "... V"] | None = None
@@ -110,7 +116,9 @@ class SamplerRows:
         for sampler in samplers:
             for token, _ in sampler.logit_bias:
                 if not 0 <= token < vocab_size:
-                    raise ValueError(f"logit_bias names token {token}; the vocabulary has {vocab_size}")
+                    raise ValueError(
+                        f"logit_bias names token {token}; the vocabulary has {vocab_size}"
+                    )
         width = max(len(s.logit_bias) for s in samplers)
         width = 0 if width == 0 else 1 << (width - 1).bit_length()
         padded = [
@@ -139,7 +147,9 @@ class SamplerRows:
             ),
         )
 
-    def adjusted(self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Float[Array, "B V"]:
+    def adjusted(
+        self, logits: Float[Array, "B V"], seen: Bool[Array, "B _"]
+    ) -> Float[Array, "B V"]:
         """Logits after bias and repetition penalty; greedy takes the best of these."""
         logits = logits.astype(jnp.float32)
         if self.features.bias:
@@ -151,7 +161,9 @@ class SamplerRows:
             logits = jnp.where(seen, punished, logits)
         return logits
 
-    def log_probs(self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Float[Array, "B V"]:
+    def log_probs(
+        self, logits: Float[Array, "B V"], seen: Bool[Array, "B _"]
+    ) -> Float[Array, "B V"]:
         """Per row, what `Sampler.log_probs` promises."""
         logits = self.adjusted(logits, seen)
         best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
@@ -173,7 +185,9 @@ class SamplerRows:
             x = jnp.where(x >= jnp.log(self.min_p)[:, None], x, EXCLUDED)
         return jnp.where(temperature > 0, jax.nn.log_softmax(x, axis=-1), greedy)
 
-    def sample(self, keys: Array, logits: Float[Array, "B V"], seen: Bool[Array, "B V"]) -> Int[Array, " B"]:
+    def sample(
+        self, keys: Array, logits: Float[Array, "B V"], seen: Bool[Array, "B _"]
+    ) -> Int[Array, " B"]:
         """One token per row; `keys` [B] are PRNG keys, so a row's draw is its own."""
         if not self.features.sample:
             return jnp.argmax(self.adjusted(logits, seen), axis=-1).astype(jnp.int32)

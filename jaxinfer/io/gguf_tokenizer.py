@@ -112,7 +112,7 @@ def _byte_level(
     metadata: dict[str, Any], tokens: list[str], where: str
 ) -> tokenizers.Tokenizer | None:
     name = metadata.get("tokenizer.ggml.pre", "default")
-    name = ALIASES.get(name, name)
+    name = ALIASES.get(name, name) if isinstance(name, str) else repr(name)
     if name in ("smollm", "codeshell", "exaone", "starcoder", "refact", "command-r"):
         first = pre_tokenizers.Digits(individual_digits=True)
         rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

