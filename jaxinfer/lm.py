@@ -25,7 +25,7 @@ from jaxinfer.decode.session import Session
 from jaxinfer.models.stack import forward
 from jaxinfer.typing import Params
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import typer
 
+from jaxinfer.cli.bench import bench
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
 from jaxinfer.cli.env import env
@@ -21,7 +22,7 @@ from jaxinfer.cli.info import info
 from jaxinfer.cli.score import score
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
-VERBS = (generate, chat, score, convert, info, env)
+VERBS = (generate, chat, score, convert, info, bench, env)
 
 app = typer.Typer(
     name="jaxinfer",

@@ -5,6 +5,7 @@ the repository is checked out and says so elsewhere.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,9 @@ def bench(
         rounds=rounds,
         torch=torch,
         seed=seed,
-        **({} if results is None else {"results": results}),
     )
+    if results is not None:
+        options = replace(options, results=results)
     execute(name, options, as_json=json_)
 
 

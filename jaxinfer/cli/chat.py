@@ -8,8 +8,8 @@ know the template, and a restored session needs no list of its messages.
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -123,11 +123,12 @@ class Conversation:
             )
             return
         stream = self.session.stream(tokens, **self.settings)
-        with _interruptible() as interrupted, contextlib.closing(stream):
+        with _interruptible() as interrupted:
             for piece in stream:
                 print(piece, end="", flush=True)
                 if interrupted():
                     break
+            cast(Generator, stream).close()  # keeps what was generated so far
         print(flush=True)
 
     def turn(self, message: str) -> str:

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
     from jaxinfer.compile import gpu_target
     from jaxinfer.compile.cache import enable_persistent_cache
     from jaxinfer.compile.memory import host_available_bytes
-    from jaxinfer.io.model_index import MODELS, FolderModel, cache_folder
+    from jaxinfer.io.model_index import MODELS, cache_folder
 
     programs = enable_persistent_cache()
     models = cache_folder() / "models"
@@ -62,14 +62,30 @@ def environment() -> dict[str, Any]:
         "gpu_compiler": gpu_target.unavailable_reason() or "available",
         "model_cache": str(models),
         "program_cache": None if programs is None else str(programs),
-        "models": {
-            name: isinstance(model, FolderModel) or (models / name).is_dir()
-            for name, model in MODELS.items()
-        },
+        "models": {name: _is_here(name) for name in MODELS},
         "extras": {name: all(map(_installed, needs)) for name, needs in EXTRAS.items()},
         "versions": {name: _version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def _is_here(name: str) -> bool:
+    """Whether a named model can be loaded without fetching it."""
+    from jaxinfer.io.model_index import (
+        MODELS,
+        FolderModel,
+        ModelUnavailable,
+        cache_folder,
+        committed_folder,
+    )
+
+    model = MODELS[name]
+    if not isinstance(model, FolderModel):
+        return (cache_folder() / "models" / name).is_dir()
+    try:
+        return committed_folder(model).is_dir()
+    except ModelUnavailable:
+        return False
 
 
 def _installed(module: str) -> bool:

@@ -2,14 +2,15 @@
 
 Each turn reads only its own tokens. A session can be forked, serve as the common prefix of a batch
 (`lm.generate(prompts, prefix=session)`), and be saved and restored. The token generated last is
-`pending` (so is the last one of an appended turn): the cache holds everything before it, the next turn
-reads it first.
+`pending` (so is the last one of an appended turn): the cache holds everything before it, the next
+turn reads it first.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from jaxinfer.cache.base import Cache, Policy
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, grow, repeat_rows
 from jaxinfer.decode.generate import STREAM_STEPS, Completion, Run, capacity_for, parse_options
+from jaxinfer.models.stack import cache_geometry
 
 FORMAT = "jaxinfer-session-1"
 
@@ -37,12 +39,15 @@ class Session:
         self.lm, self.policy = lm, policy
         self.tokens: list[int] = []  # in the cache
         self.pending: list[int] = []  # emitted or appended, not yet in the cache
-        self.cache: Cache = lm.engine.new_cache(policy, 1, SMALLEST_CAPACITY)
+        self.capacity = SMALLEST_CAPACITY
+        self.cache: Cache = lm.engine.new_cache(policy, 1, self.capacity)
 
     def encode(self, prompt: Any) -> list[int]:
         """Tokens of a further turn (the very first one is encoded like any prompt)."""
         started = bool(self.tokens or self.pending)
-        return [] if started and len(prompt) == 0 else self.lm.encode(prompt, continues=started)
+        if len(prompt) == 0 and (started or self.lm.tokenizer is None):
+            return [] if started else self.lm.encode([])
+        return self.lm.encode(prompt, continues=started)
 
     def append(self, prompt: Any) -> None:
         """Reads a turn into the cache."""
@@ -81,12 +86,13 @@ class Session:
         other = Session.__new__(Session)
         other.lm, other.policy = self.lm, self.policy
         other.tokens, other.pending = list(self.tokens), list(self.pending)
-        other.cache = repeat_rows(self.cache, 1)
+        other.capacity, other.cache = self.capacity, repeat_rows(self.cache, 1)
         return other
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` in all."""
-        self.cache = grow(self.cache, bucket(tokens, SMALLEST_CAPACITY))
+        self.capacity = max(self.capacity, bucket(tokens, SMALLEST_CAPACITY))
+        self.cache = grow(self.cache, self.capacity)
 
     def take_cache(self) -> Cache:
         """The cache, to be donated; the session has none until it is given one back."""
@@ -100,8 +106,9 @@ class Session:
         from safetensors.numpy import save_file
 
         path = Path(path)
-        arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(self.cache))}
-        state = {"tokens": self.tokens, "pending": self.pending}
+        leaves = [np.asarray(x) for x in jax.tree.leaves(self.cache)]
+        arrays = {str(i): x.view(_file_dtype(x.dtype)) for i, x in enumerate(leaves)}
+        state = {"tokens": self.tokens, "pending": self.pending, "capacity": self.capacity}
         meta = self._identity() | {"state": json.dumps(state)}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -122,26 +129,33 @@ class Session:
                 for name, mine in session._identity().items():
                     if meta.get(name) != mine:
                         raise ValueError(
-                            f"session file {path} has {name} {meta.get(name)!r}, this model and policy "
-                            f"have {mine!r}; restore it with what saved it"
+                            f"it has {name} {meta.get(name)!r}, this model and policy have {mine!r}; "
+                            "restore it with what saved it"
                         )
                 state = json.loads(meta["state"])
-                arrays = [jnp.asarray(file.get_tensor(str(i))) for i in range(len(file.keys()))]
-        except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"cannot read session file {path}: {error}") from None
-        session.tokens, session.pending = state["tokens"], state["pending"]
-        session.reserve(len(session.tokens))
-        leaves, tree = jax.tree.flatten(session.cache)
-        if len(leaves) != len(arrays):
-            raise ValueError(f"session file {path} has {len(arrays)} arrays, expected {len(leaves)}")
-        for mine, array in zip(leaves, arrays, strict=True):
-            if mine.dtype != array.dtype or mine.ndim != array.ndim:
+                tokens, pending = list(state["tokens"]), list(state["pending"])
+                session.capacity = int(state["capacity"])
+                lm.encode(tokens + pending, continues=True)
+                arrays = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+            session.cache = session._filled(arrays)
+            if session.cache.length.tolist() != [len(tokens)]:
                 raise ValueError(
-                    f"session file {path} holds {array.dtype}{array.shape} where this back end keeps "
-                    f"{mine.dtype}{mine.shape}; restore it on the kind of device that saved it"
+                    f"its cache holds {session.cache.length} tokens, not {len(tokens)}"
                 )
-        session.cache = jax.tree.unflatten(tree, arrays)
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise ValueError(f"cannot read session file {path}: {error}") from None
+        session.tokens, session.pending = tokens, pending
         return session
+
+    def _filled(self, arrays: list[np.ndarray]) -> Cache:
+        """A cache of the session's capacity with these leaves."""
+        new = partial(self.lm.engine.new_cache, self.policy, 1, self.capacity)
+        leaves, tree = jax.tree.flatten(jax.eval_shape(new))
+        expected = [(leaf.shape, _file_dtype(leaf.dtype)) for leaf in leaves]
+        if expected != [(x.shape, x.dtype) for x in arrays]:
+            raise ValueError("its arrays are not those of such a cache")
+        filled = [jnp.asarray(x.view(leaf.dtype)) for x, leaf in zip(arrays, leaves, strict=True)]
+        return jax.tree.unflatten(tree, filled)
 
     def _identity(self) -> dict[str, str]:
         """What must agree between saving and restoring."""
@@ -154,12 +168,15 @@ class Session:
             "model": hashlib.sha256(model).hexdigest()[:16],
             "policy": repr(self.policy),
             "dtype": self.lm.engine.dtype,
+            "layout": cache_geometry(self.lm.config, 1).key_layout,
         }
 
     def _run(self, prompt: Any, options: dict[str, Any]) -> Run:
         opts = parse_options({**options, "prefix": self})
         if opts.samples != 1:
-            raise ValueError(f"a session holds one text, got samples={opts.samples}; fork it instead")
+            raise ValueError(
+                f"a session holds one text, got samples={opts.samples}; fork it instead"
+            )
         run = Run(self.lm, [prompt], opts, consume=True)
         if not run.prompts[0]:
             raise ValueError("nothing to continue: append a prompt before generating")
@@ -170,10 +187,15 @@ class Session:
             return
         written = int(run.state.written[0])
         new = np.asarray(run.state.tokens)[0, :written].tolist()
-        self.cache = run.state.cache
+        self.cache, self.capacity = run.state.cache, max(self.capacity, run.capacity)
         # The loop read every emitted token but the last one.
         self.tokens = self.tokens + run.prompts[0] + new[:-1]
         self.pending = new[-1:]
+
+
+def _file_dtype(dtype: Any) -> np.dtype:
+    """The dtype in files: numpy's reader does not know bfloat16, so its bits are kept."""
+    return np.dtype(np.uint16 if dtype == jnp.bfloat16 else dtype)
 
 
 def _steps(run: Run, steps: int) -> int:

@@ -35,7 +35,7 @@ def family_for(model_type: str) -> Family:
     return _BY_TYPE[model_type]
 
 
-def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
+def config_from_hf(hf: Any) -> ModelConfig:
     """The `ModelConfig` of a parsed config.json; ValueError for all that is wrong or missing."""
     if not isinstance(hf, dict) or hf.get("model_type") is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Sessions: a live cache gives what one long prompt gives, and survives forks, files and failures."""
+"""Sessions: a live cache gives what one long prompt gives; forks, files and failures keep it so."""
 
 import json
 import os
@@ -179,6 +179,20 @@ def test_a_grown_session_survives_a_file(lm, tmp_path):
     assert lm.restore(tmp_path / "x").generate(**NEW).tokens == session.generate(**NEW).tokens
 
 
+def test_bfloat16_in_the_gpu_layout_survives_a_file_that_the_cpu_refuses(tmp_path, monkeypatch):
+    lm = LM(CONFIGS["llama"], params_of("llama", "bfloat16"))
+    with monkeypatch.context() as patch:
+        patch.setattr("jax.default_backend", lambda: "gpu")
+        session = lm.session()
+        session.append(A)
+        session.save(tmp_path / "x")
+        restored = lm.restore(tmp_path / "x")
+        assert restored.cache.layers[0][0].k.dtype == "bfloat16"
+        assert restored.generate(**NEW).tokens == session.generate(**NEW).tokens
+    with pytest.raises(ValueError, match="has layout 'BKSH'.* have 'BKHS'"):
+        lm.restore(tmp_path / "x")
+
+
 def test_saving_does_not_change_the_session_and_leaves_one_file(lm, saved):
     assert [path.name for path in saved.parent.iterdir()] == ["chat.session"]
 
@@ -251,6 +265,7 @@ def larger(data):
         {"state": lambda state: {**state, "tokens": state["tokens"] * 30}},
         {"state": lambda state: {**state, "tokens": state["tokens"][:-1]}},
         {"state": lambda state: {**state, "pending": [61]}},
+        {"state": lambda state: {**state, "capacity": 1 << 40}},
         {"state": lambda state: {"tokens": []}},
         {"state": lambda state: "x"},
     ],
@@ -262,6 +277,7 @@ def larger(data):
         "too many tokens",
         "too few tokens",
         "token outside the vocabulary",
+        "forged capacity",
         "no pending",
         "no mapping",
     ],

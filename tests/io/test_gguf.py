@@ -8,8 +8,10 @@ from test_safetensors import same
 from tiny_checkpoints import CONFIG, finish, gguf_file, gguf_writer, hf_folder, tensors
 
 from jaxinfer.io.gguf import GGUFFile
+from jaxinfer.io.gguf_config import hf_config
 from jaxinfer.io.gguf_tokenizer import tokenizer_from_metadata
 from jaxinfer.io.load import load_checkpoint
+from jaxinfer.models.registry import config_from_hf
 
 Q = gguf.GGMLQuantizationType
 SMALL = {
@@ -316,3 +318,17 @@ def test_closing_a_file_leaves_loaded_parameters_alive(tmp_path):
     params = load_checkpoint(gguf_file(tmp_path / "m.gguf"), "float32").params
     (tmp_path / "m.gguf").unlink()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("value", [-1, 2**31, 1.5, float("nan"), "x", True, [1, 2], ["a"], []])
+def test_metadata_of_a_wrong_type_is_refused_or_harmless(tmp_path, value):
+    good = GGUFFile(gguf_file(tmp_path / "m.gguf"))
+    shapes = {name: tensor.shape for name, tensor in good.tensors.items()}
+    for key in good.metadata:
+        metadata = good.metadata | {key: value}
+        try:
+            config_from_hf(hf_config(metadata, shapes, None, "m.gguf"))
+            tokenizer_from_metadata(metadata, "m.gguf")
+        except ValueError as error:
+            assert "\n" not in str(error)

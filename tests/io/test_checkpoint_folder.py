@@ -194,3 +194,18 @@ def test_the_command_converts_and_answers_bad_input_with_one_line(tmp_path):
     assert load_checkpoint(tmp_path / "out", "bfloat16").config.num_layers == 2
     bad = CliRunner().invoke(app, [str(tmp_path / "nothing"), str(tmp_path / "out2")])
     assert bad.exit_code == 2 and "no model" in bad.output
+
+
+@pytest.mark.slow
+def test_smollm2_loads_from_the_cache_in_under_a_second_and_a_half():
+    from jaxinfer.io.model_index import cache_folder
+
+    folder = cache_folder() / "models" / "smollm2-135m"
+    if not module.is_checkpoint(folder):
+        pytest.skip("SmolLM2 is not in the cache")
+    code = "import time, sys, jaxinfer.io.load as io; t = time.perf_counter();"
+    code += "io.load_checkpoint(sys.argv[1], 'float32'); print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code, str(folder)]
+    times = [float(subprocess.check_output(command, text=True)) for _ in range(3)]
+    # the fastest of three: other jobs share the two cores
+    assert min(times) < 1.5

@@ -1,0 +1,54 @@
+"""The command as a process of its own: exit codes, pipes, Ctrl-C, what is imported."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+COMMAND = [sys.executable, "-c", "import sys; from jaxinfer.cli import main; sys.exit(main())"]
+
+
+def test_bad_input_prints_no_traceback():
+    done = subprocess.run(
+        [*COMMAND, "generate", "x", "--model", "/no/such"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_quiet(model):
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "--raw", "x", "--model", model, "-n", "40"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    message = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141 and message == b""
+
+
+def test_ctrl_c_ends_quietly_with_130(model):
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "--raw", "x", "--model", model, "-n", "3000"]
+        + ["--logit-bias", "257=-inf"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)  # it has begun to write
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130 and message == b""
+
+
+def test_no_verb_is_imported_with_heavy_packages():
+    code = (
+        "import sys, jaxinfer.cli; "
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'orbax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
