@@ -18,9 +18,9 @@ RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 class RopeConfig:
     """Rotary embedding (arXiv 2104.09864) of the first `rotary_dim` channels, half-split order.
 
-    `scaling` names the context extension: "linear" divides positions by `factor`; "llama3" slows only
-    low frequencies; "yarn" (arXiv 2309.00071) blends both by wave length and multiplies queries and
-    keys by `attention_factor`.
+    `scaling` names the context extension: "linear" divides positions by `factor`; "llama3" slows
+    only low frequencies; "yarn" (arXiv 2309.00071) blends both by wave length and multiplies
+    queries and keys by `attention_factor`.
     """
 
     theta: float = 10000.0
@@ -93,9 +93,16 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in (
-            "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
-        ).split():
+        for name in [
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_positions",
+        ]:
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and not isinstance(value, bool) and value > 0,
@@ -129,7 +136,8 @@ class ModelConfig:
                 f"sliding windows must be positive or None, got {self.sliding_windows}",
             )
         _require(
-            not self.shared_norm or self.parallel_block, "shared_norm is only for parallel_block=True"
+            not self.shared_norm or self.parallel_block,
+            "shared_norm is only for parallel_block=True",
         )
 
     @property

@@ -1,8 +1,8 @@
 """`LM`: a model with its tokenizer, and what users do with it.
 
-    lm = ji.load("smollm2-135m")
-    out = lm.generate(["The capital of France is"], max_new_tokens=16)
-    out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
+lm = ji.load("smollm2-135m")
+out = lm.generate(["The capital of France is"], max_new_tokens=16)
+out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 """
 
 import math
@@ -62,9 +62,7 @@ class LM:
         self.engine = Engine(self.config, self.params)
         self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], **options: Any
-    ) -> list[Completion]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
         """Continues every prompt; see `jaxinfer.decode.generate.Options` for the options.
 
         Returns one `Completion` per prompt and sample, samples of a prompt next to each other.
@@ -126,7 +124,11 @@ class LM:
         return Score(tokens, np.concatenate(found).tolist(), cache_bytes, chunk)
 
     def warmup(
-        self, prompt_lengths: Sequence[int] = (64,), batch: int = 1, max_new_tokens: int = 64, **options: Any
+        self,
+        prompt_lengths: Sequence[int] = (64,),
+        batch: int = 1,
+        max_new_tokens: int = 64,
+        **options: Any,
     ) -> float:
         """Compiles what such a generation needs; returns the seconds it took."""
         before = self.engine.compile_s
@@ -162,7 +164,9 @@ class LM:
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """The text of a conversation in the model's chat template."""
         if self.tokenizer is None or self.tokenizer.chat_template is None:
-            raise ValueError(f"model {self.name or 'without a name'} has no chat template; use generate")
+            raise ValueError(
+                f"model {self.name or 'without a name'} has no chat template; use generate"
+            )
         return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
 
 
@@ -170,4 +174,3 @@ def _is_one_prompt(prompts: Any) -> bool:
     return isinstance(prompts, str) or (
         len(prompts) > 0 and all(isinstance(p, int | np.integer) for p in prompts)
     )
-

@@ -1,8 +1,9 @@
-"""One layer's attention over what its policy stores and the fresh tokens, and the commit of the latter.
+"""One layer's attention over what its policy stores and the fresh tokens, and the commit of the
+latter.
 
 This is all an attention block knows of a cache. `attend` rotates the queries once per query phase,
-merges the partials of all segments and of the fresh block, and returns the fresh tokens as the policy
-stores them. `commit_layer` pushes accepted tokens through the tiers.
+merges the partials of all segments and of the fresh block, and returns the fresh tokens as the
+policy stores them. `commit_layer` pushes accepted tokens through the tiers.
 """
 
 import jax
@@ -89,9 +90,7 @@ def attend(
     mass = None
     if policy.observe:
         lse = log_sum_exp(partial)
-        parts = [
-            s.key_mass(spec, queries[s.query_phase], q_pos, see_stored, lse) for s in segments
-        ]
+        parts = [s.key_mass(spec, queries[s.query_phase], q_pos, see_stored, lse) for s in segments]
         parts.append(key_mass(spec, *fresh, lse))
         mass = jnp.where(ctx.valid[:, None, :, None], jnp.concatenate(parts, axis=-1), 0.0)
     stored_k = fresh_k if policy.positions == "absolute" else k

@@ -1,10 +1,11 @@
 """The cache protocol: read, merge, commit.
 
-A forward pass *reads*: attention merges the partial softmax states of every `Segment` that a layer's
-tiers store with that of the call's fresh tokens, and returns those as `Items`. Nothing is written.
-`commit` then *pushes* the accepted fresh tokens into the first tier; what a tier evicts it spills
-into the next. Prefill, chunked prefill, decode, tree verification and training are one code path
-with another `StepContext`. A tier sees one layer; the cache is a tuple of per-layer states.
+A forward pass *reads*: attention merges the partial softmax states of every `Segment` that a
+layer's tiers store with that of the call's fresh tokens, and returns those as `Items`. Nothing is
+written. `commit` then *pushes* the accepted fresh tokens into the first tier; what a tier evicts
+it spills into the next. Prefill, chunked prefill, decode, tree verification and training are one
+code path with another `StepContext`. A tier sees one layer; the cache is a tuple of per-layer
+states.
 """
 
 from collections.abc import Callable
@@ -43,9 +44,9 @@ class Geometry:
 class StepContext:
     """Where the fresh tokens of one call stand.
 
-    Fresh token i of row b has position `length[b] + offset[b, i]`. In a chain `offset` counts up and
-    `visible` is None (token i sees tokens j <= i). In a tree `offset` is the depth, `visible` the
-    ancestors-or-self and `parent` the index of each node's parent (for recurrent mixers).
+    Fresh token i of row b has position `length[b] + offset[b, i]`. In a chain `offset` counts up
+    and `visible` is None (token i sees tokens j <= i). In a tree `offset` is the depth, `visible`
+    the ancestors-or-self and `parent` the index of each node's parent (for recurrent mixers).
     `reads` is False when every row is empty, so that stored segments need not be read at all.
     """
 
@@ -89,8 +90,8 @@ class Items:
 class Segment(Protocol):
     """Stored tokens that queries can attend to.
 
-    `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass` take
-    `see(k_pos) -> bool`, the visibility by position of `jaxinfer.cache.attend`.
+    `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass`
+    take `see(k_pos) -> bool`, the visibility by position of `jaxinfer.cache.attend`.
     """
 
     query_phase: QueryPhase
@@ -137,7 +138,8 @@ class Policy:
     """Which tiers a cache has and how positions are chosen; static, compared by value.
 
     `chunk_invariant`: prefill in chunks of any size gives the same result. `lossless_under_tree`:
-    committing several tokens at once equals committing them one by one. Tests hold a policy to both.
+    committing several tokens at once equals committing them one by one. Tests hold a policy to
+    both.
     """
 
     name: str
@@ -175,8 +177,8 @@ class Cache:
 def write_index(index: Array, capacity: int, after: Array) -> Array:
     """`index` (at most `capacity`, which means "drop"), made to depend on `after`.
 
-    XLA writes a buffer in place only if it can prove that all reads come first; a data dependency on
-    something computed from the reads proves it. `after` is such a thing: integers that are never
+    XLA writes a buffer in place only if it can prove that all reads come first; a data dependency
+    on something computed from the reads proves it. `after` is such a thing: integers that are never
     negative (sampled tokens), or floats. The value is unchanged, also when `after` is NaN.
     """
     integer = jnp.issubdtype(after.dtype, jnp.integer)

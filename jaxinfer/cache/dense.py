@@ -61,7 +61,9 @@ class DenseSegment:
             take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, first, block, axis)  # noqa: E731
             new = (first + jnp.arange(block)) >= i * block
             ok = take(self.ok, 2) & new
-            return merge(partial, attend(take(self.k, key_axis), take(self.v, 2), take(self.pos, 2), ok))
+            return merge(
+                partial, attend(take(self.k, key_axis), take(self.v, 2), take(self.pos, 2), ok)
+            )
 
         return jax.lax.fori_loop(start, (self.stop + block - 1) // block, body, empty_partial(q))
 

@@ -1,7 +1,7 @@
 """Cache policies by name, as users choose them.
 
-Every preset is a function that returns a frozen `Policy`; `resolve` also takes the names of the command
-line and mappings such as `{"name": "full"}`.
+Every preset is a function that returns a frozen `Policy`; `resolve` also takes the names of the
+command line and mappings such as `{"name": "full"}`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ PRESETS: dict[str, Callable[..., Policy]] = {"full": full}
 
 
 def resolve(policy: Policy | str | Mapping[str, Any] | None) -> Policy:
-    """A policy from a policy, a preset's name, a mapping with `name` and arguments, or None (full)."""
+    """A policy from a policy, a preset's name, a mapping with `name` and arguments, or None
+    (full)."""
     if policy is None:
         return full()
     if isinstance(policy, Policy):

@@ -59,9 +59,11 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at exit; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _leave_pipe()
+    except SystemExit as end:  # typer's own answer to a broken pipe
+        if isinstance(end.__context__, BrokenPipeError):
+            return _leave_pipe()
+        raise
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _refuse(f"{error.strerror or error}{where}")
@@ -75,6 +77,12 @@ def _run(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "jaxinfer"
         return _refuse(f"{format_message().rstrip('.')}; see {path} --help")
+
+
+def _leave_pipe() -> int:
+    # The interpreter flushes standard output once more at exit; give it somewhere to go.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def _refuse(message: str) -> int:

@@ -47,10 +47,16 @@ class Engine:
                 name="prefill",
             ),
             "begin": Program(
-                loop.begin, static_argnames=("size",), donate_argnames=("cache", "seen"), name="begin"
+                loop.begin,
+                static_argnames=("size",),
+                donate_argnames=("cache", "seen"),
+                name="begin",
             ),
             "decode": Program(
-                loop.decode, static_argnames=("cfg", "step"), donate_argnames=("state",), name="decode"
+                loop.decode,
+                static_argnames=("cfg", "step"),
+                donate_argnames=("state",),
+                name="decode",
             ),
             "score": Program(
                 loop.score, static_argnames=("cfg",), donate_argnames=("cache",), name="score"
@@ -68,7 +74,11 @@ class Engine:
         return str(self.params["embed"]["tokens"].dtype)
 
     def new_cache(
-        self, policy: Policy | tuple[Policy, ...], batch: int, capacity: int, dtype: str | None = None
+        self,
+        policy: Policy | tuple[Policy, ...],
+        batch: int,
+        capacity: int,
+        dtype: str | None = None,
     ) -> Cache:
         return init_cache(self.config, self.params, policy, batch, capacity, dtype or self.dtype)
 
@@ -88,7 +98,9 @@ class Engine:
             )  # fmt: skip
         return cache, logits
 
-    def begin(self, cache: Cache, logits: Leaf, requests: Requests, seen: Leaf, size: int) -> DecodeState:
+    def begin(
+        self, cache: Cache, logits: Leaf, requests: Requests, seen: Leaf, size: int
+    ) -> DecodeState:
         return self.programs["begin"](cache, logits, seen, requests, size=bucket(size, 16))
 
     def decode(
@@ -115,7 +127,11 @@ def padded(rows: Sequence[Sequence[int]], size: int) -> Leaf:
 
 
 def make_requests(
-    samplers: list[Sampler], seeds: list[int], limits: list[int], stop_tokens: Sequence[int], vocab: int
+    samplers: list[Sampler],
+    seeds: list[int],
+    limits: list[int],
+    stop_tokens: Sequence[int],
+    vocab: int,
 ) -> Requests:
     """Rows draw from their own seed, so a row's text does not depend on its neighbours."""
     width = bucket(len(stop_tokens), 1)

@@ -1,4 +1,5 @@
-"""Generation for users: batches of unequal prompts, samples, stop strings, streaming, statistics."""
+"""Generation for users: batches of unequal prompts, samples, stop strings, streaming,
+statistics."""
 
 import time
 import warnings
@@ -55,8 +56,8 @@ class Stats(Mapping):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """`finish_reason`: "eos" (a stop token, which is the last token), "stop" (a stop string; the text
-    ends before it) or "length". `log_probs` are the model's own, before sampler settings."""
+    """`finish_reason`: "eos" (a stop token, which is the last token), "stop" (a stop string; the
+    text ends before it) or "length". `log_probs` are the model's own, before sampler settings."""
 
     text: str
     tokens: list[int]
@@ -69,8 +70,8 @@ class Completion:
 class Options:
     """Options of `LM.generate` and `LM.stream`.
 
-    policy: cache policy (`ji.full()`, a name, a mapping). sampler, max_new_tokens, seed: one, or a list
-    with one per prompt; a prompt's text depends on its own seed only. samples: completions per
+    policy: cache policy (`ji.full()`, a name, a mapping). sampler, max_new_tokens, seed: one, or a
+    list with one per prompt; a prompt's text depends on its own seed only. samples: completions per
     prompt, sample i of seed s draws from seed s + i. stop: strings that end the text. ignore_eos:
     go on to the limit. prefix: a `Session` whose tokens come before every prompt, read only once.
     draft, sparsity: methods of other modules.
@@ -91,7 +92,9 @@ class Options:
     def __post_init__(self):
         for name in ("draft", "sparsity"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported by this model object")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not supported by this model object"
+                )
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
 
@@ -305,6 +308,7 @@ def _each(value: Any, count: int, kind: type, name: str) -> list:
         return [value] * count
     values = list(value)
     if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} prompts; give one or one each")
+        raise ValueError(
+            f"{name} has {len(values)} entries for {count} prompts; give one or one each"
+        )
     return values
-

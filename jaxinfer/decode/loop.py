@@ -1,8 +1,8 @@
 """The compiled programs of generation: prefill a chunk, draw the first token, loop.
 
 `decode` is one `lax.while_loop` over a step; streaming calls the same program for a few steps at a
-time. A step reads the last token, draws the next and commits the token that was read, in this order:
-the draw is what orders the cache writes behind the reads.
+time. A step reads the last token, draws the next and commits the token that was read, in this
+order: the draw is what orders the cache writes behind the reads.
 """
 
 import math
@@ -49,7 +49,8 @@ def begin(
     requests: Requests,
     size: int,
 ) -> DecodeState:
-    """A decode state with the first token drawn from the prompt's logits; room for `size` tokens."""
+    """A decode state with the first token drawn from the prompt's logits; room for `size`
+    tokens."""
     batch = logits.shape[0]
     state = DecodeState(
         cache=cache,

@@ -26,10 +26,10 @@ EXCLUDED = -jnp.inf
 class Sampler:
     """How the next token is drawn.
 
-    temperature: 0 is greedy. top_k: keep the k likeliest, 0 keeps all. top_p: keep the likeliest tokens
-    whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the best.
-    repetition_penalty: divides positive and multiplies negative logits of tokens already in the prompt
-    or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs or
+    temperature: 0 is greedy. top_k: keep the k likeliest, 0 keeps all. top_p: keep the likeliest
+    tokens whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the
+    best. repetition_penalty: divides positive and multiplies negative logits of tokens already in
+    the prompt or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs or
     a mapping; kept as sorted pairs.
     """
 
@@ -72,8 +72,8 @@ class Sampler:
     ) -> Float[Array, "... V"]:
         """Log-probabilities of the next token; excluded tokens get -inf.
 
-        `counts` says how often each token occurred so far (only for the repetition penalty). Greedy is
-        the distribution with all mass on the best token, the first of equals.
+        `counts` says how often each token occurred so far (only for the repetition penalty).
+        Greedy is the distribution with all mass on the best token, the first of equals.
 
         >>> import jax.numpy as jnp
         >>> Sampler(temperature=1.0, top_k=2).log_probs(jnp.array([0.0, 1.0, 2.0])).round(3)
@@ -201,8 +201,8 @@ def _keep_top(
 ) -> Float[Array, "B V"]:
     """`x` where it reaches the largest threshold with at least `wanted` weight on or above it.
 
-    Non-positive floats order as the reverse of their bit patterns without the sign, so bisection over
-    31 bits finds the exact threshold.
+    Non-positive floats order as the reverse of their bit patterns without the sign, so bisection
+    over 31 bits finds the exact threshold.
     """
     code = jax.lax.bitcast_convert_type(-x, jnp.int32)  # x <= 0: a larger code is a smaller x
     code = jnp.where(x == 0, 0, code)  # -0.0 and 0.0 alike

@@ -1,4 +1,5 @@
-"""Tokens to text while they arrive: whole UTF-8 characters only, stop strings across token borders."""
+"""Tokens to text while they arrive: whole UTF-8 characters only, stop strings across token
+borders."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -12,8 +13,8 @@ class Decoder(Protocol):
 class TextStream:
     """Turns one row's tokens into text pieces.
 
-    A piece never ends inside a character, nor inside what may become a stop string. `stopped` is set
-    when a stop string appeared; the text ends before it.
+    A piece never ends inside a character, nor inside what may become a stop string. `stopped` is
+    set when a stop string appeared; the text ends before it.
     """
 
     def __init__(self, tokenizer: Decoder, stop: Sequence[str] = ()):

@@ -187,7 +187,8 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 def _with_record(provenance: dict[str, Any]) -> dict[str, Any]:
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # names only: a checkpoint that is passed on should not tell where its maker keeps files
+        "command": [Path(word).name if os.path.isabs(word) else word for word in sys.argv],
         "versions": {name: _version(name) for name in PACKAGES},
     }
     return record | provenance

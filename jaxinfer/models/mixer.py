@@ -1,7 +1,7 @@
 """The token mixer of a layer: attention here; recurrent mixers implement the same protocol.
 
-`read` never writes. It returns the mixed activations and what this call adds ("fresh"), and `commit`
-later brings the accepted part of it into the layer's state.
+`read` never writes. It returns the mixed activations and what this call adds ("fresh"), and
+`commit` later brings the accepted part of it into the layer's state.
 """
 
 from typing import Protocol, runtime_checkable
@@ -68,7 +68,11 @@ class Attention:
                 y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
             return y.transpose(0, 2, 1, 3)
 
-        q, k, v = heads("q", cfg.num_heads), heads("k", cfg.num_kv_heads), heads("v", cfg.num_kv_heads)
+        q, k, v = (
+            heads("q", cfg.num_heads),
+            heads("k", cfg.num_kv_heads),
+            heads("v", cfg.num_kv_heads),
+        )
         spec = attention_spec(cfg, layer)
         y, fresh = attend(policy, spec, state, params.get("cache"), q, k, v, ctx, phases)
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)

@@ -9,8 +9,8 @@
      "final_norm": like attn_norm,
      "head": {"kernel": [D, V], "bias": [V]?}, absent when tied (a tied head reads embed.tokens)}
 
-Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled decode
-step copies them (design notes in the README).
+Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled
+decode step copies them (design notes in the README).
 """
 
 import math

@@ -1,8 +1,8 @@
 """The decoder-only transformer: embed, blocks, unembed, and the commit of what a call added.
 
-Pure functions over (config, parameters, tokens, cache). Layers are a Python loop: one array per layer,
-nothing sliced, nothing copied. `embed`, `blocks` and `unembed` are separate so that a pipeline stage
-can run a part of them.
+Pure functions over (config, parameters, tokens, cache). Layers are a Python loop: one array per
+layer, nothing sliced, nothing copied. `embed`, `blocks` and `unembed` are separate so that a
+pipeline stage can run a part of them.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,14 @@ def init_cache(
     dtype: str = "float32",
     backend: str | None = None,
 ) -> Cache:
-    """An empty cache for `batch` rows of at most `capacity` tokens; one policy, or one per layer."""
+    """An empty cache for `batch` rows of at most `capacity` tokens; one policy, or one per
+    layer."""
     if isinstance(policies, Policy):
         policies = (policies,) * cfg.num_layers
     if len(policies) != cfg.num_layers:
-        raise ValueError(f"got {len(policies)} policies for {cfg.num_layers} layers; give one or one each")
+        raise ValueError(
+            f"got {len(policies)} policies for {cfg.num_layers} layers; give one or one each"
+        )
     geometry = cache_geometry(cfg, capacity, dtype, backend)
     layers = tuple(
         mixer_of(layer)[1].init(cfg, policy, geometry, batch)
@@ -89,7 +92,9 @@ def forward(
     batch, size = tokens.shape
     if cache is None:
         empty = jnp.zeros((batch,), jnp.int32)
-        cache = Cache(length=empty, layers=((),) * cfg.num_layers, policies=(NO_CACHE,) * cfg.num_layers)
+        cache = Cache(
+            length=empty, layers=((),) * cfg.num_layers, policies=(NO_CACHE,) * cfg.num_layers
+        )
     if ctx is None:
         ctx = chain_context(cache.length, jnp.full((batch,), size, jnp.int32), size)
     x = embed(cfg, params, tokens, ctx)
@@ -167,10 +172,12 @@ def commit(
     count: Int[Array, " B"],
     after: Array,
 ) -> Cache:
-    """The cache after row b's fresh tokens `take[b, :count[b]]` (None: the first ones) were accepted.
+    """The cache after row b's fresh tokens `take[b, :count[b]]` (None: the first ones) were
+    accepted.
 
-    `after` is any array computed from the forward's output, such as the sampled tokens: it orders the
-    writes behind the reads (`jaxinfer.cache.base.write_index`), without it XLA copies the cache.
+    `after` is any array computed from the forward's output, such as the sampled tokens: it orders
+    the writes behind the reads (`jaxinfer.cache.base.write_index`), without it XLA copies the
+    cache.
     """
     layers = []
     for layer, state, policy, added in zip(
@@ -181,5 +188,8 @@ def commit(
             mixer.commit(cfg, policy, layer[name], state, added, cache.length, take, count, after)
         )
     return Cache(
-        length=cache.length + count, layers=tuple(layers), shared=cache.shared, policies=cache.policies
+        length=cache.length + count,
+        layers=tuple(layers),
+        shared=cache.shared,
+        policies=cache.policies,
     )

@@ -8,7 +8,9 @@ from jaxinfer.config import Norm
 from jaxinfer.typing import Params
 
 
-def norm(params: Params, x: Float[Array, "... D"], *, kind: Norm, eps: float) -> Float[Array, "... D"]:
+def norm(
+    params: Params, x: Float[Array, "... D"], *, kind: Norm, eps: float
+) -> Float[Array, "... D"]:
     """`x` normalised over its last axis, scaled and (where the parameters have a bias) shifted."""
     y = x.astype(jnp.float32)
     if kind == "layer":

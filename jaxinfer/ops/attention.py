@@ -1,8 +1,8 @@
 """Attention as a merge of partial softmax states.
 
-A `Partial` is what one segment of keys contributes to a softmax: the weighted value sum, the running
-maximum and the running normaliser, all float32. `merge` is associative, so stored tokens, packed
-tokens and the fresh tokens of a call are attended to apart and merged (flash decoding, arXiv
+A `Partial` is what one segment of keys contributes to a softmax: the weighted value sum, the
+running maximum and the running normaliser, all float32. `merge` is associative, so stored tokens,
+packed tokens and the fresh tokens of a call are attended to apart and merged (flash decoding, arXiv
 2311.01282, section 3). Extra letter: J keys of one segment, G query heads per key/value head.
 Queries come grouped, [B, K, G, T, H]. The matrix products read keys and values in their storage
 dtype and accumulate in float32.
@@ -11,7 +11,6 @@ dtype and accumulate in float32.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,7 +29,8 @@ class Partial(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """What one layer's scores look like: scale, soft cap, sliding window and ALiBi slopes per head."""
+    """What one layer's scores look like: scale, soft cap, sliding window and ALiBi slopes per
+    head."""
 
     scale: float
     softcap: float | None = None
@@ -73,8 +73,8 @@ def scores(
 ) -> Float[Array, "B K G T J"]:
     """Scaled dot products, soft-capped and ALiBi-biased; `distance` is query minus key position.
 
-    ALiBi is `-slope * distance` (arXiv 2108.12409), which equals the usual bias by key position up to
-    a constant that the softmax removes.
+    ALiBi is `-slope * distance` (arXiv 2108.12409), which equals the usual bias by key position up
+    to a constant that the softmax removes.
     """
     dims = "bkgth,bkhj->bkgtj" if layout == "BKHS" else "bkgth,bkjh->bkgtj"
     s = jnp.einsum(dims, q, k, preferred_element_type=jnp.float32) * spec.scale
@@ -116,8 +116,8 @@ def key_mass(
 ) -> Float[Array, "B K T J"]:
     """The probability that each query gives each key, summed over the group's query heads.
 
-    A second pass over the keys once the log-sum-exp over all segments is known; the sum over all keys
-    of all segments is G for every query.
+    A second pass over the keys once the log-sum-exp over all segments is known; the sum over all
+    keys of all segments is G for every query.
     """
     s = scores(spec, q, k, distance, layout)
     return jnp.where(visible, jnp.exp(s - lse[..., None]).sum(axis=2), 0.0)

@@ -7,6 +7,7 @@ import sys
 import time
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxinfer.cli import main; sys.exit(main())"]
+NEVER_ENDING = ("--logit-bias", "257=-inf")
 
 
 def test_bad_input_prints_no_traceback():
@@ -32,8 +33,7 @@ def test_a_closed_pipe_is_quiet(model):
 
 def test_ctrl_c_ends_quietly_with_130(model):
     process = subprocess.Popen(
-        [*COMMAND, "generate", "--raw", "x", "--model", model, "-n", "3000"]
-        + ["--logit-bias", "257=-inf"],
+        [*COMMAND, "generate", "x", "--raw", "--model", model, "-n", "3000", *NEVER_ENDING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
