@@ -14,6 +14,12 @@ Positions = Literal["rope", "learned", "alibi", "none"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers"),
+    *("num_heads", "num_kv_heads", "head_dim", "max_positions"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary embedding (arXiv 2104.09864) of the first `rotary_dim` channels, half-split order.
@@ -93,16 +99,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in [
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "max_positions",
-        ]:
+        for name in _SIZES:
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and not isinstance(value, bool) and value > 0,
@@ -114,7 +111,8 @@ class ModelConfig:
         )
         _require(
             (self.positions == "rope") == (self.rope is not None),
-            f"positions={self.positions!r} and rope={self.rope!r} disagree: give rope exactly for 'rope'",
+            f"positions={self.positions!r} and rope={self.rope!r} disagree: "
+            "give rope exactly for 'rope'",
         )
         if self.rope is not None:
             _require(
@@ -129,7 +127,8 @@ class ModelConfig:
         if self.sliding_windows is not None:
             _require(
                 len(self.sliding_windows) == self.num_layers,
-                f"sliding_windows has {len(self.sliding_windows)} entries for {self.num_layers} layers",
+                f"sliding_windows has {len(self.sliding_windows)} entries "
+                f"for {self.num_layers} layers",
             )
             _require(
                 all(w is None or w > 0 for w in self.sliding_windows),

@@ -67,8 +67,7 @@ class LM:
 
         Returns one `Completion` per prompt and sample, samples of a prompt next to each other.
         """
-        rows = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return generation.generate(self, rows, **options)
+        return generation.generate(self, _rows(prompts), **options)
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """Yields the continuation's text as it grows; close the iterator to cancel."""
@@ -102,8 +101,7 @@ class LM:
             chunk = CHUNK if policy.chunk_invariant else 1
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-        rows = [texts] if _is_one_prompt(texts) else list(texts)
-        return [self._score(self.encode(text), policy, chunk) for text in rows]
+        return [self._score(self.encode(text), policy, chunk) for text in _rows(texts)]
 
     def _score(self, tokens: list[int], policy: Policy, chunk: int) -> Score:
         if len(tokens) < 2:
@@ -170,7 +168,9 @@ class LM:
         return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
 
 
-def _is_one_prompt(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (
+def _rows(prompts: Any) -> list[Any]:
+    """A list of prompts from one prompt or several."""
+    one = isinstance(prompts, str) or (
         len(prompts) > 0 and all(isinstance(p, int | np.integer) for p in prompts)
     )
+    return [prompts] if one else list(prompts)

@@ -30,7 +30,7 @@ def rotations(policy: Policy, rope: RopeConfig | None, ctx: StepContext) -> Rota
     """The rotation of every query phase; computed once per forward pass, shared by its layers."""
     if rope is None:
         return {"absolute": None, "in_cache": None}
-    phases = {"absolute": rotation(rope, ctx.positions)}
+    phases: Rotations = {"absolute": rotation(rope, ctx.positions)}
     if policy.positions == "in_cache":
         phases["in_cache"] = rotation(rope, policy.in_cache_positions(ctx))
     return phases

@@ -94,7 +94,8 @@ class Segment(Protocol):
     take `see(k_pos) -> bool`, the visibility by position of `jaxinfer.cache.attend`.
     """
 
-    query_phase: QueryPhase
+    @property
+    def query_phase(self) -> QueryPhase: ...
 
     def partial(self, spec, q: Array, q_pos: Array, see: Callable) -> Partial: ...
 

@@ -1,13 +1,16 @@
 """The parameter tree of a `ModelConfig`: its shapes, and a random initialisation.
 
     {"embed": {"tokens": [V, D], "positions": [P, D]?},
-     "layers": ({"attn_norm": {"scale": [D], "bias": [D]?},
-                 "attn": {"q": {"kernel": [D, N*H], "bias"?}, "k", "v": {"kernel": [D, K*H], "bias"?},
-                          "out": {"kernel": [N*H, D], "bias"?}, "q_norm", "k_norm": {"scale": [H]}?},
-                 "mlp_norm": like attn_norm, absent when `shared_norm`,
-                 "mlp": {"gate": {"kernel": [D, F], "bias"?}?, "up": {...}, "down": {"kernel": [F, D], ...}}}, ...),
-     "final_norm": like attn_norm,
-     "head": {"kernel": [D, V], "bias": [V]?}, absent when tied (a tied head reads embed.tokens)}
+     "layers": (LAYER, ...),
+     "final_norm": NORM,
+     "head": {"kernel": [D, V], "bias": [V]?}}     absent when tied: then embed.tokens serves
+    LAYER: {"attn_norm": NORM,
+            "attn": {"q": LINEAR [D, N*H], "k", "v": LINEAR [D, K*H], "out": LINEAR [N*H, D],
+                     "q_norm", "k_norm": {"scale": [H]}?},
+            "mlp_norm": NORM,                      absent when `shared_norm`
+            "mlp": {"gate": LINEAR [D, F]?, "up": LINEAR [D, F], "down": LINEAR [F, D]}}
+    LINEAR: {"kernel": [inputs, outputs], "bias": [outputs]?}
+    NORM: {"scale": [D], "bias": [D]?}
 
 Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled
 decode step copies them (design notes in the README).

@@ -54,8 +54,7 @@ def test_the_cache_holds_the_whole_conversation_as_the_template_writes_it(model)
             lm.tokenizer.encode(talk.turn("one"), add_special=False), max_new_tokens=3
         )
         if ends:
-            talk.session.append([0])
-            talk.session.pending = [257]
+            talk.session.append([0, 257])
         held = talk.session.tokens + talk.session.pending
         joined = lm.tokenizer.decode(held, skip_special=False) + talk.turn("two")
         said = lm.tokenizer.decode(reply.tokens + [0] * ends, skip_special=False)
