@@ -129,7 +129,8 @@ class Session:
                 for name, mine in session._identity().items():
                     if meta.get(name) != mine:
                         raise ValueError(
-                            f"it has {name} {meta.get(name)!r}, this model and policy have {mine!r}; "
+                            f"it has {name} {meta.get(name)!r}, this model and policy have "
+                            f"{mine!r}; "
                             "restore it with what saved it"
                         )
                 state = json.loads(meta["state"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.presets import full
+from jaxinfer.decode.generate import capacity_for
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
@@ -87,14 +88,7 @@ def test_any_32_bit_seed_is_taken(lm, seed):
     assert len(lm.generate(PROMPTS[0], max_new_tokens=12, sampler=WARM, seed=seed)[0].tokens) == 12
 
 
-def test_samples_draw_from_consecutive_seeds(lm):
-    options = {"max_new_tokens": 12, "sampler": WARM}
-    samples = lm.generate(PROMPTS[:1], samples=3, seed=20, **options)
-    for i, sample in enumerate(samples):
-        assert sample.tokens == lm.generate(PROMPTS[0], seed=20 + i, **options)[0].tokens
-
-
-def test_samples_of_a_prompt_stand_next_to_each_other(lm):
+def test_samples_stand_next_to_each_other_and_draw_from_consecutive_seeds(lm):
     options = {"max_new_tokens": 12, "sampler": WARM}
     found = lm.generate(PROMPTS[:2], samples=2, seed=[5, 50], **options)
     expected = [
@@ -105,7 +99,7 @@ def test_samples_of_a_prompt_stand_next_to_each_other(lm):
 
 
 def test_limits_and_samplers_may_differ_by_row(lm):
-    limits, samplers = [3, 12, 1], [Sampler(), WARM, Sampler(temperature=0.5)]
+    limits, samplers = [3, 12, 1], [Sampler(), WARM, replace(WARM, temperature=0.5)]
     found = lm.generate(PROMPTS, max_new_tokens=limits, sampler=samplers, seed=4)
     for i, out in enumerate(found):
         alone = lm.generate(PROMPTS[i], max_new_tokens=12, sampler=samplers[i], seed=4)[0]
@@ -114,7 +108,7 @@ def test_limits_and_samplers_may_differ_by_row(lm):
 
 
 def test_a_repetition_penalty_sees_prompt_and_output(lm):
-    never_again = Sampler(repetition_penalty=1e9, logit_bias={i: 100.0 for i in range(61)})
+    never_again = replace(WARM, repetition_penalty=1e9, top_k=1)
     tokens = lm.generate(PROMPTS[1], max_new_tokens=12, sampler=never_again)[0].tokens
     assert len(set(tokens)) == 12 and not set(tokens) & set(PROMPTS[1])
 
@@ -213,11 +207,11 @@ def test_learned_positions_reach_their_last_one():
 def test_rotary_models_warn_beyond_their_positions():
     cfg = replace(CONFIGS["llama"], max_positions=16)
     lm = LM(cfg, params_of("llama"))
-    with pytest.warns(UserWarning, match="exceed the model's 16 positions"):
-        lm.generate([[1] * 10], max_new_tokens=12)
+    with pytest.warns(UserWarning, match="10 context . 12 new .* the model's 16 positions"):
+        assert capacity_for(lm, 10, 12) == 64
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lm.generate([[1] * 10], max_new_tokens=6)
+        capacity_for(lm, 10, 6)
 
 
 def test_no_prompts_give_no_completions(lm):
@@ -228,12 +222,6 @@ def test_numpy_token_prompts_are_prompts(lm):
     expected = lm.generate(PROMPTS[0], max_new_tokens=12)[0].tokens
     assert lm.generate(np.asarray(PROMPTS[0]), max_new_tokens=12)[0].tokens == expected
     assert lm.generate([np.asarray(PROMPTS[0])], max_new_tokens=12)[0].tokens == expected
-
-
-def test_an_empty_prompt_becomes_bos_where_there_is_one():
-    lm = LM(replace(CONFIGS["llama"], bos_token_id=3), params_of("llama"))
-    out = lm.generate([[]], max_new_tokens=4)[0]
-    assert out.tokens == greedy(lm, [3], 4) and out.stats.prompt_tokens == 1
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,14 @@ def test_equal_logits_are_kept_or_cut_together():
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_the_mass():
-    for row in random_logits(32, seed=3):
+    logits = random_logits(32, seed=3)
+    found = Sampler(temperature=1.0, top_p=0.75).log_probs(jnp.asarray(logits))
+    for row, log_probs in zip(logits, found, strict=True):
         p = np.exp(row.astype(np.float64) - row.max())
         p /= p.sum()
         order = np.argsort(-p)
         needed = int(np.searchsorted(np.cumsum(p[order]), 0.75)) + 1
-        found = Sampler(temperature=1.0, top_p=0.75).log_probs(jnp.asarray(row))
-        assert set(np.flatnonzero(np.isfinite(found))) == set(order[:needed])
+        assert set(np.flatnonzero(np.isfinite(log_probs))) == set(order[:needed])
 
 
 def test_greedy_puts_all_mass_on_the_first_of_the_best_tokens():
@@ -173,7 +174,8 @@ def test_greedy_draws_ignore_the_key():
 
 
 def test_a_row_draws_the_same_alone_and_among_other_samplers():
-    settings = [Sampler(**setting) for setting in SETTINGS.values()]
+    names = ("temperature", "top_k", "top_p", "min_p of one", "penalty", "everything")
+    settings = [Sampler(), *(Sampler(**SETTINGS[name]) for name in names)]
     logits = jnp.asarray(random_logits(len(settings)))
     plan = SamplerRows.of(settings, V)
     keys = jax.vmap(jax.random.key)(jnp.arange(len(settings)))
