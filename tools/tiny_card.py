@@ -21,7 +21,7 @@ it knows nothing and follows no instructions. A base model: no chat template.
 | Context | {cfg.max_positions} tokens, RoPE theta {cfg.rope.theta:g} |
 | Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
 | Stored as | bfloat16, trained in float32 |
-| Training | {tokens:,} tokens in {steps:,} steps, Muon, final logged loss {loss:.3f} nats/token |
+| Training | {tokens:,} tokens in {steps:,} steps, Muon, mean loss of the last ten log lines {loss:.3f} nats/token |
 | Speed | {speed:,.0f} tokens/s on two busy CPU cores |
 | SHA-256 of the parameters | `{digest}` |
 
@@ -32,12 +32,12 @@ it knows nothing and follows no instructions. A base model: no chat template.
 {sources}
 
 Training uses only the training split of each source (`jaxinfer.train.texts`); of the Python
-documentation, the tutorial, how-tos, FAQ and language reference.
+documentation, the tutorial, how-tos, FAQ and language reference (held-out pages are of all parts).
 
 ## Held-out loss
 
-Whole documents never trained on, in windows of {cfg.max_positions} tokens, in float32. Each source
-is cut off after about {windows} windows.
+Whole documents never trained on, in windows of {cfg.max_positions} tokens, in float32, before the
+rounding to bfloat16. Each source is cut off after about {windows} windows.
 
 | Source | Documents | Tokens | Nats per token | Bits per byte |
 |---|---|---|---|---|

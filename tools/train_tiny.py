@@ -184,7 +184,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of parameters and order.")] = 0,
     save_every: Annotated[int, typer.Option(help="Updates between saved states.")] = 150,
     log_every: Annotated[int, typer.Option(help="Updates between log lines.")] = 10,
-    eval_windows: Annotated[int, typer.Option(help="Held-out windows per source, about.")] = 200,
+    eval_windows: Annotated[int, typer.Option(help="Held-out windows per source, about.")] = 40,
 ) -> None:
     """Trains the tiny Llama, or goes on with the run in RUN_DIR."""
     import jax
