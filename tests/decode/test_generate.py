@@ -29,7 +29,8 @@ def greedy(lm: LM, prompt: list[int], count: int) -> list[int]:
     for _ in range(count):
         padded = np.zeros((1, 48), np.int32)
         padded[0, : len(tokens)] = tokens
-        tokens.append(int(lm.logits(padded)[0, len(tokens) - 1].argmax()))
+        logits = np.asarray(lm.logits(padded))  # numpy: an index compiles nothing
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
 
