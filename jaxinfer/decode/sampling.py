@@ -76,8 +76,9 @@ class Sampler:
         Greedy is the distribution with all mass on the best token, the first of equals.
 
         >>> import jax.numpy as jnp
-        >>> Sampler(temperature=1.0, top_k=2).log_probs(jnp.array([0.0, 1.0, 2.0])).round(3)
-        Array([  -inf, -1.313, -0.313], dtype=float32)
+        >>> log_probs = Sampler(temperature=1.0, top_k=2).log_probs(jnp.array([0.0, 1.0, 2.0]))
+        >>> [round(float(x), 3) for x in log_probs]
+        [-inf, -1.313, -0.313]
         """
         shape = logits.shape
         rows = logits.reshape(-1, shape[-1])

@@ -25,7 +25,7 @@ FAMILIES: tuple[Family, ...] = (
 _BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
 
 
-def family_for(model_type: str) -> Family:
+def family_for(model_type: Any) -> Family:
     """The family of a config.json's `model_type`, which is also `ModelConfig.family`."""
     if not isinstance(model_type, str) or model_type not in _BY_TYPE:
         raise ValueError(
