@@ -304,6 +304,8 @@ def parse_options(options: dict[str, Any]) -> Options:
 
 
 def _each(value: Any, count: int, kind: type, name: str) -> list:
+    if kind is int and isinstance(value, np.integer):
+        value = int(value)
     if isinstance(value, kind):
         return [value] * count
     values = list(value)
