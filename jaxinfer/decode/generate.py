@@ -109,8 +109,7 @@ def generate(lm: Any, prompts: Sequence[Any], **options: Any) -> list[Completion
     if not prompts:
         return []
     run = Run(lm, prompts, opts)
-    whole = max(run.limits)
-    for _ in run.pieces(STREAM_STEPS * 2 if opts.stop_strings else whole):
+    for _ in run.pieces(max(run.limits)):
         pass
     return run.completions()
 
@@ -169,7 +168,11 @@ class Run:
         self._cache_bytes = 0
 
     def pieces(self, steps: int) -> Iterator[list[str]]:
-        """Runs to the end, `steps` model steps at a time, yielding each row's new text."""
+        """Runs to the end, `steps` model steps at a time, yielding each row's new text.
+
+        With stop strings one step at a time, so that no token behind a stop string is kept.
+        """
+        steps = 1 if any(self.opts.stop_strings) else steps
         engine = self.lm.engine
         self._compiled = engine.compile_s
         cache, logits = self._prefilled()

@@ -66,7 +66,7 @@ class Session:
     def generate(self, prompt: Any = "", **options: Any) -> Completion:
         """Appends `prompt`, generates, and keeps both; options as in `LM.generate`, one sample."""
         run = self._run(prompt, options)
-        for _ in run.pieces(_steps(run, max(run.limits))):
+        for _ in run.pieces(max(run.limits)):
             pass
         self._keep(run)
         return run.completions()[0]
@@ -75,7 +75,7 @@ class Session:
         """Like `generate`, yielding text; a cancelled stream keeps what was generated so far."""
         run = self._run(prompt, options)
         try:
-            for pieces in run.pieces(_steps(run, STREAM_STEPS)):
+            for pieces in run.pieces(STREAM_STEPS):
                 if pieces[0]:
                     yield pieces[0]
         finally:
@@ -197,12 +197,3 @@ class Session:
 def _file_dtype(dtype: Any) -> np.dtype:
     """The dtype in files: numpy's reader does not know bfloat16, so its bits are kept."""
     return np.dtype(np.uint16 if dtype == jnp.bfloat16 else dtype)
-
-
-def _steps(run: Run, steps: int) -> int:
-    """Model steps between two looks at the text; one with stop strings, so that a session does not
-    keep tokens that nobody saw."""
-    return 1 if run.opts.stop_strings else steps
-
-
-__all__ = ["Session"]
