@@ -6,7 +6,7 @@ print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
 from jaxinfer.cache.base import Policy
-from jaxinfer.cache.presets import full
+from jaxinfer.cache.presets import full, h2o, kivi, less, per_layer, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.generate import Completion
 from jaxinfer.decode.sampling import Sampler
@@ -26,5 +26,10 @@ __all__ = [
     "Score",
     "Session",
     "full",
+    "h2o",
+    "kivi",
+    "less",
     "load",
+    "per_layer",
+    "streaming",
 ]

@@ -63,6 +63,8 @@ class ModelConfig:
     Block: sequential `x += attn(norm(x)); x += mlp(norm(x))`, or with `parallel_block`
     `x += attn(norm(x)) + mlp(norm'(x))`, where `shared_norm` makes the two norms one.
     `sliding_windows[i]` is layer i's window w (a query at p sees keys in (p - w, p]), None = all.
+    With `sink_logits` every head has a logit that joins the softmax without a value; at 0 it is
+    SoftMax-off-by-one (arXiv 2309.17453, section 3.3).
     """
 
     family: str
@@ -94,6 +96,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...] | None = None
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_softcap: float | None = None
+    sink_logits: bool = False
     qkv_clip: float | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

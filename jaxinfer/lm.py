@@ -107,15 +107,17 @@ class LM:
         if len(tokens) < 2:
             raise ValueError(f"scoring needs at least 2 tokens, got {len(tokens)}")
         chunk = min(chunk, bucket(len(tokens), 1))
-        capacity = generation.capacity_for(self, len(tokens), 0)
+        policy = policy.sized(bucket(len(tokens), 1))
+        engine = self.engine.serving(policy)
+        capacity = generation.capacity_for(self, policy, len(tokens), 0)
         generation.check_fits(self, policy, 1, capacity, chunk)
-        cache = self.engine.new_cache(policy, 1, capacity)
+        cache = engine.new_cache(policy, 1, capacity)
         cache_bytes = bytes_of(cache.layers)
         found: list[np.ndarray] = []
         for first in range(0, len(tokens) - 1, chunk):
             piece, target = tokens[first : first + chunk], tokens[first + 1 : first + chunk + 1]
-            cache, log_probs = self.engine.programs["score"](
-                self.config, self.params, cache, padded([piece], chunk), padded([target], chunk),
+            cache, log_probs = engine.programs["score"](
+                self.config, engine.params, cache, padded([piece], chunk), padded([target], chunk),
                 jnp.asarray([len(piece)], jnp.int32),
             )  # fmt: skip
             found.append(np.asarray(log_probs)[0, : len(target)])

@@ -6,13 +6,20 @@ other chunkings, batches and trees. `bytes_per_row` is the documented formula of
 of one row and layer.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxinfer.cache.base import Geometry, Policy
-from jaxinfer.cache.presets import full
+from jaxinfer.cache.lowrank import LowRank
+from jaxinfer.cache.presets import full, h2o, kivi, streaming
+from jaxinfer.config import ModelConfig
+from jaxinfer.nn.feature_map import FeatureMaps
 from tests.factories import MODELS
 
 
@@ -33,20 +40,146 @@ def full_bytes(policy: Policy, geometry: Geometry) -> int:
     return 2 * geometry.num_kv_heads * geometry.head_dim * geometry.capacity * item
 
 
-MATRIX = (Case(easy=full, hard=full, bytes_per_row=full_bytes),)
+def slots_bytes(geometry: Geometry, slots: int, extra: int = 0) -> int:
+    """`slots` tokens in full precision, and `extra` bytes for each of their heads."""
+    item = jnp.dtype(geometry.dtype).itemsize
+    return geometry.num_kv_heads * slots * (2 * geometry.head_dim * item + extra)
 
-# Full on these two models, a smoke test on the others.
+
+def streaming_bytes(policy: Policy, geometry: Geometry) -> int:
+    return slots_bytes(geometry, policy.sinks + policy.window)
+
+
+def h2o_bytes(policy: Policy, geometry: Geometry) -> int:
+    ring, heavy = policy.tiers[:2]
+    return slots_bytes(geometry, ring.size, 4) + slots_bytes(geometry, heavy.size, 8)
+
+
+def kivi_bytes(policy: Policy, geometry: Geometry) -> int:
+    """Keys and values of 4 bits in groups of 8 with 2-byte scales, behind a tail of R."""
+    (tier,) = policy.tiers
+    c, r = geometry.capacity, tier.residual
+    packed = 8 * (c // r * r // 8) + 8 * -(-max(c - r, 0) // 8)  # keys and values, whole words
+    item = jnp.dtype(geometry.dtype).itemsize
+    numbers = geometry.num_kv_heads * geometry.head_dim
+    return numbers * packed * 4 // 8 + numbers * packed // 8 * 4 + numbers * 2 * r * item
+
+
+def streaming_kivi_bytes(policy: Policy, geometry: Geometry) -> int:
+    """Sinks and a tail of R in full precision, and W tokens of 4 bits in groups of 8."""
+    sinks, tier = policy.tiers[:2]
+    codes = geometry.num_kv_heads * geometry.head_dim * 2 * tier.window * (4 + 4) // 8
+    return slots_bytes(geometry, sinks.size + tier.residual) + codes
+
+
+RANK = 3
+
+
+def over(base: Policy) -> Policy:
+    """`base` with a low-rank tier; `with_random_kernels` makes it whole for a model."""
+    return replace(
+        base,
+        name=f"less-{base.name}",
+        tiers=(*base.tiers, LowRank(rank=RANK)),
+        chunk_invariant=False,
+        lossless_under_tree=False,
+    )
+
+
+@functools.cache
+def random_kernels(cfg: ModelConfig) -> SimpleNamespace:
+    maps = FeatureMaps(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, 8, RANK)
+    q, k = (jnp.zeros((1, n, 1, cfg.head_dim)) for n in (cfg.num_heads, cfg.num_kv_heads))
+    layers = []
+    for layer in range(cfg.num_layers):
+        made = maps.init(jax.random.key(layer), q, k)["params"]
+        loud = {name: jnp.full_like(made[name], 0.3) for name in ("scale", "mix_scale")}
+        layers.append({"feature_map": made | loud})
+    config = SimpleNamespace(rank=RANK)
+    return SimpleNamespace(config=config, layers=tuple(layers), check=lambda cfg, params=None: None)
+
+
+def with_random_kernels(policy: Policy, cfg: ModelConfig) -> Policy:
+    """The policy, with random kernels for this model where it needs some."""
+    if any(isinstance(tier, LowRank) for tier in policy.tiers):
+        return replace(policy, kernels=random_kernels(cfg))
+    return policy
+
+
+def less_bytes(base: Callable[[Policy, Geometry], int]) -> Callable[[Policy, Geometry], int]:
+    def formula(policy: Policy, geometry: Geometry) -> int:
+        state = 4 * geometry.num_kv_heads * policy.tiers[-1].rank * (geometry.head_dim + 1)
+        return base(policy, geometry) + state
+
+    return formula
+
+
+MATRIX = (
+    Case(easy=full, hard=full, bytes_per_row=full_bytes),
+    Case(
+        easy=lambda: streaming(sinks=4, window=64),
+        hard=lambda: streaming(sinks=2, window=5),
+        bytes_per_row=streaming_bytes,
+        refuses=("learned",),
+    ),
+    Case(
+        easy=lambda: kivi(bits=4, group=8, residual=64),
+        hard=lambda: kivi(bits=4, group=8, residual=8),
+        bytes_per_row=kivi_bytes,
+    ),
+    Case(
+        easy=lambda: streaming(4, 128, bits=4, group=8, residual=64),
+        hard=lambda: streaming(2, 16, bits=4, group=8, residual=8),
+        bytes_per_row=streaming_kivi_bytes,
+        refuses=("learned",),
+    ),
+    Case(
+        easy=lambda: h2o(heavy=48, recent=16),
+        hard=lambda: h2o(heavy=4, recent=3),
+        bytes_per_row=h2o_bytes,
+    ),
+    Case(
+        easy=lambda: over(h2o(heavy=48, recent=16)),
+        hard=lambda: over(h2o(heavy=4, recent=3)),
+        bytes_per_row=less_bytes(h2o_bytes),
+        refuses=("mpt",),
+    ),
+    Case(
+        easy=lambda: over(streaming(sinks=4, window=64)),
+        hard=lambda: over(streaming(sinks=2, window=5)),
+        bytes_per_row=less_bytes(streaming_bytes),
+        refuses=("mpt", "learned"),
+    ),
+    Case(
+        easy=lambda: over(streaming(4, 128, bits=4, group=8, residual=64)),
+        hard=lambda: over(streaming(2, 16, bits=4, group=8, residual=8)),
+        bytes_per_row=less_bytes(streaming_kivi_bytes),
+        refuses=("mpt", "learned"),
+    ),
+)
+
+# Full on these two models, on the others slow but for one smoke test.
 MAIN_MODELS = ("llama", "mpt")
 
 
-def settings() -> list[tuple[str, str, Policy]]:
-    """(model, "policy-setting", policy) of every combination; equal settings appear once."""
+def settings(smoke: bool = False) -> list:
+    """pytest parameters (model, policy) of every combination; equal settings appear once.
+
+    With `smoke` all models run by default, each policy in its hard setting.
+    """
     out = []
     for case in MATRIX:
         made = {"easy": case.easy(), "hard": case.hard()}
         if made["easy"] == made["hard"]:
             del made["hard"]
         for model in MODELS:
-            if model not in case.refuses:
-                out += [(model, f"{case.name}-{name}", policy) for name, policy in made.items()]
+            if model in case.refuses:
+                continue
+            for name, policy in made.items():
+                is_smoke = smoke and name == list(made)[-1]
+                is_slow = model not in MAIN_MODELS and case.name != "full" and not is_smoke
+                marks = [pytest.mark.slow] if is_slow else []
+                out.append(
+                    pytest.param(model, policy, id=f"{model}-{case.name}-{name}", marks=marks)
+                )
     return out

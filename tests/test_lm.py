@@ -9,7 +9,7 @@ import pytest
 
 from jaxinfer.lm import LM, Score
 from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
-from tests.policies import MATRIX
+from tests.policies import MATRIX, with_random_kernels
 
 TEXT = random_tokens(1, 60, seed=9)[0].tolist()
 
@@ -43,7 +43,7 @@ def test_a_chunk_that_is_no_multiple_of_the_unembedding_piece_is_scored():
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
 def test_every_policy_scores_and_names_its_chunk(case):
-    policy = case.hard()
+    policy = with_random_kernels(case.hard(), lm_of("llama").config)
     found = lm_of("llama").score(TEXT, policy=policy)[0]
     assert len(found.log_probs) == len(TEXT) - 1 and np.isfinite(found.log_probs).all()
     assert found.chunk == (64 if policy.chunk_invariant else 1) and found.cache_bytes > 0

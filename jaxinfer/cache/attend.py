@@ -6,34 +6,50 @@ merges the partials of all segments and of the fresh block, and returns the fres
 policy stores them. `commit_layer` pushes accepted tokens through the tiers.
 """
 
+from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.cache.base import Items, Policy, StepContext
+from jaxinfer.cache.base import Items, Policy, Segment, StepContext
+from jaxinfer.cache.fresh import FreshTokens, seer
 from jaxinfer.config import RopeConfig
 from jaxinfer.nn.rope import Rotation, rotate, rotation
 from jaxinfer.ops.attention import (
     AttentionSpec,
+    empty_partial,
     finish,
-    key_mass,
     log_sum_exp,
     merge,
-    partial_attention,
+    sink_partial,
 )
 from jaxinfer.typing import Leaf, Params
 
 Rotations = dict[str, Rotation | None]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Mass:
+    """Probability given to keys, f32[B, K, Q, keys]; Q as in `FreshTokens.key_mass`."""
+
+    stored: Leaf  # per tier, per segment that holds tokens
+    fresh: Leaf
+
+
 def rotations(policy: Policy, rope: RopeConfig | None, ctx: StepContext) -> Rotations:
     """The rotation of every query phase; computed once per forward pass, shared by its layers."""
     if rope is None:
         return {"absolute": None, "in_cache": None}
-    phases: Rotations = {"absolute": rotation(rope, ctx.positions)}
-    if policy.positions == "in_cache":
-        phases["in_cache"] = rotation(rope, policy.in_cache_positions(ctx))
-    return phases
+    if policy.positions == "absolute":
+        return {"absolute": rotation(rope, ctx.positions)}
+    # In a stream of millions of tokens float32 angles are off by hundredths of a radian.
+    bent = policy.in_cache_positions(ctx.positions)
+    return {
+        "absolute": rotation(rope, ctx.positions, exact=True),
+        "in_cache": rotation(rope, bent, exact=True),
+    }
 
 
 def attend(
@@ -46,55 +62,68 @@ def attend(
     v: Float[Array, "B K T H"],
     ctx: StepContext,
     phases: Rotations,
+    sink: Float[Array, " N"] | None = None,
 ) -> tuple[Float[Array, "B N T H"], Items]:
     """Attention output in the dtype of `q`, and the fresh tokens in the form the policy stores.
 
-    `q` and `k` arrive unrotated. With `policy.observe` the items carry `mass` [B, K, T, S + T]: the
-    probability that every query gave every stored key (segments in order) and fresh key.
+    `q` and `k` arrive unrotated, keys leave rotated by their absolute position. `sink` is a logit
+    per head that takes part in the softmax without a value. With `policy.observe` the items carry
+    a `Mass`, the probability that the queries gave to every stored and fresh key.
     """
     batch, heads, size, width = q.shape
     grouped = (batch, k.shape[1], heads // k.shape[1], size, width)
-    q_pos = ctx.positions
+    positions = {"absolute": ctx.positions}
+    if policy.positions == "in_cache":
+        positions["in_cache"] = policy.in_cache_positions(ctx.positions)
 
     def turn(x: Array, phase: str) -> Array:
         angles = phases[phase]
         return x if angles is None else rotate(x, angles)
 
-    def see(k_pos: Int[Array, "B _ J"], ok: Array) -> tuple[Array, Array]:
-        """Distance and visibility [B, K|1, T, J] of keys at `k_pos`."""
-        queries, keys = q_pos[:, None, :, None], k_pos[:, :, None, :]
-        distance = queries - keys
-        visible = ok & policy.admit(queries, keys)
-        if spec.window is not None:
-            visible = visible & (distance < spec.window)
-        return distance, visible
+    queries = {phase: turn(q, phase).reshape(grouped) for phase in positions}
+    items = Items(k=turn(k, "absolute"), v=v, pos=ctx.positions[:, None])
+    length, reads = ctx.length, ctx.reads
+    if policy.commit_first:
+        state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
+    by_tier = _segments(policy, state, aux, length) if reads else ()
 
-    queries = {"absolute": turn(q, "absolute").reshape(grouped)}
-    if policy.positions == "in_cache":
-        queries["in_cache"] = turn(q, "in_cache").reshape(grouped)
-    fresh_k = turn(k, "absolute")
-    fresh_distance, fresh_visible = see(q_pos[:, None], ctx.fresh_visible()[:, None])
-    fresh = (queries["absolute"], fresh_k, fresh_distance, fresh_visible)
+    def arguments(segment: Segment, before: Array):
+        # The barrier makes each segment's queries another value: XLA:GPU merges products that share
+        # an operand by concatenating the others, which are whole caches.
+        phase = segment.query_phase
+        q, _ = jax.lax.optimization_barrier((queries[phase], before))
+        see = seer(policy, spec, positions["absolute"], positions[phase])
+        return spec, q, positions[phase], see
 
-    partial = partial_attention(spec, *fresh[:2], v, *fresh[2:])
-    segments = _segments(policy, state, aux, ctx.length) if ctx.reads else ()
-
-    def see_stored(k_pos: Array, ok: Array) -> tuple[Array, Array]:
-        return see(k_pos, ok[:, :, None])
-
+    partial = empty_partial(queries["absolute"])
+    if sink is not None:
+        partial = sink_partial(queries["absolute"], sink)
+    fresh = FreshTokens(
+        policy=policy, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
+    )
+    if not policy.commit_first:
+        partial = merge(partial, fresh.partial())
+    segments = [segment for tier in by_tier for segment in tier]
     for segment in segments:
-        here = queries[segment.query_phase]
-        partial = merge(partial, segment.partial(spec, here, q_pos, see_stored))
-    out = finish(partial).reshape(q.shape).astype(q.dtype)
+        if segment.holds_tokens:
+            partial = merge(partial, segment.partial(*arguments(segment, partial.peak)))
 
-    mass = None
     if policy.observe:
-        lse = log_sum_exp(partial)
-        parts = [s.key_mass(spec, queries[s.query_phase], q_pos, see_stored, lse) for s in segments]
-        parts.append(key_mass(spec, *fresh, lse))
-        mass = jnp.where(ctx.valid[:, None, :, None], jnp.concatenate(parts, axis=-1), 0.0)
-    stored_k = fresh_k if policy.positions == "absolute" else k
-    return out, Items(k=stored_k, v=v, pos=q_pos[:, None], mass=mass)
+        lse = log_sum_exp(partial)  # over tokens: what summarises evicted ones takes no part
+        fresh_mass, stored = fresh.key_mass(lse), []
+        before = fresh_mass
+        for tier in by_tier:
+            masses = []
+            for segment in tier:
+                if segment.holds_tokens:
+                    before = segment.key_mass(*arguments(segment, before), lse)
+                    masses.append(_summed(ctx, before))
+            stored.append(tuple(masses))
+        items = replace(items, mass=Mass(stored=tuple(stored), fresh=fresh_mass))
+    for segment in segments:
+        if not segment.holds_tokens:
+            partial = merge(partial, segment.partial(*arguments(segment, partial.peak)))
+    return finish(partial).reshape(q.shape).astype(q.dtype), items
 
 
 def commit_layer(
@@ -108,6 +137,15 @@ def commit_layer(
     after: Array,
 ) -> tuple[Leaf, ...]:
     """The tier states after the fresh tokens `take[b, :count[b]]` (None: in order) were pushed."""
+    if isinstance(fresh.mass, Mass):
+        received = jax.tree.map(lambda x: _received(x, take, count), fresh.mass)
+        state = tuple(
+            tier.observe(tier_state, masses) if masses else tier_state
+            for tier, tier_state, masses in zip(
+                policy.tiers, state, received.stored or ((),) * len(state), strict=True
+            )
+        )
+        fresh = replace(fresh, mass=received.fresh)
     items: Items | None = fresh
     if take is not None:
         items = jax.tree.map(lambda x: _take(x, take), fresh)
@@ -123,11 +161,39 @@ def commit_layer(
 
 
 def _segments(policy: Policy, state: tuple[Leaf, ...], aux: Params | None, length: Array):
+    """Per tier, the segments that it stores."""
     n_in, found = length, []
     for tier, tier_state in zip(policy.tiers, state, strict=True):
-        found.extend(tier.segments(tier_state, aux, n_in))
+        found.append(tier.segments(tier_state, aux, n_in))
         n_in = tier.passed(n_in)
     return tuple(found)
+
+
+def _with(policy: Policy, state, aux, items: Items, ctx: StepContext) -> tuple[Leaf, ...]:
+    """The state as if the one fresh token were committed (a copy: this is a reference)."""
+    if ctx.offset.shape[1] != 1 or ctx.is_tree:
+        raise ValueError(
+            f"policy {policy.name!r} writes before it reads, one token at a time; got "
+            f"{ctx.offset.shape[1]} tokens; use chunk=1"
+        )
+    one = ctx.valid[:, 0].astype(jnp.int32)
+    return commit_layer(policy, state, aux, items, ctx.length, None, one, ctx.length)
+
+
+def _summed(ctx: StepContext, mass: Float[Array, "B K T S"]) -> Float[Array, "B K _ S"]:
+    """Mass of valid queries: per query in a tree, summed in a chain, which commits all or none."""
+    mass = jnp.where(ctx.valid[:, None, :, None], mass, 0.0)
+    return mass if ctx.is_tree else mass.sum(axis=2, keepdims=True)
+
+
+def _received(
+    mass: Float[Array, "B K _ S"], take: Int[Array, "B A"] | None, count: Int[Array, " B"]
+) -> Float[Array, "B K S"]:
+    """What the accepted queries gave."""
+    if mass.shape[2] > 1 and take is not None:
+        mass = _take(mass, take)
+    accepted = jnp.arange(mass.shape[2]) < count[:, None]
+    return jnp.where(accepted[:, None, :, None], mass, 0.0).sum(axis=2)
 
 
 def _take(x: Array, take: Int[Array, "B A"]) -> Array:

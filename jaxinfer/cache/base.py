@@ -8,14 +8,16 @@ code path with another `StepContext`. A tier sees one layer; the cache is a tupl
 states.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import KeyLayout, Partial
 from jaxinfer.typing import Leaf, Params
 
@@ -83,7 +85,7 @@ class Items:
     k: Leaf  # [B, K, A, H]
     v: Leaf  # [B, K, A, H]
     pos: Leaf  # i32[B, K|1, A] absolute
-    mass: Leaf = None  # f32[B, K, A] probability received so far, or None
+    mass: Leaf = None  # f32[B, K, A] probability received so far, or None; see `attend`
 
 
 @runtime_checkable
@@ -91,11 +93,15 @@ class Segment(Protocol):
     """Stored tokens that queries can attend to.
 
     `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass`
-    take `see(k_pos) -> bool`, the visibility by position of `jaxinfer.cache.attend`.
+    take `see(k_pos, ok) -> (distance, visible)` of `jaxinfer.cache.attend`. `holds_tokens` is False
+    for a summary of tokens that are gone: it takes part in the softmax but gets no key mass.
     """
 
     @property
     def query_phase(self) -> QueryPhase: ...
+
+    @property
+    def holds_tokens(self) -> bool: ...
 
     def partial(self, spec, q: Array, q_pos: Array, see: Callable) -> Partial: ...
 
@@ -107,8 +113,20 @@ class Tier(Protocol):
     """One place where tokens of a layer are kept; frozen and hashable, its state is a pytree.
 
     `n_in` i32[B] is how many tokens have entered this tier: a closed form of the row's length, so
-    tiers store no counters and rows are ragged for free.
+    tiers store no counters and rows are ragged for free. `grows` is False when the memory does not
+    depend on the number of tokens.
     """
+
+    @property
+    def grows(self) -> bool: ...
+
+    def sized(self, context: int) -> "Tier":
+        """The tier with budgets given as shares turned into tokens of `context`."""
+        ...
+
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
+        """Refuses, with the remedy, a model that the tier cannot serve."""
+        ...
 
     def init(self, geometry: Geometry, batch: int) -> Leaf: ...
 
@@ -117,6 +135,10 @@ class Tier(Protocol):
     def passed(self, n_in: Array) -> Array: ...
 
     def segments(self, state: Leaf, aux: Params | None, n_in: Array) -> tuple[Segment, ...]: ...
+
+    def observe(self, state: Leaf, masses: tuple[Array, ...]) -> Leaf:
+        """The state after each segment's keys received so much probability, f32[B, K, S]."""
+        ...
 
     def push(
         self, state: Leaf, aux: Params | None, items: Items, n_in: Array, count: Array, after: Array
@@ -138,30 +160,92 @@ class Tier(Protocol):
 class Policy:
     """Which tiers a cache has and how positions are chosen; static, compared by value.
 
-    `chunk_invariant`: prefill in chunks of any size gives the same result. `lossless_under_tree`:
-    committing several tokens at once equals committing them one by one. Tests hold a policy to
-    both.
+    `window` (with `sinks`) is the Lambda rule: a query sees the first `sinks` tokens and the
+    `window` tokens before itself. With positions "in_cache" the distance to a sink never exceeds
+    `sinks + window` (arXiv 2309.17453, section 3.2). `chunk_invariant`: prefill in chunks of any
+    size gives the same result. `lossless_under_tree`: committing several tokens at once equals
+    committing them one by one. Tests hold a policy to both. `kernels` are learned parameters of
+    tiers (`LessKernels`); they reach the tiers as `aux` and are no part of the policy's identity.
     """
 
     name: str
     tiers: tuple[Tier, ...] = ()
     positions: QueryPhase = "absolute"
+    sinks: int = 0
+    window: int | None = None
     observe: bool = False  # wants the key mass of every step
+    commit_first: bool = False  # attends to the state after its own push: a reference, T = 1 only
     chunk_invariant: bool = True
     lossless_under_tree: bool = True
+    kernels: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a row may go on for ever in the same memory."""
+        return bool(self.tiers) and not any(tier.grows for tier in self.tiers)
+
+    def layer_policies(self, layers: int) -> "tuple[Policy, ...]":
+        """The policy of each layer."""
+        return (self,) * layers
+
+    def sized(self, context: int) -> "Policy":
+        """The policy with budgets given as shares turned into tokens of `context`."""
+        return replace(self, tiers=tuple(tier.sized(context) for tier in self.tiers))
+
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
+        """Refuses, with the remedy, a model that the policy cannot serve."""
+        if self.positions == "in_cache" and cfg.positions == "learned":
+            raise ValueError(
+                f"policy {self.name!r} counts positions inside the cache, but {cfg.family} adds "
+                "learned positions to the embeddings; choose full, kivi or h2o"
+            )
+        if self.kernels is not None:
+            self.kernels.check(cfg)
+        for tier in self.tiers:
+            tier.check(cfg, geometry)
 
     def admit(self, q_pos: Array, k_pos: Array) -> Array | bool:
-        """Visibility by absolute position beyond causality; window policies narrow it."""
-        return True
+        """Visibility by absolute position beyond causality."""
+        if self.window is None:
+            return True
+        return (k_pos < self.sinks) | (q_pos - k_pos <= self.window)
 
     def horizon(self, length: Array) -> Array | None:
         """Tokens that may be committed at once before plain decoding would have seen a changed
         state; None without such a limit."""
         return None
 
-    def in_cache_positions(self, ctx: StepContext) -> Array:
-        """Query positions [B, T] of the "in_cache" phase."""
-        return ctx.positions
+    def in_cache_positions(self, positions: Array) -> Array:
+        """Positions of queries of the "in_cache" phase, for keys in front of the window."""
+        if self.window is None:
+            return positions
+        return jnp.minimum(positions, self.sinks + self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerLayer(Policy):
+    """Another policy for every layer; made by `jaxinfer.cache.presets.per_layer`."""
+
+    layers: tuple[Policy, ...] = ()
+
+    @property
+    def unbounded(self) -> bool:
+        return all(policy.unbounded for policy in self.layers)
+
+    def layer_policies(self, layers: int) -> tuple[Policy, ...]:
+        if len(self.layers) != layers:
+            raise ValueError(
+                f"got {len(self.layers)} policies for {layers} layers; give one or one each"
+            )
+        return self.layers
+
+    def sized(self, context: int) -> "PerLayer":
+        return replace(self, layers=tuple(policy.sized(context) for policy in self.layers))
+
+    def horizon(self, length: Array) -> Array | None:
+        limits = [policy.horizon(length) for policy in self.layers]
+        finite = [limit for limit in limits if limit is not None]
+        return functools.reduce(jnp.minimum, finite) if finite else None
 
 
 @jax.tree_util.register_dataclass
@@ -175,16 +259,19 @@ class Cache:
     policies: tuple[Policy, ...] = field(default=(), metadata={"static": True})
 
 
-def write_index(index: Array, capacity: int, after: Array) -> Array:
-    """`index` (at most `capacity`, which means "drop"), made to depend on `after`.
+def write_index(index: Array, capacity: int, *after: Array | None) -> Array:
+    """`index` (at most `capacity`, which means "drop"), made to depend on every array of `after`.
 
     XLA writes a buffer in place only if it can prove that all reads come first; a data dependency
-    on something computed from the reads proves it. `after` is such a thing: integers that are never
-    negative (sampled tokens), or floats. The value is unchanged, also when `after` is NaN.
+    on something computed from the reads proves it. `after` are such things: integers that are never
+    negative (sampled tokens), or floats. The value is unchanged, also when one is NaN.
     """
-    integer = jnp.issubdtype(after.dtype, jnp.integer)
-    unknown = jnp.any(after < 0) if integer else jnp.any(after != after)
-    return jnp.minimum(index, capacity + unknown.astype(index.dtype))
+    for one in after:
+        if one is not None:
+            integer = jnp.issubdtype(one.dtype, jnp.integer)
+            unknown = jnp.any(one < 0) if integer else jnp.any(one != one)
+            index = jnp.minimum(index, capacity + unknown.astype(index.dtype))
+    return index
 
 
 def bytes_of(tree: Leaf) -> int:

@@ -17,9 +17,11 @@ from jaxinfer.cli.bench import bench
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
 from jaxinfer.cli.env import env
+from jaxinfer.cli.eval import evaluate
 from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
 from jaxinfer.cli.score import score
+from jaxinfer.cli.train import train
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 VERBS = (generate, chat, score, convert, info, bench, env)
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 for _verb in VERBS:
     app.command()(_verb)
+app.command("eval")(evaluate)  # the name of a builtin
+app.add_typer(train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,16 +45,17 @@ class DecodeCase:
 
     @property
     def cache_leaves(self) -> list[jax.ShapeDtypeStruct]:
-        """The leaves whose copy would be felt: at least 1/64 of the largest one."""
+        """The leaves whose copy would be felt: those with keys, values or their codes (four axes)
+        of at least 1/64 of the largest one; not the few bytes per slot of a policy's books."""
         leaves = jax.tree.leaves(self.state.cache.layers)
         largest = max((bytes_of(leaf) for leaf in leaves), default=0)
-        return [leaf for leaf in leaves if 64 * bytes_of(leaf) >= largest and leaf.ndim > 1]
+        return [leaf for leaf in leaves if 64 * bytes_of(leaf) >= largest and leaf.ndim > 3]
 
 
 def decode_case(
     cfg: ModelConfig,
     params: Params,
-    policy: Policy | tuple[Policy, ...],
+    policy: Policy,
     capacity: int,
     batch: int = 1,
     backend: str | None = None,
@@ -64,7 +65,8 @@ def decode_case(
 
     `params` may be abstract; their embedding's dtype is the cache's.
     """
-    engine = Engine(cfg, params)
+    policy = policy.sized(capacity)
+    engine = Engine(cfg, params).serving(policy)
     cache = _empty_cache(engine, policy, capacity, batch, backend)
     requests = make_requests(
         [sampler or Sampler()] * batch, [0] * batch, [TOKEN_BUFFER] * batch, (), cfg.vocab_size
@@ -88,7 +90,7 @@ def decode_case(
 
 def inspect_decode(
     lm: Any,
-    policy: Policy | tuple[Policy, ...],
+    policy: Policy,
     capacity: int,
     batch: int = 1,
     target: str | None = None,
@@ -158,7 +160,7 @@ def _compile_for(case: DecodeCase, target: str) -> Compiled:
 
 
 def _times(
-    case: DecodeCase, policy: Policy | tuple[Policy, ...], capacity: int, batch: int, live: int
+    case: DecodeCase, policy: Policy, capacity: int, batch: int, live: int
 ) -> dict[str, float]:
     engine, cfg = case.engine, case.engine.config
     cache = engine.new_cache(policy, batch, capacity)
@@ -182,7 +184,7 @@ def _times(
 
 def _empty_cache(
     engine: Engine,
-    policy: Policy | tuple[Policy, ...],
+    policy: Policy,
     capacity: int,
     batch: int,
     backend: str | None,

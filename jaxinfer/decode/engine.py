@@ -21,6 +21,7 @@ from jaxinfer.models.stack import init_cache
 from jaxinfer.typing import Leaf, Params
 
 CHUNK = 512
+WHOLE = 8192  # tokens read at once, at most, for policies that store what the prompt saw in full
 SMALLEST_CHUNK = 16
 SMALLEST_CAPACITY = 64
 
@@ -36,10 +37,10 @@ class Engine:
 
     config: ModelConfig
     params: Params
-    programs: dict[str, Program] = field(init=False)
+    programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.programs = {
+        self.programs = self.programs or {
             "prefill": Program(
                 loop.prefill,
                 static_argnames=("cfg", "reads"),
@@ -63,6 +64,12 @@ class Engine:
             ),
         }
 
+    def serving(self, policy: Policy) -> "Engine":
+        """The engine with the policy's kernels among its parameters; programs are shared."""
+        if policy.kernels is not None:
+            policy.kernels.check(self.config, self.params)
+        return replace(self, params=with_kernels(self.params, policy))
+
     @property
     def compile_s(self) -> float:
         """Seconds spent on tracing and compiling so far."""
@@ -75,7 +82,7 @@ class Engine:
 
     def new_cache(
         self,
-        policy: Policy | tuple[Policy, ...],
+        policy: Policy,
         batch: int,
         capacity: int,
         dtype: str | None = None,
@@ -85,11 +92,16 @@ class Engine:
     def prefill(
         self, cache: Cache, logits: Leaf, prompts: Sequence[Sequence[int]], *, empty: bool
     ) -> tuple[Cache, Leaf]:
-        """Appends row b's tokens `prompts[b]`; `empty` says that no row holds anything yet."""
+        """Appends row b's tokens `prompts[b]`; `empty` says that no row holds anything yet.
+
+        Policies that are not chunk invariant read the prompt at once, as their papers do: every
+        token attends to the others in full precision, and then they are stored.
+        """
+        whole = not all(policy.chunk_invariant for policy in cache.policies)
         lengths = np.array([len(p) for p in prompts])
         if logits is None:
             logits = jnp.zeros((len(prompts), self.config.vocab_size), jnp.float32)
-        for first, size in chunks(int(lengths.max())):
+        for first, size in chunks(int(lengths.max()), WHOLE if whole else CHUNK):
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             tokens = padded([p[first : first + size] for p in prompts], size)
             cache, logits = self.programs["prefill"](
@@ -111,10 +123,21 @@ class Engine:
         )
 
 
-def chunks(length: int) -> list[tuple[int, int]]:
+def with_kernels(params: Params, policy: Policy) -> Params:
+    """The parameters with the policy's learned kernels, if any, beside each layer's attention."""
+    if policy.kernels is None:
+        return params
+    layers = tuple(
+        layer | {"attn": layer["attn"] | {"cache": kernels}}
+        for layer, kernels in zip(params["layers"], policy.kernels.layers, strict=True)
+    )
+    return params | {"layers": layers}
+
+
+def chunks(length: int, most: int = CHUNK) -> list[tuple[int, int]]:
     """(first, size) of the pieces in which a prompt of `length` tokens is read."""
-    pieces = [(first, CHUNK) for first in range(0, length - CHUNK + 1, CHUNK)]
-    done = len(pieces) * CHUNK
+    pieces = [(first, most) for first in range(0, length - most + 1, most)]
+    done = len(pieces) * most
     return pieces + ([(done, bucket(length - done, SMALLEST_CHUNK))] if done < length else [])
 
 

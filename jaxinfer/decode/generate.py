@@ -17,6 +17,7 @@ from jaxinfer.compile import memory
 from jaxinfer.decode.engine import (
     CHUNK,
     SMALLEST_CAPACITY,
+    WHOLE,
     bucket,
     grow,
     make_requests,
@@ -29,6 +30,8 @@ from jaxinfer.decode.text import TextStream
 from jaxinfer.models.stack import cache_geometry
 
 STREAM_STEPS = 4  # model steps between two looks at the text; one host round trip each
+ENDLESS = 2**31 - 1  # tokens of a stream without end
+ENDLESS_BUFFER = 64  # its token buffer, which the loop fills in circles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +73,18 @@ class Completion:
 class Options:
     """Options of `LM.generate` and `LM.stream`.
 
-    policy: cache policy (`ji.full()`, a name, a mapping). sampler, max_new_tokens, seed: one, or a
-    list with one per prompt; a prompt's text depends on its own seed only. samples: completions per
-    prompt, sample i of seed s draws from seed s + i. stop: strings that end the text. ignore_eos:
-    go on to the limit. prefix: a `Session` whose tokens come before every prompt, read only once.
+    policy: cache policy (`ji.full()`, a name, a mapping, a list with one per layer). sampler,
+    max_new_tokens, seed: one, or a list with one per prompt; a prompt's text depends on its own
+    seed only. max_new_tokens=None streams without end, for policies of fixed memory. samples:
+    completions per prompt, sample i of seed s draws from seed s + i. stop: strings that end the
+    text. ignore_eos: go on to the limit. prefix: a `Session` whose tokens come before every prompt,
+    read only once.
     draft, sparsity: methods of other modules.
     """
 
     policy: Any = None
     sampler: Sampler | Sequence[Sampler] = Sampler()
-    max_new_tokens: int | Sequence[int] = 64
+    max_new_tokens: int | None | Sequence[int] = 64
     seed: int | Sequence[int] = 0
     samples: int = 1
     stop: str | Sequence[str] = ()
@@ -108,6 +113,8 @@ def generate(lm: Any, prompts: Sequence[Any], **options: Any) -> list[Completion
     opts = parse_options(options)
     if not prompts:
         return []
+    if opts.max_new_tokens is None:
+        raise ValueError("max_new_tokens=None never ends; use stream, or give a number")
     run = Run(lm, prompts, opts)
     for _ in run.pieces(max(run.limits)):
         pass
@@ -134,7 +141,8 @@ class Run:
         self.prompts = prompts
         count = len(prompts)
         self.samplers = _each(opts.sampler, count, Sampler, "sampler")
-        self.limits = _each(opts.max_new_tokens, count, int, "max_new_tokens")
+        wanted = ENDLESS if opts.max_new_tokens is None else opts.max_new_tokens
+        self.limits = _each(wanted, count, int, "max_new_tokens")
         seeds = _each(opts.seed, count, int, "seed")
         if min(self.limits) < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {min(self.limits)}")
@@ -153,18 +161,23 @@ class Run:
             [-1 if opts.ignore_eos else token for token in lm.config.eos_token_ids],
             vocab,
         )
-        self.policy = resolve(opts.policy) if opts.prefix is None else opts.prefix.policy
         self.prefix_tokens = [] if opts.prefix is None else opts.prefix.tokens
         longest = len(self.prefix_tokens) + max(map(len, prompts))
-        self.capacity = capacity_for(lm, longest, max(self.limits))
+        if opts.prefix is None:
+            self.policy = resolve(opts.policy).sized(bucket(longest, SMALLEST_CAPACITY))
+        else:
+            self.policy = opts.prefix.policy
+        self.engine = lm.engine.serving(self.policy)
+        self.capacity = capacity_for(lm, self.policy, longest, max(self.limits))
         check_fits(lm, self.policy, len(self.rows), self.capacity, max(map(len, prompts)))
+        self.tokens: list[list[int]] = [[] for _ in self.rows]
+        self.log_probs: list[list[float]] = [[] for _ in self.rows]
         self.streams = [
             TextStream(lm.tokenizer, opts.stop_strings) if lm.tokenizer is not None else None
             for _ in self.rows
         ]
         self.state: DecodeState | None = None
         self.times = {"prefill": 0.0, "decode": 0.0}
-        self._sent = [0] * len(self.rows)
         self._cache_bytes = 0
 
     def pieces(self, steps: int) -> Iterator[list[str]]:
@@ -173,12 +186,14 @@ class Run:
         With stop strings one step at a time, so that no token behind a stop string is kept.
         """
         steps = 1 if any(self.opts.stop_strings) else steps
-        engine = self.lm.engine
+        engine = self.engine
         self._compiled = engine.compile_s
         cache, logits = self._prefilled()
         seen = seen_tokens(self.requests, self._contexts(), self.lm.config.vocab_size)
         with self._timed("decode"):
-            state = engine.begin(cache, logits, self.requests, seen, max(self.limits))
+            most = max(self.limits)
+            size = ENDLESS_BUFFER if most == ENDLESS else most
+            state = engine.begin(cache, logits, self.requests, seen, size)
             state.done.block_until_ready()
         self._cache_bytes = bytes_of(state.cache.layers)
         while True:
@@ -198,8 +213,7 @@ class Run:
         """One per row, in order."""
         state = self.state
         assert state is not None
-        tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
-        total, steps = int(written.sum()), int(state.steps)
+        total, steps = sum(map(len, self.tokens)), int(state.steps)
         rows = len(self.rows)
         decode_s = self.times["decode"]
         stats = Stats(
@@ -214,8 +228,7 @@ class Run:
         )
         stops = set(() if self.opts.ignore_eos else self.lm.config.eos_token_ids)
         out = []
-        for row, stream in enumerate(self.streams):
-            ids = tokens[row, : written[row]].tolist()
+        for ids, log_probs, stream in zip(self.tokens, self.log_probs, self.streams, strict=True):
             if stream is not None and stream.stopped:
                 reason = "stop"
             else:
@@ -225,7 +238,7 @@ class Run:
                     text="" if stream is None else stream.text,
                     tokens=ids,
                     finish_reason=reason,
-                    log_probs=log_probs[row, : written[row]].tolist(),
+                    log_probs=log_probs,
                     stats=stats,
                 )
             )
@@ -235,7 +248,7 @@ class Run:
         return [self.prefix_tokens + row for row in self.rows]
 
     def _prefilled(self) -> tuple[Cache, Any]:
-        engine, prefix = self.lm.engine, self.opts.prefix
+        engine, prefix = self.engine, self.opts.prefix
         prompts = self.prompts
         if prefix is None:
             cache = engine.new_cache(self.policy, len(prompts), self.capacity)
@@ -260,17 +273,36 @@ class Run:
         self.times[name] += max(seconds, 0.0)
 
     def _new_text(self, state: DecodeState, last: bool) -> list[str]:
-        tokens, written = np.asarray(state.tokens), np.asarray(state.written)
+        tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
+        size = tokens.shape[1]
         pieces = []
         for row, stream in enumerate(self.streams):
-            ids = tokens[row, self._sent[row] : written[row]].tolist()
-            self._sent[row] = int(written[row])
+            new = np.arange(len(self.tokens[row]), written[row]) % size
+            ids = tokens[row, new].tolist()
+            self.tokens[row] += ids
+            self.log_probs[row] += log_probs[row, new].tolist()
             pieces.append("" if stream is None else stream.push(ids, last=last))
         return pieces
 
 
-def capacity_for(lm: Any, context: int, new: int) -> int:
-    """The cache bucket for so many tokens; refuses what learned positions cannot reach."""
+def capacity_for(lm: Any, policy: Policy, context: int, new: int) -> int:
+    """The cache bucket for so many tokens; refuses what learned positions cannot reach, and an
+    endless text in a cache that grows."""
+    if new == ENDLESS and not (policy.unbounded and policy.positions == "in_cache"):
+        raise ValueError(
+            f"policy {policy.name!r} cannot go on for ever: its memory or its positions grow; "
+            "choose streaming, or give max_new_tokens"
+        )
+    if policy.unbounded and policy.positions == "in_cache":
+        reach = policy.sinks + (policy.window or 0) + 1
+        if reach > lm.config.max_positions:
+            warnings.warn(
+                f"{policy.sinks} sinks + a window of {policy.window} exceed the "
+                f"{lm.config.max_positions} positions that the model was trained on; take a "
+                "smaller window",
+                stacklevel=2,
+            )
+        return SMALLEST_CAPACITY
     most = lm.config.max_positions
     if context + new > most:
         message = (
@@ -280,20 +312,24 @@ def capacity_for(lm: Any, context: int, new: int) -> int:
         if lm.config.positions == "learned":
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
-    return bucket(context + new, SMALLEST_CAPACITY)
+    return SMALLEST_CAPACITY if policy.unbounded else bucket(context + new, SMALLEST_CAPACITY)
 
 
 def check_fits(lm: Any, policy: Policy, batch: int, capacity: int, tokens: int) -> None:
     """Refuses, before anything is compiled, what cannot fit in memory."""
     cfg = lm.config
     geometry = cache_geometry(cfg, capacity, lm.engine.dtype)
-    per_row = sum(tier.bytes_per_row(geometry) for tier in policy.tiers) * cfg.num_layers
+    layers = policy.layer_policies(cfg.num_layers)
+    for one in dict.fromkeys(layers):
+        one.check(cfg, geometry)
+    per_row = sum(tier.bytes_per_row(geometry) for one in layers for tier in one.tiers)
+    chunk = CHUNK if policy.chunk_invariant else WHOLE
     parts = memory.estimate(
         cfg,
         cache_bytes=batch * per_row,
         batch=batch,
-        tokens=min(tokens, CHUNK),
-        block=geometry.block or capacity,
+        tokens=min(tokens, chunk),
+        block=min(geometry.block or capacity, capacity),
     )
     memory.check_fits(parts)
 

@@ -36,11 +36,13 @@ class Session:
     """
 
     def __init__(self, lm: Any, policy: Policy):
-        self.lm, self.policy = lm, policy
+        # A budget that is a share is one of the model's whole context: a chat's length is unknown.
+        self.lm, self.policy = lm, policy.sized(lm.config.max_positions)
+        self.engine = lm.engine.serving(self.policy)
         self.tokens: list[int] = []  # in the cache
         self.pending: list[int] = []  # emitted or appended, not yet in the cache
         self.capacity = SMALLEST_CAPACITY
-        self.cache: Cache = lm.engine.new_cache(policy, 1, self.capacity)
+        self.cache: Cache = self.engine.new_cache(self.policy, 1, self.capacity)
 
     def encode(self, prompt: Any) -> list[int]:
         """Tokens of a further turn (the very first one is encoded like any prompt)."""
@@ -52,13 +54,13 @@ class Session:
     def append(self, prompt: Any) -> None:
         """Reads a turn into the cache."""
         tokens = self.pending + self.encode(prompt)
-        capacity_for(self.lm, len(self.tokens) + len(tokens), 0)
+        capacity_for(self.lm, self.policy, len(self.tokens) + len(tokens), 0)
         # The last token waits, so that there is something to read when `generate` wants its logits.
         tokens, self.pending = tokens[:-1], tokens[-1:]
         if not tokens:
             return
         self.reserve(len(self.tokens) + len(tokens))
-        self.cache, _ = self.lm.engine.prefill(
+        self.cache, _ = self.engine.prefill(
             self.take_cache(), None, [tokens], empty=not self.tokens
         )
         self.tokens = self.tokens + tokens
@@ -84,7 +86,7 @@ class Session:
     def fork(self) -> "Session":
         """An independent copy."""
         other = Session.__new__(Session)
-        other.lm, other.policy = self.lm, self.policy
+        other.lm, other.policy, other.engine = self.lm, self.policy, self.engine
         other.tokens, other.pending = list(self.tokens), list(self.pending)
         other.capacity, other.cache = self.capacity, repeat_rows(self.cache, 1)
         return other
@@ -150,7 +152,7 @@ class Session:
 
     def _filled(self, arrays: list[np.ndarray]) -> Cache:
         """A cache of the session's capacity with these leaves."""
-        new = partial(self.lm.engine.new_cache, self.policy, 1, self.capacity)
+        new = partial(self.engine.new_cache, self.policy, 1, self.capacity)
         leaves, tree = jax.tree.flatten(jax.eval_shape(new))
         expected = [(leaf.shape, _file_dtype(leaf.dtype)) for leaf in leaves]
         if expected != [(x.shape, x.dtype) for x in arrays]:
@@ -186,8 +188,7 @@ class Session:
     def _keep(self, run: Run) -> None:
         if run.state is None:
             return
-        written = int(run.state.written[0])
-        new = np.asarray(run.state.tokens)[0, :written].tolist()
+        new = run.tokens[0]
         self.cache, self.capacity = run.state.cache, max(self.capacity, run.capacity)
         # The loop read every emitted token but the last one.
         self.tokens = self.tokens + run.prompts[0] + new[:-1]

@@ -32,7 +32,7 @@ class DecodeState:
 
     cache: Cache  # holds every token but the last one
     token: Leaf  # i32[B], emitted last, to be read next
-    tokens: Leaf  # i32[B, M], emitted so far
+    tokens: Leaf  # i32[B, M], the last M emitted
     log_probs: Leaf  # f32[B, M], of the emitted tokens under the model itself
     written: Leaf  # i32[B], number emitted
     done: Leaf  # bool[B]
@@ -54,6 +54,8 @@ def emit(
 ) -> tuple[DecodeState, Int[Array, " B"]]:
     """The state with each row's first `count` tokens appended, and how many really were.
 
+    The buffers are circular: a text longer than they are must be read out on the way.
+
     A row ends behind its first stop token or at its limit; rows that are done emit nothing.
     """
     order = jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -65,7 +67,7 @@ def emit(
 
     rows = jnp.arange(tokens.shape[0])[:, None]
     size = state.tokens.shape[1]
-    index = jnp.where(taken, state.written[:, None] + order, size)
+    index = jnp.where(taken, (state.written[:, None] + order) % size, size)
     written = state.written + emitted
     last = jnp.take_along_axis(tokens, jnp.maximum(emitted - 1, 0)[:, None], axis=1)[:, 0]
     seen = state.seen

@@ -58,29 +58,34 @@ class Attention:
 
     def read(self, cfg, policy, params, state, x: Float[Array, "B T D"], ctx, phases, layer):
         batch, size, _ = x.shape
-
-        def heads(name: str, count: int) -> Array:
-            y = linear(params[name], x)
-            if cfg.qkv_clip is not None:
-                y = jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip)
-            y = y.reshape(batch, size, count, cfg.head_dim)
-            if f"{name}_norm" in params:
-                y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
-            return y.transpose(0, 2, 1, 3)
-
-        q, k, v = (
-            heads("q", cfg.num_heads),
-            heads("k", cfg.num_kv_heads),
-            heads("v", cfg.num_kv_heads),
-        )
+        q, k, v = project(cfg, params, x)
         spec = attention_spec(cfg, layer)
-        y, fresh = attend(policy, spec, state, params.get("cache"), q, k, v, ctx, phases)
+        sink = params.get("sink")
+        y, fresh = attend(policy, spec, state, params.get("cache"), q, k, v, ctx, phases, sink)
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
         return linear(params["out"], y), fresh
 
     def commit(self, cfg, policy, params, state, fresh: Items, length, take, count, after):
         aux = params.get("cache")
         return commit_layer(policy, state, aux, fresh, length, take, count, after)
+
+
+def project(
+    cfg: ModelConfig, params: Params, x: Float[Array, "B T D"]
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+    """Queries, keys and values of an attention layer, not yet rotated."""
+    batch, size, _ = x.shape
+
+    def heads(name: str, count: int) -> Array:
+        y = linear(params[name], x)
+        if cfg.qkv_clip is not None:
+            y = jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip)
+        y = y.reshape(batch, size, count, cfg.head_dim)
+        if f"{name}_norm" in params:
+            y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
+        return y.transpose(0, 2, 1, 3)
+
+    return heads("q", cfg.num_heads), heads("k", cfg.num_kv_heads), heads("v", cfg.num_kv_heads)
 
 
 def attention_spec(cfg: ModelConfig, layer: int) -> AttentionSpec:

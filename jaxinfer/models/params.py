@@ -39,7 +39,7 @@ def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
 
     def layer() -> Params:
         d, f, h = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-        attn = {
+        attn: Params = {
             "q": linear(d, cfg.num_heads * h, cfg.qkv_bias),
             "k": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
             "v": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
@@ -47,6 +47,8 @@ def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
         }
         if cfg.qk_norm:
             attn |= {"q_norm": norm(h, bias=False), "k_norm": norm(h, bias=False)}
+        if cfg.sink_logits:
+            attn["sink"] = array(cfg.num_heads)
         mlp = {"up": linear(d, f, cfg.mlp_bias), "down": linear(f, d, cfg.mlp_bias)}
         if cfg.gated_mlp:
             mlp["gate"] = linear(d, f, cfg.mlp_bias)
@@ -75,7 +77,7 @@ def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
         names = [getattr(entry, "key", None) for entry in path]
         if names[-1] == "scale":
             return jnp.ones(leaf.shape, leaf.dtype)
-        if names[-1] == "bias":
+        if names[-1] in ("bias", "sink"):
             return jnp.zeros(leaf.shape, leaf.dtype)
         deviation = 0.02 if names[0] == "embed" else leaf.shape[0] ** -0.5
         if names[-2] in ("out", "down"):

@@ -37,24 +37,20 @@ class Output(NamedTuple):
 def init_cache(
     cfg: ModelConfig,
     params: Params,
-    policies: Policy | tuple[Policy, ...],
+    policy: Policy,
     batch: int,
     capacity: int,
     dtype: str = "float32",
     backend: str | None = None,
 ) -> Cache:
-    """An empty cache for `batch` rows of at most `capacity` tokens; one policy, or one per
-    layer."""
-    if isinstance(policies, Policy):
-        policies = (policies,) * cfg.num_layers
-    if len(policies) != cfg.num_layers:
-        raise ValueError(
-            f"got {len(policies)} policies for {cfg.num_layers} layers; give one or one each"
-        )
+    """An empty cache for `batch` rows of at most `capacity` tokens."""
     geometry = cache_geometry(cfg, capacity, dtype, backend)
+    policies = policy.layer_policies(cfg.num_layers)
+    for one in dict.fromkeys(policies):
+        one.check(cfg, geometry)
     layers = tuple(
-        mixer_of(layer)[1].init(cfg, policy, geometry, batch)
-        for layer, policy in zip(params["layers"], policies, strict=True)
+        mixer_of(layer)[1].init(cfg, one, geometry, batch)
+        for layer, one in zip(params["layers"], policies, strict=True)
     )
     return Cache(length=jnp.zeros((batch,), jnp.int32), layers=layers, policies=policies)
 

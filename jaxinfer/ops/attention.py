@@ -47,6 +47,15 @@ def empty_partial(q: Float[Array, "B K G T H"]) -> Partial:
     )
 
 
+def sink_partial(q: Float[Array, "B K G T H"], sink: Float[Array, " N"]) -> Partial:
+    """A softmax that has seen one key of logit `sink` per head and value 0 (arXiv 2309.17453,
+    section 3.3: a logit of 0 is SoftMax-off-by-one)."""
+    peak = sink.astype(jnp.float32).reshape(1, q.shape[1], q.shape[2], 1)
+    empty = empty_partial(q)
+    peak = jnp.broadcast_to(jnp.maximum(peak, NEGATIVE), empty.peak.shape)
+    return Partial(empty.acc, peak, jnp.where(peak > NEGATIVE, 1.0, 0.0))
+
+
 def merge(a: Partial, b: Partial) -> Partial:
     """The softmax state over the keys of both."""
     peak = jnp.maximum(a.peak, b.peak)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
+from jaxinfer.decode.engine import with_kernels
 from jaxinfer.models import stack
 from tests.factories import CONFIGS, params_of
+from tests.policies import with_random_kernels
 
 CHUNK = 8  # tokens of a padded step
 
@@ -51,8 +53,9 @@ class Stepper:
     """One model and policy; `dtype` is that of parameters and cache."""
 
     def __init__(self, model: str, policy: Policy, dtype: str = "float32", backend: str = "cpu"):
-        self.cfg, self.params = CONFIGS[model], params_of(model, dtype)
-        self.policy, self.dtype, self.backend = policy, dtype, backend
+        self.cfg, self.dtype, self.backend = CONFIGS[model], dtype, backend
+        self.policy = with_random_kernels(policy, self.cfg)
+        self.params = with_kernels(params_of(model, dtype), self.policy)
 
     def cache(self, batch: int = 1, capacity: int = 64) -> Cache:
         return stack.init_cache(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.base import Geometry, Items, write_index
-from jaxinfer.cache.dense import Dense, load, storage_dtype, store
-from jaxinfer.cache.presets import full, resolve
+from jaxinfer.cache.dense import Dense
+from jaxinfer.cache.presets import full, per_layer, resolve
+from jaxinfer.cache.slots import load, storage_dtype, store
 from jaxinfer.models.stack import cache_geometry, init_cache
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.ops.attention import AttentionSpec, finish, log_sum_exp
@@ -172,7 +173,7 @@ def test_key_mass_of_stored_keys_equals_the_probabilities():
 def test_one_policy_per_layer_is_checked():
     stepper = Stepper("llama", full())
     with pytest.raises(ValueError, match="got 3 policies for 2 layers"):
-        init_cache(stepper.cfg, stepper.params, (full(),) * 3, 1, 64)
+        init_cache(stepper.cfg, stepper.params, per_layer([full()] * 3), 1, 64)
 
 
 def test_policies_resolve_from_names_mappings_and_none():
@@ -183,7 +184,7 @@ def test_policies_resolve_from_names_mappings_and_none():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ("fulll", "unknown cache policy 'fulll'; known policies: full"),
+        ("fulll", "unknown cache policy 'fulll'; known policies: full, kivi"),
         ({"bits": 2}, "unknown cache policy None"),
         ({"name": "full", "bits": 2}, "policy 'full' does not take these arguments.*bits"),
     ],

@@ -13,7 +13,7 @@ from tests.policies import settings
 PARENT = np.array([-1, 0, 0, 1, 1, 2, 5, 6])
 PATHS = ((0, 1, 3), (0, 1, 4), (0, 2, 5, 6, 7))
 HISTORY = 17
-CASES = [pytest.param(model, policy, id=f"{model}-{name}") for model, name, policy in settings()]
+CASES = settings()
 
 
 def ancestors_or_self() -> np.ndarray:

@@ -209,10 +209,10 @@ def test_rotary_models_warn_beyond_their_positions():
     cfg = replace(CONFIGS["llama"], max_positions=16)
     lm = LM(cfg, params_of("llama"))
     with pytest.warns(UserWarning, match="10 context . 12 new .* the model's 16 positions"):
-        assert capacity_for(lm, 10, 12) == 64
+        assert capacity_for(lm, full(), 10, 12) == 64
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        capacity_for(lm, 10, 6)
+        capacity_for(lm, full(), 10, 6)
 
 
 def test_no_prompts_give_no_completions(lm):

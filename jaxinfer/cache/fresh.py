@@ -1,0 +1,135 @@
+"""Attention of a call's tokens to each other: causal or by tree, in blocks of queries.
+
+With positions in the cache, fresh sinks are seen from the in-cache phase and all other fresh keys
+from the absolute one, so that a prompt of any length equals the stream of its tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinfer.cache.base import Items, Policy, QueryPhase, StepContext
+from jaxinfer.ops.attention import AttentionSpec, Partial, key_mass, merge, partial_attention
+
+QUERY_BLOCK = 512  # queries whose scores exist at a time
+
+See = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def seer(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> See:
+    """`see(k_pos [B, K|1, J], ok [B, K|1, (T,) J])`: distance and visibility [B, K|1, T, J].
+
+    `absolute` i32[B, T] are the queries' positions, `own` those of their phase, from which distance
+    is counted.
+    """
+
+    def see(k_pos: Array, ok: Array) -> tuple[Array, Array]:
+        key = k_pos[:, :, None, :]
+        ok = ok if ok.ndim == 4 else ok[:, :, None]
+        distance = own[:, None, :, None] - key
+        visible = ok & policy.admit(absolute[:, None, :, None], key)
+        if spec.window is not None:
+            visible = visible & (distance < spec.window)
+        return distance, visible
+
+    return see
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshTokens:
+    """The fresh tokens of one layer; `queries` [B, K, G, T, H] and `positions` [B, T] by phase."""
+
+    policy: Policy
+    spec: AttentionSpec
+    ctx: StepContext
+    items: Items
+    queries: dict[str, Array]
+    positions: dict[str, Array]
+
+    def partial(self) -> Partial:
+        """The softmax state of every query over the fresh keys that it sees."""
+        found = None
+        for phase, keys in self._parts():
+
+            def block(q, distance, visible, keys=keys):
+                k, v = self.items.k[:, :, :keys], self.items.v[:, :, :keys]
+                return partial_attention(self.spec, q, k, v, distance, visible)
+
+            partial = Partial(*self._over_blocks(phase, keys, 3, block))
+            found = partial if found is None else merge(found, partial)
+        assert found is not None
+        return found
+
+    def key_mass(self, lse: Array) -> Array:
+        """Probability that fresh keys receive, f32[B, K, Q, T]: per query (Q = T) in a tree, in a
+        chain summed over the valid queries (Q = 1)."""
+        size = self.items.v.shape[2]
+        total = jnp.zeros((), jnp.float32)
+        for phase, keys in self._parts():
+
+            def block(q, distance, visible, lse, valid, keys=keys):
+                mass = key_mass(self.spec, q, self.items.k[:, :, :keys], distance, visible, lse)
+                mass = jnp.where(valid[:, None, :, None], mass, 0.0)
+                return mass if self.ctx.is_tree else mass.sum(axis=2, keepdims=True)
+
+            found = self._over_blocks(phase, keys, 2, block, (lse, 3), (self.ctx.valid, 1))
+            if not self.ctx.is_tree:
+                found = found.sum(axis=2, keepdims=True)
+            total = total + jnp.pad(found, [(0, 0), (0, 0), (0, 0), (0, size - keys)])
+        return total
+
+    def _parts(self) -> list[tuple[QueryPhase, int]]:
+        """(query phase, number of leading keys) of the parts that are seen alike."""
+        size = self.items.v.shape[2]
+        # A lone token is at distance 0 from itself in either phase.
+        if self.policy.positions == "absolute" or self.policy.sinks == 0 or size == 1:
+            return [("absolute", size)]
+        sinks = size if self.ctx.is_tree else min(self.policy.sinks, size)
+        return [("absolute", size), ("in_cache", sinks)]
+
+    def _over_blocks(self, phase: QueryPhase, keys: int, axis: int, block: Callable, *more):
+        """`block(q, distance, visible, *more)` over all queries, at most QUERY_BLOCK at a time.
+
+        `more` are (array, axis of its queries), `axis` is that of the queries in the results.
+        """
+        ctx, size = self.ctx, self.items.v.shape[2]
+        split = len(self._parts()) > 1
+        k_pos = self.items.pos[:, :, :keys]
+
+        def run(first, count: int):
+            def rows(x: Array, axis: int) -> Array:
+                return jax.lax.dynamic_slice_in_dim(x, first, count, axis)
+
+            if count == size:
+                rows = lambda x, axis: x  # noqa: E731
+            if ctx.visible is None:
+                below = first + jnp.arange(count)[:, None] >= jnp.arange(keys)
+                visible = below[None]
+            else:
+                visible = rows(ctx.visible, 1)[:, :, :keys]
+            visible = (visible & ctx.valid[:, None, :keys])[:, None]
+            if split:
+                is_sink = (k_pos < self.policy.sinks)[:, :, None]
+                visible = visible & (is_sink if phase == "in_cache" else ~is_sink)
+            absolute, own = rows(self.positions["absolute"], 1), rows(self.positions[phase], 1)
+            distance, visible = seer(self.policy, self.spec, absolute, own)(k_pos, visible)
+            q = rows(self.queries[phase], 3)
+            return block(q, distance, visible, *(rows(x, axis) for x, axis in more))
+
+        if size <= QUERY_BLOCK:
+            return run(0, size)
+        count, rest = divmod(size, QUERY_BLOCK)
+        found = jax.lax.map(lambda i: run(i * QUERY_BLOCK, QUERY_BLOCK), jnp.arange(count))
+
+        def join(x: Array) -> Array:
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        found = jax.tree.map(join, found)
+        if not rest:
+            return found
+        last = run(count * QUERY_BLOCK, rest)
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=axis), found, last)

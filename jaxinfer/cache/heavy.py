@@ -1,0 +1,137 @@
+"""Heavy hitters: per head, the tokens that have received most attention (H2O, arXiv 2306.14048).
+
+The tier takes what leaves the recent ring and keeps the `size` tokens of most accumulated
+probability; every step evicts the least of stored and new ones (algorithm 1 there). Heads differ in
+what they keep, so slots carry positions. Ties keep the stored token. Bytes per row and layer:
+`K * size * (2 * H * itemsize + 8)`, the last term for mass and position.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinfer.cache.base import Geometry, Items, write_index
+from jaxinfer.cache.dense import DenseSegment
+from jaxinfer.cache.ring import check_budget, items_at, tokens_of, whole
+from jaxinfer.cache.slots import Slots, get, new_slots, put, slot_bytes
+from jaxinfer.config import ModelConfig
+
+EMPTY = -jnp.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heavy:
+    """Keeps `size` tokens (or a share of the context) per row and key/value head."""
+
+    size: int | float
+
+    @property
+    def grows(self) -> bool:
+        return False
+
+    def __post_init__(self):
+        check_budget("heavy", self.size)
+
+    def sized(self, context: int) -> "Heavy":
+        return replace(self, size=tokens_of(self.size, context))
+
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
+        pass
+
+    def init(self, geometry: Geometry, batch: int) -> Slots:
+        size = whole(self.size)
+        shape = (batch, geometry.num_kv_heads, size)
+        return replace(
+            new_slots(geometry, batch, size),
+            mass=jnp.full(shape, EMPTY, jnp.float32),
+            pos=jnp.zeros(shape, jnp.int32),
+        )
+
+    def kept(self, n_in: Array) -> Array:
+        return jnp.minimum(n_in, whole(self.size))
+
+    def passed(self, n_in: Array) -> Array:
+        return jnp.maximum(n_in - whole(self.size), 0)
+
+    def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
+        kept = self.kept(n_in)  # slots fill in order, in every head
+        ok = jnp.arange(state.capacity, dtype=jnp.int32) < kept[:, None, None]
+        stop = jnp.max(kept)
+        return (DenseSegment(slots=state, pos=state.pos, ok=ok, stop=stop, in_order=False),)
+
+    def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
+        return replace(state, mass=state.mass + masses[0])
+
+    def push(self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array):
+        size = state.capacity
+        choose = self._choose_one if items.v.shape[2] == 1 else self._choose
+        index, gone = choose(state, items, n_in, count)
+        spilled = self._at(state, items, gone)
+        index = write_index(index, size, after, spilled.k, spilled.v)
+        rows = jnp.arange(index.shape[0])[:, None, None]
+        heads = jnp.arange(index.shape[1])[None, :, None]
+        pos = jnp.broadcast_to(items.pos, index.shape)
+        new = replace(
+            put(state, items.k, items.v, index),
+            mass=state.mass.at[rows, heads, index].set(items.mass, mode="drop"),
+            pos=state.pos.at[rows, heads, index].set(pos, mode="drop"),
+        )
+        return new, spilled, self.passed(n_in + count) - self.passed(n_in)
+
+    def _choose_one(self, state: Slots, items: Items, n_in: Array, count: Array):
+        """As `_choose` for a single token: it or the least of all stored ones leaves, no sort."""
+        size = state.capacity
+        least = jnp.argmin(state.mass, axis=-1, keepdims=True).astype(jnp.int32)
+        enters = items.mass > jnp.take_along_axis(state.mass, least, axis=-1)
+        index = jnp.where(enters & (count > 0)[:, None, None], least, size)
+        return index, jnp.where(enters, least, size)
+
+    def _choose(self, state: Slots, items: Items, n_in: Array, count: Array):
+        """Where each new token goes (`size`: nowhere), and which of stored and new ones leave."""
+        size, width = state.capacity, items.v.shape[2]
+        valid = jnp.arange(width, dtype=jnp.int32) < count[:, None, None]
+        valid = jnp.broadcast_to(valid, items.mass.shape)
+        mass = jnp.concatenate([state.mass, jnp.where(valid, items.mass, EMPTY)], axis=-1)
+        # Rank among all tokens; the sort is stable, so that ties keep what is stored.
+        rank = jnp.argsort(jnp.argsort(-mass, axis=-1, stable=True), axis=-1)
+        stored = jnp.arange(size, dtype=jnp.int32) < self.kept(n_in)[:, None, None]
+        stored = jnp.broadcast_to(stored, state.mass.shape)
+        taken = jnp.concatenate([stored, valid], axis=-1)
+        survives = taken & (rank < size)
+        # The j-th new survivor takes the j-th slot whose token leaves or was never there.
+        free = positions_of(~survives[..., :size], width)
+        enters = survives[..., size:]
+        turn = jnp.maximum(jnp.cumsum(enters, axis=-1) - 1, 0)
+        index = jnp.where(enters, jnp.take_along_axis(free, turn, axis=-1), size)
+        return index, positions_of(taken & ~survives, width)
+
+    def _at(self, state: Slots, items: Items, index: Array) -> Items:
+        """Tokens `index` [B, K, A] of the stored and then the new ones."""
+        size, width = state.capacity, items.v.shape[2]
+        is_old = index < size
+        slot = jnp.minimum(index, size - 1)
+        new = items_at(items, jnp.clip(index - size, 0, width - 1))
+        k, v = get(state, slot)
+        return Items(
+            k=jnp.where(is_old[..., None], k, new.k),
+            v=jnp.where(is_old[..., None], v, new.v),
+            pos=jnp.where(is_old, jnp.take_along_axis(state.pos, slot, axis=2), new.pos),
+            mass=jnp.where(is_old, jnp.take_along_axis(state.mass, slot, axis=2), new.mass),
+        )
+
+    def grow(self, state: Slots, capacity: int) -> Slots:
+        return state
+
+    def bytes_per_row(self, geometry: Geometry) -> int:
+        size = whole(self.size)
+        return slot_bytes(geometry, size) + 8 * geometry.num_kv_heads * size
+
+
+def positions_of(mask: Array, width: int) -> Array:
+    """Indices [B, K, width] of the first true entries in order; what is behind them is any."""
+    size = mask.shape[-1]
+    order = jnp.where(mask, 0, size) + jnp.arange(size, dtype=jnp.int32)
+    found = jnp.argsort(order, axis=-1).astype(jnp.int32)[..., :width]
+    short = width - found.shape[-1]
+    return jnp.pad(found, [(0, 0), (0, 0), (0, short)], mode="edge") if short > 0 else found

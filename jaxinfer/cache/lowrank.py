@@ -1,0 +1,127 @@
+"""LESS: evicted tokens live on in a low-rank state of constant size (arXiv 2402.09398, section 3).
+
+The last tier of a policy absorbs what the others evict: with feature maps phi (queries) and psi
+(keys), `num += psi(k)^T v` and `den += psi(k)^T` (equations 4-5 there). A query sees the state as
+one more partial softmax, `phi(q) num` over `phi(q) den`, merged with the tokens that are kept
+(equation 3); with kernels of zero it is the identity of the merge, bit for bit. Everything is
+float32: the state sums over thousands of tokens. Bytes per row and layer: `4 * K * R * (H + 1)`.
+
+The maps see keys and queries as attention does, rotated; they are `FeatureMaps` of
+`jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less`.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinfer.cache.base import Geometry, Items, QueryPhase
+from jaxinfer.config import ModelConfig
+from jaxinfer.ops.attention import NEGATIVE, AttentionSpec, Partial
+from jaxinfer.typing import Leaf, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LowRankState:
+    num: Leaf  # f32[B, K, R, H], sum of psi(k)^T v over the tokens that are gone
+    den: Leaf  # f32[B, K, R], sum of psi(k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSegment:
+    """The tokens that are gone, as a query sees them through `phi`."""
+
+    state: LowRankState
+    aux: Params
+    rank: int
+    query_phase: QueryPhase = "absolute"
+    holds_tokens: bool = False
+
+    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
+        batch, kv_heads, group, size, width = q.shape
+        phi = features("query", self.aux, q.reshape(batch, kv_heads * group, size, width))
+        phi = phi.reshape(batch, kv_heads, group, size, self.rank)
+        total = jnp.einsum("bkgtr,bkr->bkgt", phi, self.state.den)
+        some = total > 0  # else the identity of the merge
+        total = jnp.where(some, total, 1.0)
+        acc = jnp.einsum("bkgtr,bkrh->bkgth", phi, self.state.num) / total[..., None]
+        return Partial(
+            jnp.where(some[..., None], acc, 0.0),
+            jnp.where(some, jnp.log(total), NEGATIVE),
+            some.astype(jnp.float32),
+        )
+
+    def key_mass(self, spec, q, q_pos, see, lse):
+        raise TypeError("a low-rank state has no keys that could receive mass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Absorbs every token that enters; `rank` is that of the kernels in `aux`."""
+
+    rank: int
+
+    @property
+    def grows(self) -> bool:
+        return False
+
+    def sized(self, context: int) -> "LowRank":
+        return self
+
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
+        if cfg.alibi_slopes is not None:
+            raise ValueError(
+                f"LESS cannot serve {cfg.family}: ALiBi biases depend on the distance to a token, "
+                "which the low-rank state forgets; use the eviction policy without LESS"
+            )
+
+    def init(self, geometry: Geometry, batch: int) -> LowRankState:
+        shape = (batch, geometry.num_kv_heads, self.rank)
+        return LowRankState(
+            num=jnp.zeros((*shape, geometry.head_dim), jnp.float32),
+            den=jnp.zeros(shape, jnp.float32),
+        )
+
+    def kept(self, n_in: Array) -> Array:
+        return jnp.zeros_like(n_in)
+
+    def passed(self, n_in: Array) -> Array:
+        return jnp.zeros_like(n_in)
+
+    def segments(self, state: LowRankState, aux: Params | None, n_in: Array):
+        return (FeatureSegment(state=state, aux=_kernels(aux), rank=self.rank),)
+
+    def observe(self, state: LowRankState, masses: tuple[Array, ...]) -> LowRankState:
+        return state
+
+    def push(self, state: LowRankState, aux, items: Items, n_in, count, after):
+        psi = features("key", _kernels(aux), items.k)
+        gone = jnp.arange(items.v.shape[2], dtype=jnp.int32) < count[:, None, None]
+        # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
+        psi = jnp.where(gone[..., None], psi, 0.0)
+        values = jnp.where(gone[..., None], items.v.astype(jnp.float32), 0.0)
+        num = state.num + jnp.einsum("bkar,bkah->bkrh", psi, values)
+        new = replace(state, num=num, den=state.den + psi.sum(axis=2))
+        return new, None, jnp.zeros_like(count)
+
+    def grow(self, state: LowRankState, capacity: int) -> LowRankState:
+        return state
+
+    def bytes_per_row(self, geometry: Geometry) -> int:
+        return 4 * geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)
+
+
+def features(which: str, kernels: Params, x: Array) -> Array:
+    """phi of queries or psi of keys, f32[B, N or K, T, R]."""
+    from jaxinfer.nn.feature_map import FeatureMaps  # flax is slow to import
+
+    maps = FeatureMaps.for_kernels(kernels)
+    return jnp.asarray(maps.apply({"params": kernels}, x.astype(jnp.float32), method=which))
+
+
+def _kernels(aux: Params | None) -> Params:
+    if aux is None or "feature_map" not in aux:
+        raise ValueError("a LESS policy needs its kernels: use ji.less(base_policy, kernels)")
+    return aux["feature_map"]

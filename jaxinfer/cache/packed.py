@@ -1,0 +1,241 @@
+"""Keys or values of many tokens as packed codes, and the segment that attends to them.
+
+`Packed` is one half (keys or values) of a layer's quantized tokens. Its leaves all run over the
+same tokens along one axis, with one entry per word, per group or per token, so that `put`, `take`
+and `span` treat them alike. Keys are packed along tokens, values along channels; each may be
+grouped per channel (groups of consecutive tokens) or per token (groups of consecutive channels).
+With 16 bits the words are the stored numbers themselves and there are no scales.
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.cache.base import QueryPhase
+from jaxinfer.cache.slots import load, store
+from jaxinfer.ops.attention import (
+    AttentionSpec,
+    KeyLayout,
+    Partial,
+    empty_partial,
+    key_mass,
+    merge,
+    partial_attention,
+)
+from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
+from jaxinfer.typing import Leaf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How one half is stored; static. Axes are those of [B, K, H, S] or [B, K, S, H]."""
+
+    bits: int
+    group: int
+    grouping: str  # "channel" or "token"
+    token_axis: int
+    word_axis: int
+    scale_dtype: str  # what scales are rounded to
+    scale_storage: str  # what they are stored as
+    dense_storage: str  # of 16-bit "codes"
+
+    @property
+    def group_axis(self) -> int:
+        return self.token_axis if self.grouping == "channel" else 5 - self.token_axis
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """One half of some tokens. `words` u32 has S or H divided by 32 / bits along the word axis,
+    `scale` and `zero` the same divided by the group along the group axis."""
+
+    words: Leaf
+    scale: Leaf
+    zero: Leaf
+    format: Format = field(metadata={"static": True})
+
+    @property
+    def tokens(self) -> int:
+        f = self.format
+        along_tokens = f.bits < 16 and f.word_axis == f.token_axis
+        return self.words.shape[f.token_axis] * (32 // f.bits if along_tokens else 1)
+
+    def span(self, first: Int[Array, ""] | int, size: int) -> "Packed":
+        """The `size` tokens from `first` on, both multiples of every word and group."""
+        axis, tokens = self.format.token_axis, self.tokens
+
+        def cut(x):
+            unit = tokens // x.shape[axis]
+            return jax.lax.dynamic_slice_in_dim(x, first // unit, size // unit, axis)
+
+        return jax.tree.map(cut, self)
+
+    def take(self, index: Int[Array, "B M"], size: int) -> "Packed":
+        """The runs of `size` tokens with numbers `index`, one behind the other."""
+        axis = self.format.token_axis
+        count = index.shape[1]
+
+        def gather(x):
+            runs = self._runs(x, size)
+            shape = [1] * runs.ndim
+            shape[0], shape[axis] = index.shape
+            taken = jnp.take_along_axis(runs, index.reshape(shape), axis=axis)
+            return taken.reshape(
+                *x.shape[:axis], count * runs.shape[axis + 1], *x.shape[axis + 1 :]
+            )
+
+        return jax.tree.map(gather, self)
+
+    def put(self, index: Int[Array, "B M"], new: "Packed") -> "Packed":
+        """With run m of `new` written at run `index[b, m]`; too large an index writes nothing.
+
+        `new` consists of M runs of equal size. Axes stay in place: XLA CPU updates the reshaped
+        leaves without a copy.
+        """
+        if not self.tokens:
+            return self
+        axis = self.format.token_axis
+        size = new.tokens // index.shape[1]
+        rows = jnp.arange(index.shape[0])[:, None]
+        where = (rows, *(slice(None),) * (axis - 1), index)
+
+        def write(x, y):
+            runs = jnp.moveaxis(new._runs(y, size), axis, 1)
+            return self._runs(x, size).at[where].set(runs, mode="drop").reshape(x.shape)
+
+        return jax.tree.map(write, self, new)
+
+    def pad(self, tokens: int) -> "Packed":
+        """With room for `tokens`."""
+        axis = self.format.token_axis
+        empty = empty_packed(self.format, _shape_of(self, tokens))
+
+        def widen(x, y):
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, max(y.shape[axis] - x.shape[axis], 0))
+            return jnp.pad(x, widths)
+
+        return jax.tree.map(widen, self, empty)
+
+    def _runs(self, x: Array, size: int) -> Array:
+        axis = self.format.token_axis
+        entries = size * x.shape[axis] // self.tokens
+        return x.reshape(*x.shape[:axis], x.shape[axis] // entries, entries, *x.shape[axis + 1 :])
+
+
+def encode(form: Format, x: Float[Array, "B K _ _"]) -> Packed:
+    """`x` as `form` stores it."""
+    if form.bits == 16:
+        words = store(x, jnp.dtype(form.dense_storage))
+        return Packed(words=words, scale=None, zero=None, format=form)
+    codes, *metadata = quantize(x, form.bits, form.group, form.group_axis, form.scale_dtype)
+    scale, zero = (store(y, jnp.dtype(form.scale_storage)) for y in metadata)
+    words = pack(codes, form.bits, form.word_axis)
+    return Packed(words=words, scale=scale, zero=zero, format=form)
+
+
+def decode(packed: Packed, dtype: str = "float32") -> Float[Array, "B K _ _"]:
+    """What is stored, as floats in the layout of the format."""
+    form = packed.format
+    if form.bits == 16:
+        return load(packed.words).astype(dtype)
+    codes = unpack(packed.words, form.bits, form.word_axis)
+    scale, zero = load(packed.scale), load(packed.zero)
+    return dequantize(codes, scale, zero, form.group, form.group_axis, dtype)
+
+
+def empty_packed(form: Format, shape: tuple[int, ...]) -> Packed:
+    """Zeros for tokens of the unpacked `shape`."""
+    numbers = jax.ShapeDtypeStruct(shape, jnp.float32)
+    shapes = jax.eval_shape(functools.partial(encode, form), numbers)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _shape_of(packed: Packed, tokens: int) -> tuple[int, ...]:
+    """The unpacked shape with `tokens` tokens."""
+    form = packed.format
+    shape = list(packed.words.shape)
+    if form.bits < 16:
+        shape[form.word_axis] *= 32 // form.bits
+    shape[form.token_axis] = tokens
+    return tuple(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSegment:
+    """Quantized tokens; slots [0, stop) are the ones any row may use.
+
+    With `block` the slots are unpacked that many at a time, never all of them at once. `first` is
+    the position of slot 0 where positions count up with the slots, or None.
+    """
+
+    keys: Packed
+    values: Packed
+    pos: Array  # i32[B|1, 1, S]
+    ok: Array  # bool[B, 1, S]
+    stop: Array  # i32[]
+    layout: KeyLayout
+    block: int | None
+    first: int | None = 0
+    query_phase: QueryPhase = "absolute"
+    holds_tokens: bool = True
+
+    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
+        size = self.pos.shape[2]
+        if self.block is None or size <= self.block:
+            return self._attend(spec, q, see, 0, size, self.ok)
+        block, start = self.block, 0
+        if spec.window is not None and self.first is not None:
+            oldest = jnp.min(q_pos) - spec.window + 1 - self.first
+            start = jnp.maximum(oldest, 0) // block
+
+        def body(i, partial):
+            # The last block starts earlier where the slots are no multiple, and masks what it
+            # shares with the one before.
+            first = jnp.minimum(i * block, size - block)
+            new = (jnp.arange(size) >= i * block) & self.ok
+            return merge(partial, self._attend(spec, q, see, first, block, new))
+
+        return jax.lax.fori_loop(start, self._blocks(), body, empty_partial(q))
+
+    def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
+        size = self.pos.shape[2]
+
+        def mass_of(first, block):
+            keys = decode(self.keys.span(first, block), self._dtype(q))
+            distance, visible = see(_cut(self.pos, first, block), _cut(self.ok, first, block))
+            return key_mass(spec, q, keys, distance, visible, lse, self.layout)
+
+        if self.block is None or size <= self.block:
+            return mass_of(0, size)
+        block = self.block
+
+        def body(i, mass):
+            first = jnp.minimum(i * block, size - block)
+            return jax.lax.dynamic_update_slice_in_dim(mass, mass_of(first, block), first, axis=3)
+
+        mass = jnp.zeros((*q.shape[:2], q.shape[3], size), jnp.float32)
+        return jax.lax.fori_loop(0, self._blocks(), body, mass)
+
+    def _attend(self, spec, q, see, first, size, ok) -> Partial:
+        dtype = self._dtype(q)
+        keys = decode(self.keys.span(first, size), dtype)
+        values = decode(self.values.span(first, size), dtype)
+        distance, visible = see(_cut(self.pos, first, size), _cut(ok, first, size))
+        return partial_attention(spec, q, keys, values, distance, visible, self.layout)
+
+    def _dtype(self, q: Array) -> str:
+        """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""
+        return "float32" if self.layout == "BKHS" else q.dtype.name
+
+    def _blocks(self) -> Array:
+        assert self.block is not None
+        return (self.stop + self.block - 1) // self.block
+
+
+def _cut(x: Array, first, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, first, size, axis=2)

@@ -1,0 +1,111 @@
+"""`jaxinfer train WHAT`: trains the small learned parts that methods need."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jaxinfer.cli import options as o
+
+if TYPE_CHECKING:
+    from jaxinfer.io.less_kernels import LessKernels
+
+train = typer.Typer(
+    name="train", help="Train the small learned parts that methods need.", no_args_is_help=True
+)
+
+
+@train.command()
+def less(
+    model: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the frozen model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the kernels.")],
+    run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
+    sequences: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 64,
+    context: Annotated[int, typer.Option(min=64, max=32767, help="Tokens per window.")] = 2048,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden width of a feature map.")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the state.")] = 8,
+    steps_per_layer: Annotated[int, typer.Option(min=4, help="Updates per layer.")] = 800,
+    batch: Annotated[int, typer.Option(min=1, help="Windows per update.")] = 2,
+    stride: Annotated[int, typer.Option(min=1, help="Train on every stride-th row.")] = 16,
+    dropout: Annotated[float, typer.Option(help="Of hidden units; the paper uses 0.3.")] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Halved after every quarter.")] = 3e-3,
+    texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
+    seed: o.SeedOption = 0,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Train LESS's kernels, which remember what an eviction policy drops (arXiv 2402.09398).
+
+    Example: jaxinfer train less smollm2-135m --out kernels --run-dir run
+    """
+    from jaxinfer.cli.models import note, open_model
+    from jaxinfer.io.less_kernels import check_destination, save_kernels
+    from jaxinfer.train.less import LessRecipe, train_less
+    from jaxinfer.train.less_data import text_windows
+
+    recipe = LessRecipe(
+        hidden=hidden,
+        rank=rank,
+        steps=steps_per_layer,
+        batch=batch,
+        stride=stride,
+        dropout=dropout,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    check_destination(out)  # before hours of work
+    lm = open_model(model, "float32")
+    tokens = text_windows(
+        lm.encode, sequences, context, seed=seed, sources=source or None, folder=texts
+    )
+    note(f"{tokens.size} tokens in {sequences} windows, {lm.config.num_layers} layers")
+    with _progress() as report:
+        kernels = train_less(
+            lm.config, lm.params, tokens, recipe, run_dir, model=lm.name, report=report
+        )
+    save_kernels(out, kernels)
+    _show(kernels, out, as_json)
+
+
+def _show(kernels: "LessKernels", out: Path, as_json: bool) -> None:
+    layers = kernels.config.results["layers"]
+    size = sum(path.stat().st_size for path in out.iterdir())
+    record = {
+        "folder": str(out),
+        "bytes": size,
+        "recovered": sum(row["recovered"] for row in layers) / len(layers),
+        "recovered_beyond_plus": sum(row["recovered_beyond_plus"] for row in layers) / len(layers),
+    }
+    if as_json:
+        o.print_json(record | {"layers": json.loads(json.dumps(layers))})
+        return
+    print(f"wrote {out} ({size / 1e6:.1f} MB)")
+    print(f"{record['recovered']:.0%} of the error that eviction causes is gone")
+    print(f"{record['recovered_beyond_plus']:.0%} of what more tokens in the same memory leave")
+
+
+class _progress:
+    """`report(what, done, total)` as bars on a terminal's standard error."""
+
+    def __enter__(self):
+        self.bar, self.tasks = None, {}
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True))
+            self.bar.start()
+        return self.report
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.stop()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.bar is None:
+            return
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+        self.bar.update(self.tasks[what], completed=done, total=total)

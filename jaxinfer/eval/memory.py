@@ -1,0 +1,59 @@
+"""What a policy needs in memory for a text, and the simplest policy that fits into the same bytes.
+
+A compressed cache is only worth its loss if it beats keeping fewer tokens in full precision, so
+every table has a baseline with the same bytes: a window with sinks (arXiv 2309.17453), heavy
+hitters (arXiv 2306.14048), or just the last tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxinfer.cache.base import Policy
+from jaxinfer.cache.presets import h2o, resolve, streaming
+from jaxinfer.models.stack import cache_geometry
+
+SINKS = 4
+
+
+def policy_bytes(lm: Any, policy: Any, length: int, dtype: str | None = None) -> int:
+    """Bytes of one row's cache for a text of `length` tokens, all layers, in `dtype` (default: the
+    model's); budgets given as shares are shares of `length`."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1 token, got {length}")
+    policy = resolve(policy).sized(length)
+    geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype)
+    layers = policy.layer_policies(lm.config.num_layers)
+    return sum(tier.bytes_per_row(geometry) for layer in layers for tier in layer.tiers)
+
+
+def bytes_per_token(lm: Any, policy: Any, length: int) -> float:
+    """`policy_bytes` per token of the text."""
+    return policy_bytes(lm, policy, length) / length
+
+
+def equal_memory(lm: Any, policy: Any, length: int, kind: str = "streaming") -> Policy:
+    """The baseline of this kind that keeps as many tokens as fit into the policy's bytes for a
+    text of `length` tokens, at most `length`."""
+    makers: dict[str, tuple[int, Callable[[int], Policy]]] = {
+        "streaming": (SINKS + 1, lambda kept: streaming(SINKS, kept - SINKS)),
+        "window": (1, lambda kept: streaming(0, kept)),
+        "h2o": (2, lambda kept: h2o(kept // 2, kept - kept // 2)),
+    }
+    if kind not in makers:
+        raise ValueError(f"the baseline must be one of {', '.join(makers)}, got {kind!r}")
+    fewest, make = makers[kind]
+    budget = policy_bytes(lm, policy, length)
+    need = policy_bytes(lm, make(fewest), length)
+    if need > budget:
+        raise ValueError(
+            f"a {kind} baseline needs at least {need} bytes, the policy has {budget} for {length} "
+            "tokens; take a longer text or another baseline"
+        )
+    low, high = fewest, max(length, fewest)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if policy_bytes(lm, make(middle), length) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return make(low)

@@ -1,0 +1,91 @@
+"""LESS's learned kernels: feature maps of queries and keys whose product stands for exp(logit).
+
+arXiv 2402.09398, section 3 (equations 1-2); per head, without biases, erf GELU, all float32:
+
+    phi(q) = | gelu(gelu(q Wq1) Wq2) |                                      queries, N heads
+    u = |s| gelu(gelu(k Wk1) Wk2),   psi(k) = | u + (u W3) s' |             keys, K heads
+
+Both are non-negative. With `s` and `s'` starting at 1e-4 psi starts near 0, so that LESS starts as
+the bare policy; psi(0) is 0 exactly. Dropout acts on the first layer's pre-activations. Inputs are
+the rotated queries and keys, not scaled. Extra letters: E width of the hidden layer, R rank.
+
+This file imports flax, which is slow: import it inside functions.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinfer.typing import Params
+
+START = 1e-4  # of both diagonal scalings
+
+
+def _per_head(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "heads inputs outputs"]:
+    """Glorot-uniform in the last two axes."""
+    bound = (6 / (shape[-2] + shape[-1])) ** 0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+class FeatureMaps(nn.Module):
+    """phi and psi of one layer; its parameters are the layer's kernels, 7 float32 arrays."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden: int
+    rank: int
+    dropout: float = 0.0
+
+    @classmethod
+    def for_kernels(cls, kernels: Params) -> "FeatureMaps":
+        """The module whose parameters `kernels` are."""
+        heads, width, hidden = kernels["query_inner"].shape
+        kv_heads, rank = kernels["scale"].shape
+        return cls(heads, kv_heads, width, hidden, rank)
+
+    def setup(self):
+        n, k, h, e, r = (
+            *(self.num_heads, self.num_kv_heads, self.head_dim, self.hidden, self.rank),
+        )
+        start = nn.initializers.constant(START)
+        self.query_inner = self.param("query_inner", _per_head, (n, h, e))
+        self.query_outer = self.param("query_outer", _per_head, (n, e, r))
+        self.key_inner = self.param("key_inner", _per_head, (k, h, e))
+        self.key_outer = self.param("key_outer", _per_head, (k, e, r))
+        self.mix = self.param("mix", _per_head, (k, r, r))
+        self.scale = self.param("scale", start, (k, r))
+        self.mix_scale = self.param("mix_scale", start, (k, r))
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(
+        self, q: Float[Array, "B N T H"], k: Float[Array, "B K S H"], train: bool = False
+    ) -> tuple[Any, Any]:
+        return self.query(q, train), self.key(k, train)
+
+    def query(self, q: Float[Array, "B N T H"], train: bool = False) -> Float[Array, "B N T R"]:
+        """phi(q); with `train` the rng "dropout" is needed."""
+        return jnp.abs(self._two_layers(q, self.query_inner, self.query_outer, train))
+
+    def key(self, k: Float[Array, "B K T H"], train: bool = False) -> Float[Array, "B K T R"]:
+        """psi(k)."""
+        u = self._two_layers(k, self.key_inner, self.key_outer, train)
+        u = u * jnp.abs(self.scale)[:, None]
+        mixed = jnp.einsum("bktr,krs->bkts", u, self.mix)
+        return jnp.abs(u + mixed * self.mix_scale[:, None])
+
+    def _two_layers(self, x: Array, inner: Array, outer: Array, train: bool) -> Array:
+        # Heads first: XLA CPU differentiates batched products with inner batch axes 3 times slower.
+        batch, heads, size, width = x.shape
+        x = x.astype(jnp.float32).transpose(1, 0, 2, 3).reshape(heads, batch * size, width)
+        x = jnp.einsum("nth,nhe->nte", x, inner)
+        x = _gelu(self.drop(x, deterministic=not train))
+        x = _gelu(jnp.einsum("nte,ner->ntr", x, outer))
+        return x.reshape(heads, batch, size, self.rank).transpose(1, 0, 2, 3)

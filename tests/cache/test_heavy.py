@@ -1,0 +1,139 @@
+"""H2O against a simulation with Python lists: what is kept, what is seen, what is spilled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.cache.base import Items
+from jaxinfer.cache.heavy import Heavy
+from jaxinfer.cache.presets import h2o
+from jaxinfer.cache.ring import Ring
+from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
+
+HEAVY, RECENT = 4, 3
+
+
+class Simulation:
+    """One row of H2O: per key/value head, positions kept and the probability each has received."""
+
+    def __init__(self, q, k, v, heavy=HEAVY, recent=RECENT):
+        self.q = np.stack([rotated(q[:, t], t) for t in range(q.shape[1])], axis=1)
+        self.k = np.stack([rotated(k[:, t], t) for t in range(k.shape[1])], axis=1)
+        self.v, self.heavy, self.recent = v, heavy, recent
+        self.score: list[dict[int, float]] = [{} for _ in range(K)]
+        self.evicted: list[list[int]] = [[] for _ in range(K)]
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Output [N, count, H] of the tokens from `first` on; then what exceeds the budget goes."""
+        out = np.zeros((K * G, count, H))
+        for kv in range(K):
+            stored = sorted(self.score[kv])
+            total = {t: self.score[kv].get(t, 0.0) for t in [*stored, *range(first, first + count)]}
+            for i in range(count):
+                seen = [*stored, *range(first, first + i + 1)]
+                for head in range(kv * G, (kv + 1) * G):
+                    scores = self.k[kv, seen] @ self.q[head, first + i] * SPEC.scale
+                    p = np.exp(scores - scores.max())
+                    p /= p.sum()
+                    out[head, i] = p @ self.v[kv, seen]
+                    for t, mass in zip(seen, p, strict=True):
+                        total[t] += mass
+            newest = first + count
+            old = sorted((t for t in total if t < newest - self.recent), key=lambda t: -total[t])
+            self.evicted[kv] += old[self.heavy :]
+            kept = [*old[: self.heavy], *(t for t in total if t >= newest - self.recent)]
+            self.score[kv] = {t: total[t] for t in kept}
+        return out
+
+
+def kept_positions(layer: Layer, row: int = 0) -> list[set[int]]:
+    """What each head of the cache holds."""
+    ring, heavy = layer.state
+    n = int(layer.length[row])
+    recent = set(range(max(n - RECENT, 0), n))
+    some = min(max(n - RECENT, 0), HEAVY)
+    return [recent | set(np.asarray(heavy.pos)[row, head, :some].tolist()) for head in range(K)]
+
+
+@pytest.mark.parametrize("prompt", [1, 5, HEAVY + RECENT, 12, 20])
+def test_prompt_and_steps_equal_the_simulation(prompt):
+    q, k, v = random_qkv(32)
+    layer, simulation = Layer(h2o(HEAVY, RECENT)), Simulation(q[0], k[0], v[0])
+    found = layer.push(*(x[:, :, :prompt] for x in (q, k, v)))
+    np.testing.assert_allclose(found[0], simulation.read(0, prompt), atol=2e-5)
+    for t in range(prompt, 32):
+        found = layer.push(*(x[:, :, t : t + 1] for x in (q, k, v)))
+        np.testing.assert_allclose(found[0], simulation.read(t, 1), atol=2e-5)
+        assert kept_positions(layer) == [set(score) for score in simulation.score]
+    mass = np.concatenate([np.asarray(x.mass)[0] for x in layer.state], axis=-1)
+    expected = [sum(score.values()) for score in simulation.score]
+    np.testing.assert_allclose(mass.sum(axis=-1), expected, rtol=1e-5)
+
+
+def test_heads_choose_differently_and_the_recent_ones_stay():
+    q, k, v = random_qkv(40)
+    layer = Layer(h2o(HEAVY, RECENT))
+    layer.stream(q, k, v)
+    first, second = kept_positions(layer)
+    assert first != second and {37, 38, 39} <= first & second
+
+
+def push_random(tier, state, n_in, tokens, seed, count=None):
+    """Pushes `tokens` items whose position and key tell who they are."""
+    rng = np.random.default_rng(seed)
+    pos = np.broadcast_to(n_in + np.arange(tokens), (1, K, tokens)).astype(np.int32)
+    k = np.broadcast_to(pos[..., None], (1, K, tokens, H)).astype(np.float32)
+    mass = rng.random((1, K, tokens)).astype(np.float32)
+    items = Items(k=jnp.asarray(k), v=jnp.asarray(-k), pos=jnp.asarray(pos), mass=jnp.asarray(mass))
+    count = tokens if count is None else count
+    n, c = jnp.asarray([n_in], jnp.int32), jnp.asarray([count], jnp.int32)
+    return tier.push(state, None, items, n, c, jnp.zeros((), jnp.int32)), mass
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 14, (5, 9), (3, 1, 7, 3), (14,), (2, 0, 12)])
+def test_every_token_is_kept_or_spilled_exactly_once(sizes):
+    tier = Heavy(size=5)
+    state = Layer(h2o(5, 1)).state[1]
+    n, spilled, masses = 0, [[] for _ in range(K)], [{} for _ in range(K)]
+    for seed, size in enumerate(sizes):
+        if size == 0:
+            (state, _, gone), _ = push_random(tier, state, n, 3, seed, count=0)
+            assert gone.tolist() == [0]
+            continue
+        (state, items, gone), mass = push_random(tier, state, n, size, seed)
+        for head in range(K):
+            masses[head] |= {n + i: mass[0, head, i] for i in range(size)}
+            leave = np.asarray(items.pos)[0, head, : int(gone[0])]
+            assert (np.asarray(items.k)[0, head, : int(gone[0]), 0] == leave).all()
+            assert (np.asarray(items.v)[0, head, : int(gone[0]), 0] == -leave).all()
+            spilled[head] += leave.tolist()
+        n += size
+    for head in range(K):
+        kept = np.asarray(state.pos)[0, head].tolist()
+        assert sorted(kept + spilled[head]) == list(range(14))
+        if len(sizes) == 1:  # all at once: exactly the largest
+            assert set(kept) == set(sorted(masses[head], key=masses[head].get)[-5:])
+
+
+def test_one_token_at_a_time_and_the_sort_choose_alike():
+    tier = Heavy(size=5)
+    state = Layer(h2o(5, 1)).state[1]
+    for n in range(12):
+        (new, items, _), mass = push_random(tier, state, n, 1, n)
+        n_in, one = jnp.asarray([n], jnp.int32), jnp.ones((1,), jnp.int32)
+        pushed = Items(k=items.k, v=items.v, pos=items.pos, mass=jnp.asarray(mass))
+        quick = tier._choose_one(state, pushed, n_in, one)
+        sorted_ = tier._choose(state, pushed, n_in, one)
+        np.testing.assert_array_equal(quick[0], sorted_[0])
+        if n >= 5:
+            np.testing.assert_array_equal(quick[1], sorted_[1])
+        state = new
+
+
+def test_budgets_are_exact_and_shares_are_of_the_context():
+    policy = h2o(0.025, 0.025).sized(2048)
+    assert [tier.size for tier in policy.tiers] == [51, 51] and policy == h2o(51, 51)
+    assert isinstance(policy.tiers[0], Ring) and policy.unbounded
+    with pytest.raises(ValueError, match="share of the context"):
+        jax.eval_shape(lambda: Layer(h2o(0.5, 0.5)).state)

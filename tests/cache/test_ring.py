@@ -1,0 +1,218 @@
+"""StreamingLLM against a cache that is a Python list, against recomputation, and far out."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.presets import h2o, streaming
+from jaxinfer.models import stack
+from jaxinfer.models.params import init_params
+from jaxinfer.nn.alibi import mpt_slopes
+from jaxinfer.nn.rope import rotation
+from jaxinfer.ops.attention import Partial, finish, merge, partial_attention, sink_partial
+from tests.cache.layer import (
+    ROPE,
+    SPEC,
+    G,
+    H,
+    K,
+    Layer,
+    random_qkv,
+    rotated,
+    softmax_attention,
+)
+from tests.factories import CONFIGS, random_tokens
+
+SLOPES = mpt_slopes(K * G)
+
+
+def trimmed_list(q, k, v, sinks, window, rope=ROPE, slopes=None) -> np.ndarray:
+    """The paper's cache of one row: raw keys in a list, rotated at their place in it, then cut."""
+    kept, out = [], []
+    for t in range(q.shape[1]):
+        kept.append(t)
+        n = len(kept)
+        rows = []
+        for head in range(K * G):
+            keys, values = k[head // G, kept], v[head // G, kept]
+            query, bias = q[head, t], 0.0
+            if rope is not None:
+                keys = np.stack([rotated(key, place, rope) for place, key in enumerate(keys)])
+                query = rotated(query, n - 1, rope)
+            if slopes is not None:
+                bias = -slopes[head] * (n - 1 - np.arange(n))
+            rows.append(softmax_attention(query, keys, values, bias))
+        out.append(rows)
+        if len(kept) > sinks + window:
+            kept = kept[:sinks] + kept[-window:]
+    return np.asarray(out).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize(
+    "sinks, window, tokens", [(4, 6, 60), (1, 1, 20), (0, 5, 40), (8, 3, 64), (3, 64, 50)]
+)
+def test_the_ring_equals_a_list_that_is_cut(sinks, window, tokens):
+    q, k, v = random_qkv(tokens)
+    found = Layer(streaming(sinks, window)).stream(q, k, v)
+    expected = trimmed_list(q[0], k[0], v[0], sinks, window)
+    np.testing.assert_allclose(found[0], expected, atol=2e-5)
+
+
+def test_partial_rotary_and_alibi_count_distance_in_the_cache():
+    q, k, v = random_qkv(40)
+    half = replace(ROPE, rotary_dim=4)
+    found = Layer(streaming(2, 5), rope=half).stream(q, k, v)
+    np.testing.assert_allclose(found[0], trimmed_list(q[0], k[0], v[0], 2, 5, half), atol=2e-5)
+    found = Layer(streaming(2, 5), replace(SPEC, slopes=SLOPES), rope=None).stream(q, k, v)
+    expected = trimmed_list(q[0], k[0], v[0], 2, 5, None, SLOPES)
+    np.testing.assert_allclose(found[0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [(40,), (13, 27), (1, 2, 30, 7)])
+def test_a_turn_in_chunks_of_any_size_equals_token_by_token(sizes):
+    q, k, v = random_qkv(40, batch=2)
+    policy = streaming(sinks=3, window=6)
+    expected = Layer(policy, batch=2).stream(q, k, v)
+    layer, found, first = Layer(policy, batch=2), [], 0
+    for size in sizes:
+        found.append(layer.push(*(x[:, :, first : first + size] for x in (q, k, v))))
+        first += size
+    np.testing.assert_allclose(np.concatenate(found, axis=2), expected, atol=2e-5)
+
+
+def test_a_long_chunk_in_blocks_of_queries_equals_token_by_token():
+    q, k, v = random_qkv(1100)  # two blocks of 512 and a rest
+    policy = streaming(sinks=2, window=30)
+    found, expected = Layer(policy).push(q, k, v), Layer(policy).stream(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("start", [4_000_000, 100_000_000])
+def test_positions_stay_exact_after_millions_of_tokens(start):
+    sinks, window, tokens = 3, 30, 40
+    q, k, v = random_qkv(sinks + tokens)
+    layer = Layer(streaming(sinks, window))
+    layer.push(*(x[:, :, :sinks] for x in (q, k, v)))
+    layer.length += start
+    found = layer.stream(*(x[:, :, sinks:] for x in (q, k, v)))
+    # From the window's first refill on, the cache holds the sinks and the last tokens only.
+    expected = trimmed_list(q[0], k[0], v[0], sinks, window)[:, sinks:]
+    np.testing.assert_allclose(found[0][:, window:], expected[:, window:], atol=2e-5)
+
+
+def test_float_angles_would_not_have_been_enough():
+    """The guard of the test above: what `exact` is for."""
+    distances = jnp.arange(1000)[None]
+
+    def turned(start, exact):
+        """Cosine of each token's angle to the first one's."""
+        cos, sin = rotation(ROPE, start + distances, exact=exact)
+        return cos * cos[:, :1] + sin * sin[:, :1]
+
+    expected = turned(0, True)
+    error = {x: float(jnp.abs(turned(4_000_001, x) - expected).max()) for x in (True, False)}
+    assert error[True] < 3e-6 and error[False] > 1e-3
+
+
+def one_layer(name: str, layers: int):
+    cfg = replace(CONFIGS[name], num_layers=layers)
+    return cfg, init_params(cfg, jax.random.key(3))
+
+
+@pytest.mark.parametrize("model", ["llama", "mpt"])
+@pytest.mark.parametrize("layers, equal", [(1, True), (2, False)])
+def test_one_layer_equals_recomputing_the_window_and_two_do_not(model, layers, equal):
+    cfg, params = one_layer(model, layers)
+    sinks, window = 2, 9
+    tokens = random_tokens(1, 40)
+    cache = stack.init_cache(cfg, params, streaming(sinks, window), 1, 64)
+    out = stack.forward(cfg, params, jnp.asarray(tokens), cache)
+    seen = np.concatenate([tokens[:, :sinks], tokens[:, -window - 1 :]], axis=1)
+    expected = stack.forward(cfg, params, jnp.asarray(seen)).logits[0, -1]
+    difference = float(jnp.abs(out.logits[0, -1] - expected).max())
+    assert (difference < 1e-4) if equal else (difference > 1e-3)
+
+
+def test_the_cache_never_grows():
+    cfg, params = one_layer("llama", 2)
+    policy = streaming(sinks=4, window=12)
+    for capacity in (64, 65536):
+        cache = stack.init_cache(cfg, params, policy, 1, capacity)
+        assert bytes_of(cache.layers) == 2 * 2 * cfg.num_kv_heads * cfg.head_dim * 4 * (4 + 12)
+    assert policy.unbounded and not h2o(0.1, 0.1).sized(64).tiers[0].grows
+
+
+def random_partial_inputs():
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (1, K, G, 3, H))
+    k, v = (jax.random.normal(key, (1, K, 5, H)) for key in keys[1:])
+    return q, k, v, jnp.zeros((1, 1, 3, 5), jnp.int32), jnp.ones((1, 1, 1, 5), bool)
+
+
+@pytest.mark.parametrize("logit", [0.0, 1.7])
+def test_a_sink_logit_equals_a_token_of_that_score_and_value_zero(logit):
+    q, k, v, distance, visible = random_partial_inputs()
+    sink = jnp.full((K * G,), logit)
+    found = finish(
+        merge(sink_partial(q, sink), partial_attention(SPEC, q, k, v, distance, visible))
+    )
+    token = Partial(jnp.zeros(q.shape), jnp.full(q.shape[:-1], logit), jnp.ones(q.shape[:-1]))
+    expected = finish(merge(token, partial_attention(SPEC, q, k, v, distance, visible)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    if logit == 0.0:  # SoftMax-off-by-one: a prepended key and value of zero
+        k, v = (jnp.pad(x, [(0, 0), (0, 0), (1, 0), (0, 0)]) for x in (k, v))
+        distance, visible = jnp.zeros((1, 1, 3, 6), jnp.int32), jnp.ones((1, 1, 1, 6), bool)
+        padded = finish(partial_attention(SPEC, q, k, v, distance, visible))
+        np.testing.assert_allclose(found, padded, atol=1e-6)
+
+
+def test_a_sink_logit_of_minus_infinity_is_the_plain_softmax():
+    q, k, v, distance, visible = random_partial_inputs()
+    plain = partial_attention(SPEC, q, k, v, distance, visible)
+    found = merge(sink_partial(q, jnp.full((K * G,), -jnp.inf)), plain)
+    np.testing.assert_array_equal(finish(found), finish(plain))
+
+
+def test_a_model_with_sink_logits_uses_them():
+    cfg = replace(CONFIGS["llama"], sink_logits=True)
+    params = init_params(cfg, jax.random.key(0))
+    tokens = jnp.asarray(random_tokens(1, 6))
+    layer = params["layers"][0]
+    assert layer["attn"]["sink"].shape == (cfg.num_heads,)
+    off_by_one = stack.forward(cfg, params, tokens).logits
+    never = jax.tree.map(lambda x: x, params)
+    for one in never["layers"]:
+        one["attn"] = one["attn"] | {"sink": jnp.full((cfg.num_heads,), -jnp.inf)}
+    plain = {**params, "layers": tuple(
+        {**one, "attn": {n: x for n, x in one["attn"].items() if n != "sink"}}
+        for one in params["layers"]
+    )}  # fmt: skip
+    expected = stack.forward(CONFIGS["llama"], plain, tokens).logits
+    np.testing.assert_array_equal(stack.forward(cfg, never, tokens).logits, expected)
+    assert float(jnp.abs(off_by_one - expected).max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: streaming(sinks=-1), "sinks must be 0 or more tokens, got -1"),
+        (lambda: streaming(window=0), "window must be at least 1 token"),
+        (lambda: h2o(heavy=1.5), "a share in"),
+        (lambda: streaming(positions="relative"), "positions must be"),
+        (lambda: h2o(recent=0), "recent must be at least 1 token"),
+        (lambda: h2o(heavy=0.0), "heavy must be at least 1 token"),
+    ],
+)
+def test_impossible_budgets_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_learned_positions_are_refused_with_the_remedy():
+    cfg, params = one_layer("learned", 1)
+    with pytest.raises(ValueError, match="learned positions.*choose full, kivi or h2o"):
+        stack.init_cache(cfg, params, streaming(), 1, 64)

@@ -1,0 +1,149 @@
+"""LESS kernels on disk: exact, small, and only for their own model."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from jaxinfer.io.less_kernels import (
+    CONFIG,
+    KERNELS,
+    LessConfig,
+    LessKernels,
+    load_kernels,
+    rounded,
+    save_kernels,
+)
+from tests.factories import BASE, CONFIGS, params_of
+
+
+def make(seed: int = 0) -> LessKernels:
+    config = LessConfig.of(
+        BASE, params_of("llama"), model="toy", hidden=6, rank=3, recipe={"steps": 1}
+    )
+    generator = np.random.default_rng(seed)
+    layers = []
+    for _ in range(BASE.num_layers):
+        values = {
+            name: (generator.standard_normal(shape) * 10.0 ** generator.integers(-6, 4)).astype(
+                "f4"
+            )
+            for name, shape in config.shapes().items()
+        }
+        values["mix"][0] = 0
+        layers.append({"feature_map": rounded(values)})
+    return LessKernels(config, tuple(layers))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_kernels(tmp_path / "kernels", make())
+    return tmp_path / "kernels"
+
+
+def test_kernels_come_back_bit_for_bit(folder):
+    kernels, found = make(), load_kernels(folder, BASE)
+    assert found.config == kernels.config
+    for ours, theirs in zip(kernels.layers, found.layers, strict=True):
+        assert ours["feature_map"].keys() == theirs["feature_map"].keys()
+        for name, value in ours["feature_map"].items():
+            assert theirs["feature_map"][name].dtype == np.float32
+            np.testing.assert_array_equal(theirs["feature_map"][name], value)
+
+
+def test_rounding_is_close_and_final():
+    x = {"key_inner": np.random.default_rng(1).standard_normal((2, 50, 40)).astype("f4")}
+    once = rounded(x)
+    np.testing.assert_array_equal(rounded(once)["key_inner"], once["key_inner"])
+    step = np.abs(x["key_inner"]).max(axis=1, keepdims=True) / 127
+    assert (np.abs(once["key_inner"] - x["key_inner"]) <= 0.501 * step).all()
+
+
+def test_saving_twice_gives_the_same_bytes_and_about_one_per_parameter(folder, tmp_path):
+    save_kernels(tmp_path / "again", load_kernels(folder))
+    first, second = ((path / KERNELS).read_bytes() for path in (folder, tmp_path / "again"))
+    assert first == second
+    config = LessConfig.of(
+        replace(BASE, num_heads=9, num_kv_heads=3, head_dim=64, num_layers=30),
+        params_of("llama"), model="smollm2-135m", hidden=64, rank=8,
+    )  # fmt: skip
+    shapes = config.shapes().values()
+    codes = sum(int(np.prod(shape)) for shape in shapes)
+    scales = sum(4 * shape[0] * shape[2] for shape in shapes if len(shape) == 3)
+    assert 30 * (codes + scales) < 2 * 2**20
+
+
+def test_kernels_of_another_model_are_refused(folder):
+    with pytest.raises(ValueError, match="belong to toy.*num_kv_heads 2, not 4"):
+        load_kernels(folder, CONFIGS["mpt"])
+    kernels = load_kernels(folder)
+    kernels.check(BASE, params_of("llama"))
+    kernels.check(BASE, params_of("llama", "bfloat16"))
+    other = params_of("llama") | {"final_norm": {"scale": np.full(32, 2.0)}}
+    with pytest.raises(ValueError, match="other weights"):
+        kernels.check(BASE, other)
+
+
+def test_unknown_names_and_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no LESS kernels at 'nowhere'.*jaxinfer train less"):
+        load_kernels("nowhere")
+    with pytest.raises(ValueError, match="no LESS kernels"):
+        load_kernels(tmp_path)
+
+
+def test_only_kernels_are_replaced(folder, tmp_path):
+    save_kernels(folder, make(1))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="choose another destination"):
+        save_kernels(mine, make())
+    assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def damage(folder, **changes):
+    data = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "no LESS kernels of version"),
+        ({"format_version": 99}, "no LESS kernels of version"),
+        ({"colour": "red"}, "colour"),
+        ({"rank": 4}, "expected tensor"),
+        ({"rank": 0}, "rank must be a positive integer"),
+        ({"rank": "3"}, "rank must be a positive integer"),
+        ({"recipe": 3}, "recipe must be an object"),
+        ({"model": None}, "model must be a text"),
+        ({"num_layers": 3}, "expected tensor 'layers.2.query_inner"),
+    ],
+)
+def test_wrong_configs_are_refused(folder, changes, message):
+    damage(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_kernels(folder)
+
+
+def test_damaged_files_are_refused(folder):
+    data = (folder / KERNELS).read_bytes()
+    (folder / KERNELS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="not a sound safetensors file"):
+        load_kernels(folder)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_kernels(folder)
+
+
+def test_numbers_that_are_not_finite_are_refused(folder, tmp_path):
+    kernels = make()
+    kernels.layers[1]["feature_map"]["scale"][0, 0] = np.nan
+    save_kernels(folder, kernels)
+    with pytest.raises(ValueError, match=r"layers.1.scale.*not finite"):
+        load_kernels(folder)
+
+
+def test_a_config_is_plain_data():
+    assert json.loads(json.dumps(asdict(make().config))) == asdict(make().config)
