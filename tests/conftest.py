@@ -4,6 +4,7 @@ Shapes and dtypes of annotated functions are checked by beartype in every test: 
 come before the first import of jaxinfer, so it stands here.
 """
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import jax
 from jaxtyping import install_import_hook
 
 from tests import checking  # noqa: F401 (the hook looks it up by name)
@@ -25,3 +27,13 @@ from tests import checking  # noqa: F401 (the hook looks it up by name)
 install_import_hook(["jaxinfer", "pallas_kernels"], "tests.checking.checked")
 
 collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module names collide
+
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA dies of a segmentation fault there
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets compiled programs when there are many: each takes several memory mappings."""
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()

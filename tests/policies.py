@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxinfer.cache.base import Geometry, Policy
@@ -29,10 +30,11 @@ class Case:
     hard: Callable[[], Policy]
     bytes_per_row: Callable[[Policy, Geometry], int]
     refuses: tuple[str, ...] = ()  # models of tests/factories.py that it does not serve
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return self.easy().name
+        return self.label or self.easy().name
 
 
 def full_bytes(policy: Policy, geometry: Geometry) -> int:
@@ -59,7 +61,9 @@ def kivi_bytes(policy: Policy, geometry: Geometry) -> int:
     """Keys and values of 4 bits in groups of 8 with 2-byte scales, behind a tail of R."""
     (tier,) = policy.tiers
     c, r = geometry.capacity, tier.residual
-    packed = 8 * (c // r * r // 8) + 8 * -(-max(c - r, 0) // 8)  # keys and values, whole words
+    keys = c // r * r
+    values = keys if tier.value_flush == "block" else 8 * -(-max(c - r, 0) // 8)  # whole words
+    packed = keys + values
     item = jnp.dtype(geometry.dtype).itemsize
     numbers = geometry.num_kv_heads * geometry.head_dim
     return numbers * packed * 4 // 8 + numbers * packed // 8 * 4 + numbers * 2 * r * item
@@ -90,11 +94,13 @@ def over(base: Policy) -> Policy:
 def random_kernels(cfg: ModelConfig) -> SimpleNamespace:
     maps = FeatureMaps(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, 8, RANK)
     q, k = (jnp.zeros((1, n, 1, cfg.head_dim)) for n in (cfg.num_heads, cfg.num_kv_heads))
+    shapes = jax.eval_shape(maps.init, jax.random.key(0), q, k)["params"]
+    rng = np.random.default_rng(0)
     layers = []
-    for layer in range(cfg.num_layers):
-        made = maps.init(jax.random.key(layer), q, k)["params"]
-        loud = {name: jnp.full_like(made[name], 0.3) for name in ("scale", "mix_scale")}
-        layers.append({"feature_map": made | loud})
+    for _ in range(cfg.num_layers):
+        made = {name: rng.normal(0, x.shape[-1] ** -0.5, x.shape) for name, x in shapes.items()}
+        made |= {name: np.full(shapes[name].shape, 0.3) for name in ("scale", "mix_scale")}
+        layers.append({"feature_map": {name: jnp.float32(x) for name, x in made.items()}})
     config = SimpleNamespace(rank=RANK)
     return SimpleNamespace(config=config, layers=tuple(layers), check=lambda cfg, params=None: None)
 
@@ -125,6 +131,12 @@ MATRIX = (
     Case(
         easy=lambda: kivi(bits=4, group=8, residual=64),
         hard=lambda: kivi(bits=4, group=8, residual=8),
+        bytes_per_row=kivi_bytes,
+    ),
+    Case(
+        label="kivi-block",
+        easy=lambda: kivi(bits=4, group=8, residual=64, value_flush="block"),
+        hard=lambda: kivi(bits=4, group=8, residual=8, value_flush="block"),
         bytes_per_row=kivi_bytes,
     ),
     Case(

@@ -83,7 +83,8 @@ def attend(
     queries = {phase: turn(q, phase).reshape(grouped) for phase in positions}
     items = Items(k=turn(k, "absolute"), v=v, pos=ctx.positions[:, None])
     length, reads = ctx.length, ctx.reads
-    if policy.commit_first:
+    commits_first = policy.commit_first and size == 1
+    if commits_first:
         state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
     by_tier = _segments(policy, state, aux, length) if reads else ()
 
@@ -101,7 +102,7 @@ def attend(
     fresh = FreshTokens(
         policy=policy, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
     )
-    if not policy.commit_first:
+    if not commits_first:
         partial = merge(partial, fresh.partial())
     segments = [segment for tier in by_tier for segment in tier]
     for segment in segments:
@@ -171,11 +172,6 @@ def _segments(policy: Policy, state: tuple[Leaf, ...], aux: Params | None, lengt
 
 def _with(policy: Policy, state, aux, items: Items, ctx: StepContext) -> tuple[Leaf, ...]:
     """The state as if the one fresh token were committed (a copy: this is a reference)."""
-    if ctx.offset.shape[1] != 1 or ctx.is_tree:
-        raise ValueError(
-            f"policy {policy.name!r} writes before it reads, one token at a time; got "
-            f"{ctx.offset.shape[1]} tokens; use chunk=1"
-        )
     one = ctx.valid[:, 0].astype(jnp.int32)
     return commit_layer(policy, state, aux, items, ctx.length, None, one, ctx.length)
 

@@ -174,7 +174,7 @@ class Policy:
     sinks: int = 0
     window: int | None = None
     observe: bool = False  # wants the key mass of every step
-    commit_first: bool = False  # attends to the state after its own push: a reference, T = 1 only
+    commit_first: bool = False  # a lone token attends to the state after its own push (reference)
     chunk_invariant: bool = True
     lossless_under_tree: bool = True
     kernels: Any = field(default=None, compare=False, repr=False)

@@ -281,8 +281,12 @@ class Kivi:
         size, full = old.tokens // self.residual, ((n_in + count) // self.residual)[:, None]
         width = new.tokens // self.residual
         block = (n_in // self.residual)[:, None] + jnp.arange(width, dtype=jnp.int32)
-        is_kept = (block < full) & ((block >= full - size) | (self.window is None))
-        return write_index(jnp.where(is_kept, block % size, size), size, *after)
+        if self.window is None:
+            index = jnp.where(block < full, block, size)
+        else:  # of more blocks than places only the last ones are written: no place twice
+            is_last = (block < full) & (block >= full - size)
+            index = jnp.where(is_last, block % size, size)
+        return write_index(index, size, *after)
 
     def _value_index(self, old: Packed, new: Packed, n_in: Array, count: Array, after) -> Array:
         token = self.packed_tokens(n_in)[:, None] + jnp.arange(new.tokens, dtype=jnp.int32)
@@ -319,8 +323,9 @@ def kivi(
 
     `value_flush="block"` quantizes values with their keys, which keeps speculative decoding
     lossless; "sliding" is the paper's, one value at a time. `flush_order="before"` quantizes before
-    the attention of the same step, as Algorithm 1 is printed: a reference, one token at a time. The
-    authors advise 4 bits for models whose query heads share keys.
+    the attention of the same decode step, as Algorithm 1 is printed (prompts attend in full
+    precision in both): a reference that copies the cache in every step. The authors advise 4 bits
+    for models whose query heads share keys.
     """
     if flush_order not in ("after", "before"):
         raise ValueError(f"flush_order must be 'after' or 'before', got {flush_order!r}")

@@ -30,18 +30,25 @@ def check_settings(tier: Any) -> None:
             "value_grouping 'channel' needs value_flush 'block': with 'sliding' values leave the "
             "tail one by one, and a group holds several tokens"
         )
+    if tier.key_bits < 16 and tier.residual % (32 // tier.key_bits):
+        word = 32 // tier.key_bits
+        raise ValueError(
+            f"residual {tier.residual} is not a multiple of {word}, the tokens in one word of "
+            f"{tier.key_bits}-bit keys; take {max(round(tier.residual / word), 1) * word}"
+        )
     for half in ("key", "value"):
-        group = getattr(tier, f"{half}_group")
+        group, word = getattr(tier, f"{half}_group"), word_of(tier, half)
         if tier.groups_tokens(half) and tier.residual % group:
+            fit = divisors(tier.residual, word)
             raise ValueError(
                 f"residual {tier.residual} is not a multiple of {half}_group {group}, so that a "
-                f"group would span two flushes; groups that fit: {divisors(tier.residual)}"
+                f"group would span two flushes; groups that fit: {fit}"
             )
-    if tier.key_bits < 16 and tier.residual % (32 // tier.key_bits):
-        raise ValueError(
-            f"residual {tier.residual} is not a multiple of {32 // tier.key_bits}, the tokens in "
-            f"one word of {tier.key_bits}-bit keys"
-        )
+        if group % word:
+            raise ValueError(
+                f"{half}_group {group} is not a multiple of {word}, the {half}s in one word, which "
+                f"would belong to two groups; take {-(-group // word) * word}"
+            )
     if tier.window is not None:
         if tier.value_flush == "sliding":
             raise ValueError("window needs value_flush 'block', got 'sliding'")
@@ -65,12 +72,19 @@ def check_heads(tier: Any, geometry: Geometry) -> None:
         if bits < 16 and not tier.groups_tokens(half) and size % group:
             raise ValueError(
                 f"head size {size} is not a multiple of {half}_group {group}; groups that fit: "
-                f"{divisors(size)}"
+                f"{divisors(size, word_of(tier, half))}"
             )
 
 
-def divisors(number: int) -> list[int]:
-    """Divisors from 8 on (all of them if there is none), the sizes that a group may sensibly
-    have."""
-    every = [i for i in range(1, number + 1) if number % i == 0]
+def word_of(tier: Any, half: str) -> int:
+    """Codes of one word where words and groups run along the same axis, else 1."""
+    bits = getattr(tier, f"{half}_bits")
+    along_words = tier.groups_tokens(half) == (half == "key")
+    return 32 // bits if bits < 16 and along_words else 1
+
+
+def divisors(number: int, word: int) -> list[int]:
+    """Divisors that hold whole words, from 8 on (all of them if there is none): the sizes that a
+    group may sensibly have."""
+    every = [i for i in range(word, number + 1, word) if number % i == 0]
     return [i for i in every if i >= 8] or every

@@ -108,8 +108,8 @@ def less(base: Policy | str | Mapping[str, Any] = "h2o", kernels: Any = None) ->
         return replace(per_layer(layers), kernels=layers[0].kernels)
     if base.tiers and base.tiers[-1].grows:
         raise ValueError(
-            f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o, "
-            "streaming or kivi with a window"
+            f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o or "
+            "streaming (with bits= for a quantized window)"
         )
     if kernels is None or isinstance(kernels, str | Path):
         kernels = load_kernels("smollm2-135m" if kernels is None else kernels)

@@ -103,4 +103,6 @@ def store(x: Array, dtype: jnp.dtype) -> Array:
     """Floats as stored numbers."""
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    if dtype == jnp.float16 and x.dtype != dtype:  # the largest number, not infinity
+        x = jnp.clip(x, -65504.0, 65504.0)
     return x.astype(dtype)

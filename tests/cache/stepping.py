@@ -14,13 +14,14 @@ from tests.policies import with_random_kernels
 
 CHUNK = 8  # tokens of a padded step
 
-# Halves the compile time; the decode tests run the programs as users do.
+# Takes a third of the compile time; the decode tests run the programs as users do.
 quick_jit = functools.partial(
     jax.jit,
     static_argnums=0,
     compiler_options={
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
     },
 )
 
@@ -49,6 +50,9 @@ def _plain(cfg, params, tokens):
     return stack.forward(cfg, params, tokens).logits
 
 
+_empty: dict[tuple, Cache] = {}
+
+
 class Stepper:
     """One model and policy; `dtype` is that of parameters and cache."""
 
@@ -58,9 +62,13 @@ class Stepper:
         self.params = with_kernels(params_of(model, dtype), self.policy)
 
     def cache(self, batch: int = 1, capacity: int = 64) -> Cache:
-        return stack.init_cache(
-            self.cfg, self.params, self.policy, batch, capacity, self.dtype, self.backend
-        )
+        """An empty cache; nothing here donates it, so that equal ones are made once."""
+        key = (self.cfg, self.policy, batch, capacity, self.dtype, self.backend)
+        if key not in _empty:
+            _empty[key] = stack.init_cache(
+                self.cfg, self.params, self.policy, batch, capacity, self.dtype, self.backend
+            )
+        return _empty[key]
 
     def step(self, cache: Cache, tokens, count=None, size: int = CHUNK):
         """The cache after `tokens[b, :count[b]]`, padded to `size`, and the logits of all."""

@@ -11,18 +11,25 @@ import pytest
 from jaxinfer.cache.base import Geometry, Items, bytes_of
 from jaxinfer.cache.kivi import READ_BLOCK, Kivi, kivi
 from jaxinfer.cache.packed import decode
+from jaxinfer.cache.presets import full, per_layer
 from jaxinfer.compile import hlo
+from jaxinfer.config import RopeConfig
+from jaxinfer.models.stack import cache_geometry
 from jaxinfer.nn.alibi import mpt_slopes
+from jaxinfer.nn.rope import rotate, rotation
 from jaxinfer.ops.attention import (
     AttentionSpec,
     empty_partial,
     finish,
     log_sum_exp,
     merge,
-    partial_attention,
 )
-from tests.cache.kivi_lists import KiviLists, attention, coarse
-from tests.cache.stepping import assert_same, row_of
+from jaxinfer.ops.quantize import dequantize, quantize
+from tests.cache import layer
+from tests.cache.kivi_lists import KiviLists, attention
+from tests.cache.layer import Layer, random_qkv
+from tests.cache.stepping import Stepper, assert_same, close, quick_jit, row_of
+from tests.factories import random_tokens
 
 K, G, H = 2, 2, 32
 SCALE = 0.3
@@ -80,32 +87,25 @@ tiers_and_layouts = pytest.mark.parametrize(
     ],
 )
 
-# Compiles in half the time.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
 
 def geometry_of(tier: Kivi, layout: str = "BKHS", **changes) -> Geometry:
-    capacity = 2 * tier.residual + 3 if tier.window is None else 64
+    capacity = 4 * tier.residual + 3 if tier.window is None else 64
     given = {"num_kv_heads": K, "head_dim": H, "capacity": capacity}
     return Geometry(
         **{**given, **changes}, key_layout=layout, block=128 if layout == "BKHS" else None
     )
 
 
-def tokens_of(batch: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values [B, K, count, H]."""
+def tokens_of(
+    batch: int, count: int, seed: int = 0, heads: int = K, size: int = H
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values [B, heads, count, size]."""
     rng = np.random.default_rng(seed)
-    k, v = rng.standard_normal((2, batch, K, count, H)).astype(np.float32)
-    return 2 * k + rng.standard_normal((K, 1, H)).astype(np.float32), v
+    k, v = rng.standard_normal((2, batch, heads, count, size)).astype(np.float32)
+    return 2 * k + rng.standard_normal((heads, 1, size)).astype(np.float32), v
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@quick_jit
 def push(tier: Kivi, state, k, v, n_in, count, after=NEVER):
     pos = (n_in[:, None] + jnp.arange(k.shape[2]))[:, None]
     return tier.push(state, None, Items(k=k, v=v, pos=pos), n_in, count, after)
@@ -113,8 +113,8 @@ def push(tier: Kivi, state, k, v, n_in, count, after=NEVER):
 
 def pushed(tier, state, tokens, n_in, counts, width: int):
     """The state after tokens n_in[b] + [0, counts[b]) of each row, padded to `width` with NaN."""
-    batch = len(n_in)
-    fresh = np.full((2, batch, K, width, H), np.nan, np.float32)
+    batch, heads, _, size = tokens[0].shape
+    fresh = np.full((2, batch, heads, width, size), np.nan, np.float32)
     for half, numbers in enumerate(tokens):
         for b, (n, c) in enumerate(zip(n_in, counts, strict=True)):
             fresh[half, b, :, :c] = numbers[b, :, n : n + c]
@@ -146,7 +146,8 @@ def lists_of(tier, tokens, row: int, length: int) -> KiviLists:
 
 def ragged(tier: Kivi) -> list[int]:
     r = tier.residual
-    return [0, 1, r - 1, r, r + 1, 2 * r, min(tier.key_group, 2 * r)]
+    longer = np.random.default_rng(r).integers(2 * r + 1, 4 * r, 2).tolist()
+    return [0, 1, r - 1, r, r + 1, 2 * r, min(tier.key_group, 2 * r), *longer]
 
 
 @functools.partial(quick_jit, static_argnums=(0, 4))
@@ -229,6 +230,40 @@ def test_every_split_of_a_row_gives_the_same_bits(tier, seed):
     assert_same(pieces, whole)
 
 
+def test_every_two_part_split_gives_the_same_bits():
+    tier, length = TIERS["4 bit"], 25  # three flushes
+    tokens = tuple(np.repeat(x, length + 1, axis=0) for x in tokens_of(1, length))
+    geometry = geometry_of(tier)
+    first = np.arange(length + 1)  # row b gets b tokens, then the rest
+    state, _, _ = pushed(tier, tier.init(geometry, length + 1), tokens, 0 * first, first, length)
+    state, _, _ = pushed(tier, state, tokens, first, length - first, length)
+    for row in first[1:]:
+        assert_same(row_of(state, row), row_of(state, 0))
+
+
+@pytest.mark.parametrize("name", ["2 bit", "block"])
+def test_history_is_never_quantized_again(name):
+    tier = TIERS[name]
+    r = tier.residual
+    tokens = tokens_of(1, 4 * r)
+    before = filled(tier, geometry_of(tier), tokens, [3 * r], width=5)
+    after, _, _ = pushed(tier, before, tokens, [3 * r], [r], r)
+    stored = {"keys": 3 * r, "values": int(tier.packed_tokens(jnp.asarray([3 * r]))[0])}
+    for half, count in stored.items():
+        old, new = (getattr(state, half).span(0, count) for state in (before, after))
+        assert np.asarray(old.words).any()
+        assert_same(old, new)
+
+
+def test_tokens_beyond_the_capacity_overwrite_nothing():
+    tier = TIERS["4 bit"]
+    tokens = tokens_of(1, 40)
+    geometry = geometry_of(tier, capacity=19)
+    state = filled(tier, geometry, tokens, [16], width=8)
+    after, _, _ = pushed(tier, state, tokens, [16], [24], 24)
+    assert_same(after.keys, state.keys)
+
+
 @all_tiers
 def test_a_row_that_gets_nothing_keeps_every_bit(tier):
     lengths = ragged(tier)
@@ -267,13 +302,20 @@ def test_nothing_is_quantized_before_the_residual_is_full(tier):
 def test_16_bits_store_the_numbers_themselves(layout):
     tier = TIERS["dense"]
     tokens = tokens_of(1, 2 * tier.residual)
-    state = filled(tier, geometry_of(tier, layout), tokens, [2 * tier.residual], width=5)
+    geometry = geometry_of(tier, layout, capacity=2 * tier.residual)
+    state = filled(tier, geometry, tokens, [2 * tier.residual], width=5)
     keys = np.asarray(decode(state.keys))
     keys = keys.swapaxes(2, 3) if layout == "BKHS" else keys
     np.testing.assert_array_equal(keys, tokens[0])
     np.testing.assert_array_equal(
         decode(state.values)[:, :, : tier.residual], tokens[1][:, :, : tier.residual]
     )
+
+
+def test_16_bits_give_the_attention_of_the_full_cache():
+    q, k, v = random_qkv(40)
+    out = Layer(kivi(16, residual=8)).stream(q, k, v)
+    np.testing.assert_allclose(out, Layer(full()).stream(q, k, v), rtol=0, atol=1e-6)
 
 
 @all_layouts
@@ -292,36 +334,61 @@ def test_bfloat16_tails_round_tokens_before_they_are_quantized(layout, flush):
 
 
 @pytest.mark.parametrize("order", ["after", "before"])
-@pytest.mark.parametrize("name", ["2 bit", "block"])
-def test_both_flush_orders_equal_the_lists(order, name):
-    tier = TIERS[name]
-    steps = 2 * tier.residual + 2
-    tokens = tokens_of(1, steps)
-    state, lists = tier.init(geometry_of(tier), 1), KiviLists(tier)
-    q = queries(1)
-    for t in range(steps):
-        k, v = (jnp.asarray(x[:, :, t : t + 1]) for x in tokens)
-        own_k, own_v = (x[0, :, t] for x in tokens)
-        n = jnp.asarray([t], jnp.int32)
-        after, _, _ = push(tier, state, k, v, n, jnp.ones(1, jnp.int32))
-        if order == "before":
-            partial, _ = read(tier, after, n + 1, q)
-            lists.append(own_k, own_v)
-            keys, values = lists.keys(), lists.values()
-        else:
-            own = jnp.ones((1, 1, 1, 1), bool)
-            fresh = partial_attention(
-                AttentionSpec(scale=SCALE), q, k, v, jnp.zeros((1, 1, 1, 1), jnp.int32), own
-            )
-            partial = merge(read(tier, state, n, q)[0], fresh)
-            stored = (lists.keys(), lists.values()) if t else (np.zeros((0, K, H)),) * 2
+@pytest.mark.parametrize("flush", ["sliding", "block"])
+def test_attention_follows_the_flush_order(order, flush):
+    tier = Kivi(key_bits=4, value_bits=4, key_group=8, value_group=8, residual=8, value_flush=flush)
+    policy = kivi(4, 8, 8, value_flush=flush, flush_order=order)
+    q, k, v = random_qkv(19)
+    out = Layer(policy, rope=None).stream(q, k, v)
+    lists = KiviLists(tier)
+    for t in range(19):
+        own_k, own_v = (x[0, :, t].astype(np.float32) for x in (k, v))
+        if order == "after":
+            stored = (lists.keys(), lists.values()) if t else (np.zeros((0, *own_k.shape)),) * 2
             keys, values = (
                 np.concatenate([x, y[None]]) for x, y in zip(stored, (own_k, own_v), strict=True)
             )
-            lists.append(own_k, own_v)
-        state = after
-        expected = attention(np.asarray(q[0, :, :, 0]), keys, values, SCALE)
-        np.testing.assert_allclose(finish(partial)[0, :, :, 0], expected, rtol=0, atol=2e-6)
+        lists.append(own_k, own_v)
+        if order == "before":
+            keys, values = lists.keys(), lists.values()
+        grouped = q[0, :, t].reshape(layer.K, layer.G, layer.H)
+        expected = attention(grouped, keys, values, layer.SPEC.scale)
+        np.testing.assert_allclose(out[0, :, t], expected.reshape(-1, layer.H), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_a_prompt_is_read_in_full_precision_and_then_stored(order):
+    stepper = Stepper("llama", kivi(4, 8, 8, flush_order=order))
+    tokens = random_tokens(1, 24)
+    cache, logits = stepper.step(stepper.cache(), tokens[:, :23], size=23)
+    plain = stepper.plain(tokens)
+    np.testing.assert_allclose(logits, plain[:, :23], **close())
+    _, following = stepper.step(cache, tokens[:, 23:], size=1)
+    assert np.abs(following - plain[:, 23:]).max() > 10 * close()["atol"]
+
+
+@pytest.mark.parametrize("prompt, is_exact", [(7, True), (8, False)])
+def test_a_prompt_that_fills_the_residual_is_no_longer_exact(prompt, is_exact):
+    stepper = Stepper("llama", kivi(4, 8, 8))
+    tokens = random_tokens(1, prompt + 1)
+    cache, _ = stepper.step(stepper.cache(), tokens[:, :prompt], size=8)
+    _, logits = stepper.step(cache, tokens[:, prompt:], size=8)
+    difference = np.abs(logits - stepper.plain(tokens)[:, prompt:]).max()
+    assert (difference <= close()["atol"]) == is_exact
+
+
+def test_every_layer_may_have_its_own_bits():
+    bits = (8, 4)
+    mixed = Stepper("llama", per_layer([kivi(b, 8, 8) for b in bits]))
+    tokens = random_tokens(2, 24)
+    cache, _ = mixed.run(mixed.cache(2), tokens, (8, 8, 8))
+    for layer_index, b in enumerate(bits):
+        geometry = cache_geometry(mixed.cfg, 64)
+        (tier,) = kivi(b, 8, 8).tiers
+        assert bytes_of(cache.layers[layer_index]) == 2 * tier.bytes_per_row(geometry)
+    same = Stepper("llama", kivi(bits[0], 8, 8))
+    first, _ = same.run(same.cache(2), tokens, (8, 8, 8))
+    assert_same(cache.layers[0], first.layers[0])  # the first layer's inputs are the embeddings
 
 
 # Reading
@@ -342,6 +409,25 @@ def test_reading_in_blocks_equals_reading_at_once(layout, window):
         blocked, mass = read(tier, replace(state, block=block), n_in, q, spec)
         np.testing.assert_allclose(finish(blocked), finish(whole), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(mass, whole_mass, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "group, size, layout",
+    [(1, 96, "BKHS"), (7, 80, "BKHS"), (8, 256, "BKHS"), (4, 128, "BKSH")],
+)
+def test_any_group_of_queries_and_head_size_reads_what_is_stored(group, size, layout):
+    tier = Kivi(key_group=16, value_group=16, residual=16)
+    lengths = [21, 43, 16]
+    tokens = tokens_of(3, 43, heads=1, size=size)
+    geometry = geometry_of(tier, layout, num_kv_heads=1, head_dim=size)
+    state = filled(tier, geometry, tokens, lengths, width=43)
+    q = (H / size) ** 0.5 * jax.random.normal(jax.random.key(3), (3, 1, group, 1, size))
+    out = np.asarray(finish(read(tier, state, jnp.asarray(lengths), q)[0]))
+    for row, length in enumerate(lengths):
+        lists = lists_of(tier, tokens, row, length)
+        expected = attention(np.asarray(q[row, :, :, 0]), lists.keys(), lists.values(), SCALE)
+        # scores reach 30, whose rounding in float32 is 2e-6
+        np.testing.assert_allclose(out[row, :, :, 0], expected, rtol=0, atol=2e-5)
 
 
 def test_only_blocks_with_live_slots_are_read():
@@ -446,7 +532,8 @@ def test_growing_keeps_what_is_stored(name, layout):
     tier = TIERS[name]
     size = 2 * tier.residual
     tokens = tokens_of(1, size + 9)
-    small = filled(tier, geometry_of(tier, layout), tokens, [size], width=5)
+    geometry = geometry_of(tier, layout, capacity=2 * tier.residual + 3)
+    small = filled(tier, geometry, tokens, [size], width=5)
     grown = tier.grow(small, 4 * tier.residual)
     large = filled(
         tier, geometry_of(tier, layout, capacity=4 * tier.residual), tokens, [size], width=5
@@ -467,34 +554,46 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def coarse(x: np.ndarray, bits: int, axis: int) -> np.ndarray:
+    """`x` after quantization in groups of 32 along `axis`."""
+    return np.asarray(dequantize(*quantize(jnp.asarray(x), bits, 32, axis), 32, axis))
+
+
 @pytest.mark.parametrize("bits", [2, 4])
-def test_keys_with_outlier_channels_want_groups_per_channel(bits):
+@pytest.mark.parametrize("rotated", [True, False])
+def test_keys_with_outlier_channels_want_groups_per_channel(bits, rotated):
     rng = np.random.default_rng(0)
-    keys = rng.standard_normal((1024, 1, 128)).astype(np.float32)
+    keys = rng.standard_normal((1024, 128)).astype(np.float32)
     outliers = rng.choice(128, 6, replace=False)
-    keys[..., outliers] += 8 * rng.choice([-1, 1], 6)
-    q = rng.standard_normal((64, 128)) / np.sqrt(128)
-    exact = softmax(q @ keys[:, 0].T)
-    channel, token = (
-        relative_error(softmax(q @ coarse(keys, bits, 32, axis, "float16")[:, 0].T), exact)
-        for axis in (0, 2)
-    )
+    keys[:, outliers] += 8 * rng.choice([-1, 1], 6)
+    q = rng.standard_normal((64, 128)).astype(np.float32)
+    rope = RopeConfig(rotary_dim=128, theta=10000.0)
+
+    def turned(x, positions):
+        angles = rotation(rope, jnp.broadcast_to(jnp.asarray(positions), (1, len(x))))
+        return np.asarray(rotate(jnp.asarray(x)[None, None], angles))[0, 0]
+
+    where, last = np.arange(1024, dtype=np.int32), np.full(64, 1023, np.int32)
+
+    def weights(axis: int | None) -> np.ndarray:
+        k = turned(keys, where) if rotated else keys
+        k = k if axis is None else coarse(k, bits, axis)
+        return softmax(turned(q, last) @ (k if rotated else turned(k, where)).T / np.sqrt(128))
+
+    channel, token = (relative_error(weights(axis), weights(None)) for axis in (0, 1))
     assert channel < token
 
 
 def test_values_under_sparse_attention_want_groups_per_token():
     rng = np.random.default_rng(0)
     scale = np.exp(rng.standard_normal((1024, 1, 1)))  # tokens differ in size, channels do not
-    values = (scale * rng.standard_normal((1024, 1, 128))).astype(np.float32)
+    values = (scale * rng.standard_normal((1024, 1, 128)))[:, 0].astype(np.float32)
     small = np.argsort(scale[:, 0, 0])[:256]
     weights = np.zeros((16, 1024))
     for row in weights:  # attention to a few of the smaller tokens
         row[rng.choice(small, 4, replace=False)] = 0.25
-    exact = weights @ values[:, 0]
-    token, channel = (
-        relative_error(weights @ coarse(values, 2, 32, axis, "float16")[:, 0], exact)
-        for axis in (2, 0)
-    )
+    exact = weights @ values
+    token, channel = (relative_error(weights @ coarse(values, 2, axis), exact) for axis in (1, 0))
     assert token < channel
 
 
@@ -504,8 +603,10 @@ def test_values_under_sparse_attention_want_groups_per_token():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"residual": 48}, "residual 48 is not a multiple of key_group 32.*8, 12, 16, 24, 48"),
-        ({"residual": 8, "key_group": 8}, "residual 8 is not a multiple of 16"),
+        ({"residual": 48}, "residual 48 is not a multiple of key_group 32.*fit: .16, 48"),
+        ({"residual": 8, "key_group": 8}, "residual 8 is not a multiple of 16.*take 16"),
+        ({"key_group": 8}, "key_group 8 is not a multiple of 16, the keys in one word.*take 16"),
+        ({"value_group": 24}, "value_group 24 is not a multiple of 16.*take 32"),
         ({"key_bits": 3}, "key_bits must be one of 2, 4, 8, 16; got 3"),
         ({"value_flush": "never"}, "value_flush must be one of sliding, block"),
         ({"scale_dtype": "int8"}, "scale_dtype must be one of float16, bfloat16, float32"),
@@ -527,8 +628,8 @@ def test_settings_that_contradict_each_other_are_refused(wrong, message):
 @pytest.mark.parametrize(
     "size, tier, message",
     [
-        (8, Kivi(value_group=8), r"head size 8 .* 2-bit values; value_bits that fit: \[4, 8, 16\]"),
-        (80, Kivi(), r"head size 80 .* value_group 32; groups that fit: \[8, 10, 16, 20, 40, 80\]"),
+        (8, Kivi(), r"head size 8 .* 2-bit values; value_bits that fit: \[4, 8, 16\]"),
+        (80, Kivi(), r"head size 80 .* value_group 32; groups that fit: \[16, 80\]"),
         (48, Kivi(value_group=16, key_grouping="token"), "multiple of key_group 32"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.policies import settings
 
 PARENT = np.array([-1, 0, 0, 1, 1, 2, 5, 6])
 PATHS = ((0, 1, 3), (0, 1, 4), (0, 2, 5, 6, 7))
-HISTORY = 17
+HISTORY, ROWS = 17, 3
 CASES = settings()
 
 
@@ -38,24 +38,24 @@ def tree_context(length) -> StepContext:
 
 
 def with_history(model, policy):
-    """A stepper, and a cache of two rows with HISTORY and HISTORY - 4 tokens."""
+    """A stepper, and a cache of three rows with HISTORY, HISTORY - 4 and HISTORY - 6 tokens."""
     stepper = Stepper(model, policy)
-    cache = stepper.cache(2)
-    for first, count in ((0, [8, 8]), (8, [8, 5]), (16, [1, 0])):
-        cache, _ = stepper.step(cache, random_tokens(2, 24)[:, first : first + 8], count)
-    assert cache.length.tolist() == [HISTORY, HISTORY - 4]
+    cache = stepper.cache(ROWS)
+    for first, count in ((0, [8, 8, 8]), (8, [8, 5, 3]), (16, [1, 0, 0])):
+        cache, _ = stepper.step(cache, random_tokens(ROWS, 24)[:, first : first + 8], count)
+    assert cache.length.tolist() == [HISTORY, HISTORY - 4, HISTORY - 6]
     return stepper, cache
 
 
 @pytest.mark.parametrize("model, policy", CASES)
 def test_every_path_of_a_tree_equals_the_same_tokens_as_a_chain(model, policy):
     stepper, cache = with_history(model, policy)
-    nodes = random_tokens(2, len(PARENT), seed=5)
+    nodes = random_tokens(ROWS, len(PARENT), seed=5)
     logits, _ = stepper.read(cache, nodes, tree_context(cache.length))
     for path in PATHS:
         chain = np.zeros_like(nodes)
         chain[:, : len(path)] = nodes[:, list(path)]
-        count = jnp.full((2,), len(path), jnp.int32)
+        count = jnp.full((ROWS,), len(path), jnp.int32)
         linear, _ = stepper.read(cache, chain, chain_context(cache.length, count, nodes.shape[1]))
         np.testing.assert_allclose(logits[:, list(path)], linear[:, : len(path)], **close())
 
@@ -65,13 +65,13 @@ def test_a_ragged_commit_of_paths_continues_like_linear_history(model, policy):
     stepper, cache = with_history(model, policy)
     if not policy.lossless_under_tree:
         pytest.skip(f"{policy.name} declares that committing several tokens at once is not exact")
-    nodes = random_tokens(2, len(PARENT), seed=5)
-    paths = [PATHS[0], PATHS[2]]
+    nodes = random_tokens(ROWS, len(PARENT), seed=5)
+    paths = [PATHS[0], PATHS[2], PATHS[1]]
     horizon = policy.horizon(cache.length)
     counts = [len(path) for path in paths]
     if horizon is not None:
         counts = [min(c, int(h)) for c, h in zip(counts, horizon, strict=True)]
-    take = np.zeros((2, 5), np.int32)  # entries behind the count are ignored
+    take = np.zeros((ROWS, 5), np.int32)  # entries behind the count are ignored
     for row, path in enumerate(paths):
         take[row, : counts[row]] = path[: counts[row]]
     logits, fresh = stepper.read(cache, nodes, tree_context(cache.length))
@@ -79,10 +79,10 @@ def test_a_ragged_commit_of_paths_continues_like_linear_history(model, policy):
     after = stepper.commit(cache, fresh, jnp.asarray(take), jnp.asarray(counts, jnp.int32), drawn)
     linear = cache
     for i in range(max(counts)):
-        tokens = [[nodes[row, take[row, i]]] for row in range(2)]
+        tokens = [[nodes[row, take[row, i]]] for row in range(ROWS)]
         linear, _ = stepper.step(linear, tokens, [int(i < count) for count in counts])
     np.testing.assert_array_equal(after.length, linear.length)
-    following = random_tokens(2, 6, seed=6)
+    following = random_tokens(ROWS, 6, seed=6)
     _, expected = stepper.step(linear, following)
     _, found = stepper.step(after, following)
     np.testing.assert_allclose(found, expected, **close())
@@ -92,9 +92,9 @@ def test_a_ragged_commit_of_paths_continues_like_linear_history(model, policy):
 def test_a_rejected_tree_leaves_no_trace(model, policy):
     stepper, cache = with_history(model, policy)
     logits, fresh = stepper.read(
-        cache, random_tokens(2, len(PARENT), seed=5), tree_context(cache.length)
+        cache, random_tokens(ROWS, len(PARENT), seed=5), tree_context(cache.length)
     )
     after = stepper.commit(
-        cache, fresh, jnp.zeros((2, 5), jnp.int32), jnp.zeros((2,), jnp.int32), logits
+        cache, fresh, jnp.zeros((ROWS, 5), jnp.int32), jnp.zeros((ROWS,), jnp.int32), logits
     )
     jax.tree.map(np.testing.assert_array_equal, after, cache)

@@ -139,15 +139,25 @@ def test_no_policy_copies_its_cache_on_an_h200(name, dtype):
     assert hlo.fusion_count(executable) <= 80 * CFG.num_layers  # measured: 67 to 152 for two layers
 
 
-def test_one_trace_serves_all_steps_lengths_and_requests():
-    engine = Engine(CFG, init_params(CFG, jax.random.key(0)))
+STEPPED = {  # state changes within a few steps
+    "full": full(),
+    "kivi": kivi(bits=4, group=8, residual=8),
+    "streaming": streaming(sinks=2, window=6),
+    "h2o": h2o(heavy=4, recent=4),
+    "less": less(h2o(heavy=4, recent=4)),
+}
+
+
+@pytest.mark.parametrize("policy", STEPPED.values(), ids=STEPPED)
+def test_one_trace_serves_all_steps_lengths_and_requests(policy):
+    engine = Engine(CFG, init_params(CFG, jax.random.key(0))).serving(policy)
     for seed, lengths, steps in ((0, (3, 9), 1), (1, (15, 2), 5), (2, (16, 16), 3)):
         prompts = [[token % CFG.vocab_size for token in range(n)] for n in lengths]
-        requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 9], (), CFG.vocab_size)
-        cache = engine.new_cache(full(), 2, 128)
+        requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 60], (), CFG.vocab_size)
+        cache = engine.new_cache(policy, 2, 128)
         cache, logits = engine.prefill(cache, None, prompts, empty=True)
         state = engine.begin(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
-        for _ in range(3):
+        for _ in range(6):
             state = engine.decode(requests, state, steps)
     assert engine.programs["decode"].traces == 1
     assert engine.programs["begin"].traces == 1
