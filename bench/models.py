@@ -62,8 +62,7 @@ def export_llama(lm: Any, folder: str | Path) -> None:
         for key in path:
             leaf = leaf[key]
         name = source.name if path[0] == "head" else f"model.{source.name}"
-        # a Llama source is the tensor or its transpose, and both undo themselves
-        tensors[name] = np.ascontiguousarray(source.transform(np.asarray(leaf, np.float32)))
+        tensors[name] = np.asarray(leaf, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -138,16 +138,16 @@ def scripted_lm(pieces: Sequence[bytes]) -> LM:
     )
     params = init_params(cfg, jax.random.key(0))
     for block, name in (("attn", "out"), ("mlp", "down")):
-        kernel = params["layers"][0][block][name]["kernel"]
-        params["layers"][0][block][name]["kernel"] = jnp.zeros_like(kernel)
+        weight = params["layers"][0][block][name]["weight"]
+        params["layers"][0][block][name]["weight"] = jnp.zeros_like(weight)
     embed = np.random.default_rng(0).standard_normal((vocab, 64)).astype(np.float32)
     successor = {i: i + 1 for i in range(len(pieces) - 1)}
     successor |= {len(pieces) - 1: eos, tokenizer.bos_token_id: 0, eos: eos}
-    head = np.zeros((64, vocab), np.float32)
+    head = np.zeros((vocab, 64), np.float32)
     for token, after in successor.items():
-        head[:, after] = embed[token]
+        head[after] = embed[token]
     # EOS follows two tokens: the sum of both embeddings still wins for either
-    head[:, eos] = embed[len(pieces) - 1] + embed[eos]
+    head[eos] = embed[len(pieces) - 1] + embed[eos]
     params["embed"]["tokens"] = jnp.asarray(embed)
-    params["head"]["kernel"] = jnp.asarray(head)
+    params["head"]["weight"] = jnp.asarray(head)
     return LM(cfg, params, tokenizer, name="scripted")

@@ -34,7 +34,7 @@ def torch_llama(lm):
             value = value[step]
         value = np.asarray(value, np.float32)
         state["model." + source.name.removeprefix("model.")] = torch.from_numpy(
-            np.array(value.T if value.ndim == 2 and path[-1] == "kernel" else value)
+            np.array(value)
         )
     if "model.lm_head.weight" in state:
         state["lm_head.weight"] = state.pop("model.lm_head.weight")

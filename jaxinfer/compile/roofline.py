@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
-from jaxinfer.nn.linear import unembed_tied
+from jaxinfer.nn.linear import product
 from jaxinfer.typing import Params
 
 
@@ -69,36 +69,34 @@ def dots_only(
 def products(
     cfg: ModelConfig, params: Params, x: Float[Array, "B T D"], steps: Int[Array, ""]
 ) -> Float[Array, "B T D"]:
-    """`steps` times all kernels of all layers and the head, each feeding the next."""
+    """`steps` times all weights of all layers and the head, each feeding the next."""
 
     def step(_: Array, x: Array) -> Array:
         for layer in params["layers"]:
             x = _layer(cfg, layer, x)
-        if cfg.tie_embeddings:
-            logits = unembed_tied(params["embed"]["tokens"], x)
-        else:
-            logits = x @ params["head"]["kernel"]
+        head = params["embed"]["tokens"] if cfg.tie_embeddings else params["head"]["weight"]
+        logits = product(x, head, jnp.float32)
         return _rescaled(x + _trace_of(logits).astype(x.dtype))
 
     return jax.lax.fori_loop(0, steps, step, x)
 
 
 def _layer(cfg: ModelConfig, layer: Params, x: Array) -> Array:
-    """All of a layer's kernels, in the order of a block; an unknown mixer's one after another."""
+    """All of a layer's weights, in the order of a block; an unknown mixer's one after another."""
     for name, part in layer.items():
         if name == "attn":
-            q, k, v = (x @ part[n]["kernel"] for n in ("q", "k", "v"))
+            q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
             mixed = _rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
-            x = _rescaled(x + mixed @ part["out"]["kernel"])
+            x = _rescaled(x + product(mixed, part["out"]["weight"]))
         elif name == "mlp":
-            inner = x @ part["up"]["kernel"]
+            inner = product(x, part["up"]["weight"])
             if cfg.gated_mlp:
-                inner = inner * (x @ part["gate"]["kernel"])
-            x = _rescaled(x + _rescaled(inner) @ part["down"]["kernel"])
+                inner = inner * product(x, part["gate"]["weight"])
+            x = _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
         else:
-            for path, kernel in jax.tree_util.tree_leaves_with_path(part):
-                if getattr(path[-1], "key", None) == "kernel" and kernel.ndim == 2:
-                    y = jnp.resize(x, (*x.shape[:-1], kernel.shape[0])) @ kernel
+            for path, weight in jax.tree_util.tree_leaves_with_path(part):
+                if getattr(path[-1], "key", None) == "weight" and weight.ndim == 2:
+                    y = product(jnp.resize(x, (*x.shape[:-1], weight.shape[1])), weight)
                     x = _rescaled(x + _trace_of(y).astype(x.dtype))
     return x
 

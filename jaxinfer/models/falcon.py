@@ -7,7 +7,7 @@ The reference's eager attention adds ALiBi twice; ours equals its default path, 
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm, transpose
+from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
 from jaxinfer.models.hf_config import Fields, rope_from_hf
 from jaxinfer.nn.alibi import falcon_slopes
 
@@ -77,7 +77,7 @@ def sources(cfg: ModelConfig) -> Sources:
             result |= norm((*path, "mlp_norm"), f"{layer}.{second}", bias=True)
     result |= norm(("final_norm",), "ln_f", bias=True)
     if not cfg.tie_embeddings:
-        result["head", "kernel"] = Source("lm_head.weight", transpose)
+        result["head", "weight"] = Source("lm_head.weight")
     return result
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 
 Path = tuple[str | int, ...]
-"""Where a leaf sits in the parameter tree, such as ("layers", 3, "attn", "q", "kernel")."""
+"""Where a leaf sits in the parameter tree, such as ("layers", 3, "attn", "q", "weight")."""
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -26,7 +26,7 @@ def identity(array: np.ndarray) -> np.ndarray:
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """A torch linear weight [out, in] as a kernel [in, out]."""
+    """A Conv1D weight [in, out] as a weight [out, in]."""
     return array.T
 
 
@@ -72,9 +72,9 @@ class Family:
         )
 
 
-def linear(path: Path, name: str, bias: bool, weight: Transform = transpose) -> Sources:
-    """Kernel and bias of the linear layer `name`."""
-    sources: Sources = {(*path, "kernel"): Source(f"{name}.weight", weight)}
+def linear(path: Path, name: str, bias: bool, weight: Transform = identity) -> Sources:
+    """Weight and bias of the linear layer `name`."""
+    sources: Sources = {(*path, "weight"): Source(f"{name}.weight", weight)}
     if bias:
         sources[*path, "bias"] = Source(f"{name}.bias")
     return sources
@@ -103,19 +103,19 @@ def fused_rows(path: Path, name: str, cfg: ModelConfig, *, groups: int) -> Sourc
     sources: Sources = {}
     for part, span in spans.items():
         take = partial(_head_rows, groups=groups, head_dim=cfg.head_dim, span=span)
-        sources[*path, part, "kernel"] = Source(f"{name}.weight", take)
+        sources[*path, part, "weight"] = Source(f"{name}.weight", take)
         if cfg.qkv_bias:
             sources[*path, part, "bias"] = Source(f"{name}.bias", take)
     return sources
 
 
 def fused_columns(path: Path, name: str, cfg: ModelConfig) -> Sources:
-    """q, k, v from one [in, 3 * out] kernel with the three side by side (GPT-2's Conv1D)."""
+    """q, k, v from one [in, 3 * out] weight with the three side by side (GPT-2's Conv1D)."""
     width = cfg.num_heads * cfg.head_dim
     sources: Sources = {}
     for index, part in enumerate("qkv"):
         take = partial(_columns, start=index * width, stop=(index + 1) * width)
-        sources[*path, part, "kernel"] = Source(f"{name}.weight", take)
+        sources[*path, part, "weight"] = Source(f"{name}.weight", take)
         if cfg.qkv_bias:
             sources[*path, part, "bias"] = Source(f"{name}.bias", take)
     return sources
@@ -124,15 +124,15 @@ def fused_columns(path: Path, name: str, cfg: ModelConfig) -> Sources:
 def _head_rows(
     array: np.ndarray, *, groups: int, head_dim: int, span: tuple[int, int]
 ) -> np.ndarray:
-    """Heads `span` of every group of the rows, [in, out] for a weight and [out] for a bias."""
+    """Heads `span` of every group of the rows, [out, in] for a weight and [out] for a bias."""
     if array.ndim not in (1, 2) or array.shape[0] % (groups * head_dim):
         raise ValueError(
             f"a fused query-key-value tensor of shape {array.shape} does not split into "
             f"{groups} groups of heads of size {head_dim}; config and checkpoint disagree"
         )
     heads = array.reshape(groups, -1, head_dim, *array.shape[1:])[:, slice(*span)]
-    return heads.reshape(-1, *array.shape[1:]).T
+    return heads.reshape(-1, *array.shape[1:])
 
 
 def _columns(array: np.ndarray, *, start: int, stop: int) -> np.ndarray:
-    return array[..., start:stop]
+    return array[..., start:stop].T

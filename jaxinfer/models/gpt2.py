@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, tanh GELU, layer norms, biases, kernels stored [in, out] (Conv1D).
+"""GPT-2: learned positions, tanh GELU, layer norms, biases, weights stored [in, out] (Conv1D).
 
 Attention scaled by the layer index (Megatron's reordered variant) is not implemented.
 """
@@ -9,7 +9,6 @@ from jaxinfer.models.family import (
     Source,
     Sources,
     fused_columns,
-    identity,
     linear,
     norm,
     transpose,
@@ -62,12 +61,12 @@ def sources(cfg: ModelConfig) -> Sources:
     for i in range(cfg.num_layers):
         result |= fused_columns(("layers", i, "attn"), f"h.{i}.attn.c_attn", cfg)
         for path, name in _LINEAR.items():
-            result |= linear(("layers", i, *path), f"h.{i}.{name}", bias=True, weight=identity)
+            result |= linear(("layers", i, *path), f"h.{i}.{name}", bias=True, weight=transpose)
         result |= norm(("layers", i, "attn_norm"), f"h.{i}.ln_1", bias=True)
         result |= norm(("layers", i, "mlp_norm"), f"h.{i}.ln_2", bias=True)
     result |= norm(("final_norm",), "ln_f", bias=True)
     if not cfg.tie_embeddings:
-        result["head", "kernel"] = Source("lm_head.weight", transpose)
+        result["head", "weight"] = Source("lm_head.weight")
     return result
 
 

@@ -5,7 +5,7 @@ transformers 5 call the output head `embed_out`.
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm, transpose
+from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
 from jaxinfer.models.hf_config import Fields, rope_from_hf
 
 
@@ -54,7 +54,7 @@ def sources(cfg: ModelConfig) -> Sources:
         result |= norm((*path, "mlp_norm"), f"{layer}.post_attention_layernorm", bias=True)
     result |= norm(("final_norm",), "final_layer_norm", bias=True)
     if not cfg.tie_embeddings:
-        result["head", "kernel"] = Source("lm_head.weight", transpose, ("embed_out.weight",))
+        result["head", "weight"] = Source("lm_head.weight", aliases=("embed_out.weight",))
     return result
 
 

@@ -8,7 +8,7 @@ sliding windows and norms of queries and keys.
 from typing import Any
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, linear, norm, transpose
+from jaxinfer.models.family import Family, Source, Sources, linear, norm
 from jaxinfer.models.hf_config import Fields, rope_from_hf
 
 _LINEAR = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
@@ -67,7 +67,7 @@ def decoder_sources(cfg: ModelConfig) -> Sources:
         sources |= norm(("layers", i, "mlp_norm"), f"{layer}.post_attention_layernorm", bias=False)
     sources |= norm(("final_norm",), "norm", bias=False)
     if not cfg.tie_embeddings:
-        sources["head", "kernel"] = Source("lm_head.weight", transpose)
+        sources["head", "weight"] = Source("lm_head.weight")
     return sources
 
 

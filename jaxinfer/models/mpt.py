@@ -5,7 +5,7 @@ of ALiBi, biases, logit scaling, multi-query or prefix attention) are refused, n
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm, transpose
+from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
 from jaxinfer.models.hf_config import Fields
 from jaxinfer.nn.alibi import mpt_slopes
 
@@ -69,7 +69,7 @@ def sources(cfg: ModelConfig) -> Sources:
         result |= norm((*path, "mlp_norm"), f"{block}.norm_2", bias=False)
     result |= norm(("final_norm",), "norm_f", bias=False)
     if not cfg.tie_embeddings:
-        result["head", "kernel"] = Source("lm_head.weight", transpose)
+        result["head", "weight"] = Source("lm_head.weight")
     return result
 
 

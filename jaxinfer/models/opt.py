@@ -4,7 +4,7 @@ The post-norm form with projected embeddings (OPT-350m) is not implemented.
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, linear, norm, transpose
+from jaxinfer.models.family import Family, Source, Sources, linear, norm
 from jaxinfer.models.hf_config import Fields
 
 _LINEAR = {
@@ -72,7 +72,7 @@ def sources(cfg: ModelConfig) -> Sources:
         result |= norm(("layers", i, "mlp_norm"), f"layers.{i}.final_layer_norm", bias=True)
     result |= norm(("final_norm",), "final_layer_norm", bias=True)
     if not cfg.tie_embeddings:
-        result["head", "kernel"] = Source("lm_head.weight", transpose)
+        result["head", "weight"] = Source("lm_head.weight")
     return result
 
 

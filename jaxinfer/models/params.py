@@ -3,13 +3,13 @@
     {"embed": {"tokens": [V, D], "positions": [P, D]?},
      "layers": (LAYER, ...),
      "final_norm": NORM,
-     "head": {"kernel": [D, V], "bias": [V]?}}     absent when tied: then embed.tokens serves
+     "head": {"weight": [V, D], "bias": [V]?}}     absent when tied: then embed.tokens serves
     LAYER: {"attn_norm": NORM,
-            "attn": {"q": LINEAR [D, N*H], "k", "v": LINEAR [D, K*H], "out": LINEAR [N*H, D],
+            "attn": {"q": LINEAR D -> N*H, "k", "v": LINEAR D -> K*H, "out": LINEAR N*H -> D,
                      "q_norm", "k_norm": {"scale": [H]}?},
             "mlp_norm": NORM,                      absent when `shared_norm`
-            "mlp": {"gate": LINEAR [D, F]?, "up": LINEAR [D, F], "down": LINEAR [F, D]}}
-    LINEAR: {"kernel": [inputs, outputs], "bias": [outputs]?}
+            "mlp": {"gate": LINEAR D -> F?, "up": LINEAR D -> F, "down": LINEAR F -> D}}
+    LINEAR: {"weight": [outputs, inputs], "bias": [outputs]?}
     NORM: {"scale": [D], "bias": [D]?}
 
 Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled
@@ -32,7 +32,7 @@ def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def linear(inputs: int, outputs: int, bias: bool) -> Params:
-        return {"kernel": array(inputs, outputs)} | ({"bias": array(outputs)} if bias else {})
+        return {"weight": array(outputs, inputs)} | ({"bias": array(outputs)} if bias else {})
 
     def norm(width: int = cfg.hidden_size, bias: bool = cfg.norm_bias) -> Params:
         return {"scale": array(width)} | ({"bias": array(width)} if bias else {})
@@ -69,7 +69,7 @@ def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
 
 
 def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
-    """Random parameters: kernels N(0, 1 / inputs), residual outputs scaled by 1 / sqrt(2 L)."""
+    """Random parameters: weights N(0, 1 / inputs), residual outputs scaled by 1 / sqrt(2 L)."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_params(cfg, dtype))
     keys = jax.random.split(key, len(leaves))
 
@@ -79,7 +79,7 @@ def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
             return jnp.ones(leaf.shape, leaf.dtype)
         if names[-1] in ("bias", "sink"):
             return jnp.zeros(leaf.shape, leaf.dtype)
-        deviation = 0.02 if names[0] == "embed" else leaf.shape[0] ** -0.5
+        deviation = 0.02 if names[0] == "embed" else leaf.shape[-1] ** -0.5
         if names[-2] in ("out", "down"):
             deviation /= math.sqrt(2 * cfg.num_layers)
         return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)

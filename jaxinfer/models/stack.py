@@ -16,7 +16,7 @@ from jaxinfer.cache.attend import rotations
 from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_context
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
-from jaxinfer.nn.linear import linear, unembed_tied
+from jaxinfer.nn.linear import linear, product
 from jaxinfer.nn.mlp import dense_mlp
 from jaxinfer.nn.norm import norm
 from jaxinfer.typing import Leaf, Params
@@ -155,7 +155,7 @@ def unembed(
 ) -> Float[Array, "B T V"]:
     """Logits in float32."""
     if cfg.tie_embeddings:
-        return unembed_tied(params["embed"]["tokens"], hidden)
+        return product(hidden, params["embed"]["tokens"], jnp.float32)
     return linear(params["head"], hidden).astype(jnp.float32)
 
 
@@ -166,7 +166,7 @@ def commit(
     fresh: tuple[Leaf, ...],
     take: Int[Array, "B A"] | None,
     count: Int[Array, " B"],
-    after: Array,
+    after: Array | None = None,
 ) -> Cache:
     """The cache after row b's fresh tokens `take[b, :count[b]]` (None: the first ones) were
     accepted.
@@ -175,6 +175,7 @@ def commit(
     the writes behind the reads (`jaxinfer.cache.base.write_index`), without it XLA copies the
     cache.
     """
+    after = count if after is None else after  # no part of the output: right, but not in place
     layers = []
     for layer, state, policy, added in zip(
         params["layers"], cache.layers, cache.policies, fresh, strict=True

@@ -64,7 +64,7 @@ def test_every_kernel_matters_to_the_result():
     reference = run(cfg, params, x, steps)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     for index, (path, leaf) in enumerate(leaves):
-        if path[-1].key == "kernel":
+        if path[-1].key == "weight":
             changed = [other for _, other in leaves]
             changed[index] = leaf + 1
             out = run(cfg, jax.tree_util.tree_unflatten(tree, changed), x, steps)

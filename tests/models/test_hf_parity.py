@@ -256,5 +256,5 @@ def test_a_pythia_checkpoint_from_before_transformers_5_names_its_head_embed_out
     cfg = config_from_hf(hf)
     tensors = tensors_of(model)
     old = {key.replace("lm_head", "embed_out"): value for key, value in tensors.items()}
-    head = params_of(cfg, old)["head"]["kernel"]
-    assert np.array_equal(head, tensors["lm_head.weight"].T)
+    head = params_of(cfg, old)["head"]["weight"]
+    assert np.array_equal(head, tensors["lm_head.weight"])

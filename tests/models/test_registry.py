@@ -206,16 +206,16 @@ def test_fused_rows_split_interleaved_heads(dtype):
     weight = np.tile(rows[:, None], (1, 12)).astype(dtype)
     at = ("layers", 0, "attn")
     for part, heads in {"q": [0, 1, 2], "k": [3], "v": [4]}.items():
-        kernel = sources[*at, part, "kernel"].transform(weight)
-        assert kernel.dtype == dtype
-        assert kernel.shape == (12, 4 * len(heads))
-        assert kernel[0].tolist() == np.repeat(heads, 4).tolist()
+        own = sources[*at, part, "weight"].transform(weight)
+        assert own.dtype == dtype
+        assert own.shape == (4 * len(heads), 12)
+        assert own[:, 0].tolist() == np.repeat(heads, 4).tolist()
         bias = sources[*at, part, "bias"].transform(rows.astype(dtype))
         assert bias.tolist() == np.repeat(heads, 4).tolist()
 
 
 def test_a_fused_tensor_of_another_size_is_refused():
-    source = family_for("falcon").sources(config("falcon"))["layers", 0, "attn", "q", "kernel"]
+    source = family_for("falcon").sources(config("falcon"))["layers", 0, "attn", "q", "weight"]
     with pytest.raises(ValueError, match=r"shape \(7, 12\) does not split"):
         source.transform(np.zeros((7, 12), np.float32))
 
