@@ -154,19 +154,19 @@ MATRIX = (
         easy=lambda: over(h2o(heavy=48, recent=16)),
         hard=lambda: over(h2o(heavy=4, recent=3)),
         bytes_per_row=less_bytes(h2o_bytes),
-        refuses=("mpt",),
+        refuses=("mpt", "sliding"),
     ),
     Case(
         easy=lambda: over(streaming(sinks=4, window=64)),
         hard=lambda: over(streaming(sinks=2, window=5)),
         bytes_per_row=less_bytes(streaming_bytes),
-        refuses=("mpt", "learned"),
+        refuses=("mpt", "learned", "sliding"),
     ),
     Case(
         easy=lambda: over(streaming(4, 128, bits=4, group=8, residual=64)),
         hard=lambda: over(streaming(2, 16, bits=4, group=8, residual=8)),
         bytes_per_row=less_bytes(streaming_kivi_bytes),
-        refuses=("mpt", "learned"),
+        refuses=("mpt", "learned", "sliding"),
     ),
 )
 

@@ -55,13 +55,12 @@ def main(
         half = max(int(percent / 200 * CONTEXT), 1)
         base = ji.h2o(half, half)
         less = ji.less(base, kernels)
-        per_token = (policy_bytes(lm, ji.h2o(2, 2), tokens)) / 4
-        extra = math.ceil((policy_bytes(lm, less, tokens) - policy_bytes(lm, base, tokens))
-                          / per_token)  # fmt: skip
+        per_token = policy_bytes(lm, ji.h2o(2, 2), tokens) / 4
+        more = policy_bytes(lm, less, tokens) - policy_bytes(lm, base, tokens)
+        extra = math.ceil(more / per_token)
         bare = measure(f"{percent:g} %: H2O", base)
-        wide = measure(
-            f"{percent:g} %: H2O + {extra}", ji.h2o(half + extra // 2, half + extra // 2)
-        )
+        wider = ji.h2o(half + extra // 2, half + extra - extra // 2)
+        wide = measure(f"{percent:g} %: H2O + {extra}", wider)
         ours = measure(f"{percent:g} %: LESS", less)
 
         def share(of, picked=slice(None), bare=bare):

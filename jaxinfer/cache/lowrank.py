@@ -71,10 +71,10 @@ class LowRank:
         return self
 
     def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
-        if cfg.alibi_slopes is not None:
+        if cfg.alibi_slopes is not None or cfg.sliding_windows is not None:
             raise ValueError(
-                f"LESS cannot serve {cfg.family}: ALiBi biases depend on the distance to a token, "
-                "which the low-rank state forgets; use the eviction policy without LESS"
+                f"LESS cannot serve {cfg.family}: ALiBi and sliding windows need the distance to a "
+                "token, which the low-rank state forgets; use the eviction policy without LESS"
             )
 
     def init(self, geometry: Geometry, batch: int) -> LowRankState:

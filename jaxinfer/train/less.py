@@ -27,7 +27,7 @@ import optax
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.distill.less import Eviction, add_low_rank, strided_low_rank
-from jaxinfer.io.less_kernels import LessConfig, LessKernels, rounded
+from jaxinfer.io.less_kernels import LessConfig, LessKernels, fingerprint, rounded
 from jaxinfer.nn.linear import linear
 from jaxinfer.train.less_data import Harvester, LayerData, default_policies
 from jaxinfer.train.loop import fit
@@ -76,7 +76,12 @@ def train_less(
     """Kernels of every layer, trained on `tokens` i32[Q, T] for `policies` (`default_policies`)."""
     run = Path(run).absolute()
     (run / "layers").mkdir(parents=True, exist_ok=True)
-    options = {"model": model, "tokens": list(tokens.shape), "crc32": zlib.crc32(tokens.tobytes())}
+    options = {
+        "model": model,
+        "fingerprint": fingerprint(params),
+        "tokens": list(tokens.shape),
+        "crc32": zlib.crc32(tokens.tobytes()),
+    }
     if policies is not None:
         options["policies"] = [asdict(policy) for policy in policies]
     check_options(run, asdict(recipe) | options)
@@ -102,7 +107,8 @@ def train_less(
         )  # fmt: skip
         seconds = {"read_s": read_s, "seconds": time.perf_counter() - began}
         # In this order: what a kill leaves behind is enough to go on.
-        _write(run / f"hidden-{index + 1:02d}.npy", np.save, hidden)
+        if index + 1 < total:
+            _write(run / f"hidden-{index + 1:02d}.npy", np.save, hidden)
         _append(run / "log.jsonl", {"layer": index} | losses | seconds)
         _write(path := _layer_path(run, index), _save_arrays, kernels)
         (run / f"hidden-{index:02d}.npy").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,14 +11,14 @@ from jaxinfer.cache.attend import attend, commit_layer, rotations
 from jaxinfer.cache.base import Geometry, Policy, chain_context
 from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
-from tests.cache.stepping import quick_jit
 
 K, G, H = 2, 2, 8
 SPEC = AttentionSpec(scale=H**-0.5)
 ROPE = RopeConfig(rotary_dim=H, theta=10000.0)
 
 
-@functools.partial(quick_jit, static_argnums=(0, 1, 2))
+# Compiled as users do: some tests compare programs bit by bit.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length, count):
     """Output [B, N, T, H] of fresh tokens and the state after the first `count` of them."""
     ctx = chain_context(length, count, q.shape[2])

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache import lowrank
+from jaxinfer.cache.base import Geometry
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import h2o, streaming
+from jaxinfer.cache.slots import slot_bytes
 from jaxinfer.models import stack
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import NEGATIVE, finish, merge, partial_attention
@@ -47,11 +49,12 @@ def test_kernels_of_zero_equal_the_bare_policy_bitwise(base):
         np.testing.assert_array_equal(less.push(*fresh), bare.push(*fresh))
 
 
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("base", [h2o(16, 16), streaming(2, 32), streaming(0, 32)], ids=BASES)
 def test_a_budget_that_evicts_nothing_equals_dense_attention(base):
     q, k, v = random_qkv(20)
-    big = {"h2o": h2o(16, 16), "streaming": streaming(2, 32)}.get(base.name)
-    found = Layer(over(big), aux=kernels(scale=5.0)).stream(q, k, v)
+    layer = Layer(over(base), aux=kernels(scale=5.0))
+    found = layer.stream(q, k, v)
+    assert not layer.state[-1].num.any() and not layer.state[-1].den.any()
     qr = np.stack([rotated(q[0][:, t], t) for t in range(20)], axis=1)
     kr = np.stack([rotated(k[0][:, t], t) for t in range(20)], axis=1)
     expected = [
@@ -80,6 +83,76 @@ def test_the_state_is_the_sum_over_exactly_the_evicted_tokens():
         den, num = psi[head, gone].sum(axis=0), psi[head, gone].T @ v[0][head, gone]
         np.testing.assert_allclose(state.den[0, head], den, rtol=1e-5)
         np.testing.assert_allclose(state.num[0, head], num, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", [5, 7, 12])
+def test_outputs_are_those_of_kept_and_evicted_tokens_together(prompt):
+    """Equation 3 in float64, for prompts below, at and above the budget."""
+    tokens, aux = 24, kernels()
+    q, k, v = random_qkv(tokens)
+    layer, simulation = Layer(over(h2o(4, 3)), aux=aux), Simulation(q[0], k[0], v[0])
+    layer.push(*(x[:, :, :prompt] for x in (q, k, v)))
+    simulation.read(0, prompt)
+    rotated_q, rotated_k = (jnp.asarray(x, jnp.float32)[None] for x in (simulation.q, simulation.k))
+    phi = np.asarray(lowrank.features("query", aux["feature_map"], rotated_q), np.float64)[0]
+    psi = np.asarray(lowrank.features("key", aux["feature_map"], rotated_k), np.float64)[0]
+    for t in range(prompt, tokens):
+        found = layer.push(*(x[:, :, t : t + 1] for x in (q, k, v)))[0, :, 0]
+        for n in range(K * G):
+            head = n // G
+            gone, kept = simulation.evicted[head], [*simulation.score[head], t]
+            dense = np.exp(simulation.k[head, kept] @ simulation.q[n, t] * SPEC.scale)
+            low = psi[head, gone] @ phi[n, t]
+            expected = dense @ v[0, head, kept] + low @ v[0, head, gone]
+            expected /= dense.sum() + low.sum()
+            np.testing.assert_allclose(found[n], expected, atol=2e-5)
+        simulation.read(t, 1)
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_all_weights_of_a_query_sum_to_one(base):
+    q, k, v = random_qkv(30)
+    out = Layer(over(base), aux=kernels(scale=3.0)).stream(q, k, np.ones_like(v))
+    np.testing.assert_allclose(out, 1, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_padding_never_enters_the_state_of_a_row(base):
+    q, k, v = random_qkv(14, batch=2)
+    layer, alone = (Layer(over(base), aux=kernels(), batch=batch) for batch in (2, 1))
+    padded = [x[:, :, :12].copy() for x in (q, k, v)]
+    for x in padded:
+        x[1, :, 7:] = np.nan
+    layer.push(*padded, count=[12, 7])
+    alone.push(*(x[1:, :, :7] for x in (q, k, v)))
+    for t in range(7, 14):  # the long row waits
+        fresh = [np.stack([x[0, :, :1], x[1, :, t : t + 1]]) for x in (q, k, v)]
+        layer.push(*fresh, count=[0, 1])
+        alone.push(*(x[1:, :, t : t + 1] for x in (q, k, v)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=1e-5, atol=1e-6),
+        layer.state, alone.state,
+    )  # fmt: skip
+
+
+def test_features_of_keys_depend_on_where_the_text_starts():
+    """Keys are absorbed as attention has them, rotated: the state knows absolute positions, which
+    attention itself does not."""
+    q, k, _ = random_qkv(12)
+    at = [[rotated(x[0], start) for x in (q[:, :K], k)] for start in (0, 7)]
+    scores = [np.einsum("kth,kjh->ktj", *turned) for turned in at]
+    np.testing.assert_allclose(*scores, atol=1e-9)
+    first, second = (
+        lowrank.features("key", kernels()["feature_map"], jnp.asarray(turned[1][None]))
+        for turned in at
+    )
+    assert np.abs(first - second).max() > 1e-2 * np.abs(first).max()
+
+
+def test_the_state_takes_the_memory_of_eight_tokens():
+    geometry = Geometry(num_kv_heads=3, head_dim=64, capacity=64, dtype="bfloat16")
+    token = slot_bytes(geometry, 1)
+    assert 8 <= LowRank(rank=8).bytes_per_row(geometry) / token < 8.2
 
 
 def test_chunks_and_single_tokens_absorb_alike():
@@ -121,12 +194,13 @@ def test_an_oracle_map_gives_full_attention(base, monkeypatch):
             np.testing.assert_allclose(found[0, n, t], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("shift", [-200.0, -80.0, 0.0, 200.0])
-def test_extreme_logits_stay_finite_and_right(shift):
-    """All token logits near `shift`, the low-rank sum near exp(shift / 3)."""
+def test_extreme_logits_stay_finite_and_right(shift, noise):
+    """All token logits at or near `shift`, the low-rank sum near exp(shift / 3)."""
     keys = jax.random.split(jax.random.key(0), 2)
     q, v = jnp.ones((1, 1, 1, 1, H)), jax.random.normal(keys[0], (1, 1, 4, H))
-    k = jnp.full((1, 1, 4, H), shift / H / SPEC.scale) + jax.random.normal(keys[1], (1, 1, 4, H))
+    k = noise * jax.random.normal(keys[1], (1, 1, 4, H)) + shift / H / SPEC.scale
     distance, visible = jnp.zeros((1, 1, 1, 4), jnp.int32), jnp.ones((1, 1, 1, 4), bool)
     tokens = partial_attention(SPEC, q, k, v, distance, visible)
     phi, den = 0.7, np.exp(shift / 3)
@@ -157,9 +231,10 @@ def test_an_empty_state_is_the_identity_of_the_merge():
     assert (partial.norm == 0).all() and (partial.peak == NEGATIVE).all() and not partial.acc.any()
 
 
-def test_missing_kernels_and_alibi_are_refused():
+def test_missing_kernels_alibi_and_sliding_windows_are_refused():
     policy = over(streaming(2, 5))
     with pytest.raises(ValueError, match=r"use ji.less\(base_policy, kernels\)"):
         Layer(policy).push(*random_qkv(1))
-    with pytest.raises(ValueError, match="ALiBi"):
-        stack.init_cache(CONFIGS["mpt"], params_of("mpt", "float32"), policy, 1, 64)
+    for model, message in (("mpt", "ALiBi"), ("sliding", "sliding windows")):
+        with pytest.raises(ValueError, match=message):
+            stack.init_cache(CONFIGS[model], params_of(model, "float32"), policy, 1, 64)

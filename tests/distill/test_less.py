@@ -57,13 +57,14 @@ def softmax(x):
 def simulated(eviction: Eviction, q, k, v, dense: bool):
     """(out, leave_row) by a mask over all tokens, one row and one head at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out, leave = np.zeros_like(q), np.full((B, K, T), T)
-    for b, head in np.ndindex(B, K):
+    heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    out, leave = np.zeros_like(q), np.full((B, heads, T), T)
+    for b, head in np.ndindex(B, heads):
         score, here = np.zeros(T), np.zeros(T, bool)
         for row in range(T):
             here[row] = True
             tokens = np.flatnonzero(here)
-            for n in range(head * G, head * G + G):
+            for n in range(head * group, (head + 1) * group):
                 logits = k[b, head] @ q[b, n, row] * SPEC.scale
                 out[b, n, row] = softmax(logits[tokens]) @ v[b, head, tokens]
                 past = np.arange(row + 1) if dense else tokens
@@ -84,6 +85,16 @@ def test_slots_equal_a_mask_over_all_tokens(eviction, dense):
     lse = kept_attention(HUGE, SPEC, q, k, v).lse if dense else None
     found = kept_attention(eviction, SPEC, q, k, v, lse)
     out, leave = simulated(eviction, q, k, v, dense)
+    np.testing.assert_array_equal(found.leave_row, leave)
+    np.testing.assert_allclose(found.out, out, atol=2e-5)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_any_number_of_queries_may_share_a_head(group):
+    q, k, v = qkv()
+    k, v = (jnp.tile(x, (1, 2, 1, 1))[:, : N // group] for x in (k, v))
+    found = kept_attention(EVICTIONS[0], SPEC, q, k, v)
+    out, leave = simulated(EVICTIONS[0], q, k, v, False)
     np.testing.assert_array_equal(found.leave_row, leave)
     np.testing.assert_allclose(found.out, out, atol=2e-5)
 
