@@ -8,11 +8,13 @@ print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 from jaxinfer.cache.base import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, less, per_layer, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
-from jaxinfer.decode.generate import Completion
+from jaxinfer.decode.generate import Completion, Stats, Stream
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.session import Session
+from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load
 from jaxinfer.lm import LM, Score
+from jaxinfer.models.stack import Output, commit, forward
 
 __version__ = "0.1.0"
 
@@ -20,11 +22,17 @@ __all__ = [
     "LM",
     "Completion",
     "ModelConfig",
+    "Output",
     "Policy",
     "RopeConfig",
     "Sampler",
     "Score",
     "Session",
+    "Stats",
+    "Stream",
+    "commit",
+    "convert",
+    "forward",
     "full",
     "h2o",
     "kivi",

@@ -5,8 +5,11 @@ A config is frozen, hashable and holds no arrays, so it is an ordinary static ar
 """
 
 import dataclasses
+import functools
+import reprlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -14,10 +17,12 @@ Positions = Literal["rope", "learned", "alibi", "none"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 
 
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_layers"),
-    *("num_heads", "num_kv_heads", "head_dim", "max_positions"),
-)
+LARGEST = 2**31 - 1
+"""Of every integer; layers and heads have limits of their own, as loops run over them."""
+
+_LIMITS = dict.fromkeys(
+    ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_positions"), LARGEST
+) | {"num_layers": 4096, "num_heads": 65536, "num_kv_heads": 65536}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +47,29 @@ class RopeConfig:
     truncate: bool = True
 
     def __post_init__(self):
+        _check_types(self)
         _require(
             self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
             f"rotary_dim must be even and positive, got {self.rotary_dim}",
         )
-        _require(self.theta > 0, f"rope theta must be positive, got {self.theta}")
-        _require(self.factor > 0, f"rope factor must be positive, got {self.factor}")
+        for name in ("theta", "factor", "attention_factor", "beta_fast", "beta_slow"):
+            value = getattr(self, name)
+            _require(value > 1e-30, f"rope {name} must be positive, got {value}")
         if self.scaling in ("llama3", "yarn"):
             _require(
                 self.original_max_positions > 0,
                 f"{self.scaling} rope scaling needs original_max_position_embeddings > 0, "
                 f"got {self.original_max_positions}",
             )
+        _require(
+            self.scaling != "llama3" or self.high_freq_factor > self.low_freq_factor,
+            f"llama3 rope scaling needs high_freq_factor > low_freq_factor, got "
+            f"{self.high_freq_factor} and {self.low_freq_factor}",
+        )
+        _require(
+            self.scaling != "yarn" or self.theta > 1,
+            f"yarn rope scaling needs theta > 1, got {self.theta}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +118,28 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in _SIZES:
+        _check_types(self)
+        for name, largest in _LIMITS.items():
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and not isinstance(value, bool) and value > 0,
-                f"{name} must be a positive integer, got {value!r}",
+                0 < value <= largest,
+                f"{name} must be a positive integer up to {largest}, got {value}",
             )
+        for name in ("norm_eps", "attention_scale", "attention_softcap", "qkv_clip"):
+            value = getattr(self, name)
+            _require(
+                value is None or value > 1e-30, f"{name} must be a positive number, got {value}"
+            )
+        for token in (self.bos_token_id, *self.eos_token_ids):
+            _require(
+                token is None or 0 <= token < self.vocab_size,
+                f"bos_token_id and eos_token_ids must lie in the vocabulary of {self.vocab_size}, "
+                f"got {token}",
+            )
+        _require(
+            self.position_offset >= 0,
+            f"position_offset must not be negative, got {self.position_offset}",
+        )
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}",
@@ -156,16 +188,77 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        _require(not unknown, f"unknown config fields {unknown}; known are {sorted(known)}")
-        data = dict(data)
+        data = _known_fields(cls, data)
         if data.get("rope") is not None:
-            data["rope"] = RopeConfig(**data["rope"])
-        for name in ("alibi_slopes", "sliding_windows", "eos_token_ids"):
-            if data.get(name) is not None:
-                data[name] = tuple(data[name])
+            data["rope"] = RopeConfig(**_known_fields(RopeConfig, data["rope"]))
         return cls(**data)
+
+
+def _known_fields(cls: type, data: Any) -> dict[str, Any]:
+    """Keyword arguments for a dataclass, every list a tuple; none unknown, none missing."""
+    _require(
+        isinstance(data, dict),
+        f"{cls.__name__} must be an object of fields, got {reprlib.repr(data)}",
+    )
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(fields))
+    _require(not unknown, f"unknown config fields {unknown}; known are {sorted(fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in data
+    ]
+    _require(not missing, f"config fields {missing} are missing")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+    }
+
+
+def _check_types(config: Any) -> None:
+    """Raise unless every field of a dataclass holds a value of its annotated type."""
+    for name, kind in _hints(type(config)).items():
+        value = getattr(config, name)
+        _require(
+            _is_a(value, kind), f"{name} must be {_expected(kind)}, got {reprlib.repr(value)}"
+        )
+
+
+_hints = functools.cache(get_type_hints)
+_EXPECTED = {
+    bool: "true or false",
+    float: "a finite number",
+    int: "an integer of 32 bits",
+    str: "a text",
+    NoneType: "null",
+    RopeConfig: "a rope config",
+}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """`isinstance` that knows Literal, unions and tuples; an integer will do for a float."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is UnionType:
+        return any(_is_a(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, parts[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e38
+    return isinstance(value, kind) and (kind is not int or abs(value) <= LARGEST)
+
+
+def _expected(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin is UnionType:
+        return " or ".join(map(_expected, parts))
+    if origin is tuple:
+        return f"a list, each entry {_expected(parts[0])}"
+    return _EXPECTED[kind]
 
 
 def _require(condition: bool, message: str) -> None:

@@ -6,7 +6,8 @@ out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from jaxinfer.cache.presets import resolve
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode.engine import CHUNK, Engine, bucket, padded
-from jaxinfer.decode.generate import Completion
+from jaxinfer.decode.generate import Completion, Stream
 from jaxinfer.decode.session import Session
 from jaxinfer.models.stack import forward
 from jaxinfer.typing import Params
 
-Prompt = str | Sequence[int] | np.ndarray
+Prompt = str | Sequence[int] | np.ndarray | jax.Array
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,29 @@ class LM:
         self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        """Continues every prompt; see `jaxinfer.decode.generate.Options` for the options.
+        """Continues every prompt; see `jaxinfer.decode.options.Options` for the options.
 
         Returns one `Completion` per prompt and sample, samples of a prompt next to each other.
         """
         return generation.generate(self, _rows(prompts), **options)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
-        """Yields the continuation's text as it grows; close the iterator to cancel."""
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Yields the continuation's text as it grows; `close()` cancels, and `completion` is what
+        was made so far."""
         return generation.stream(self, prompt, **options)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Completion:
+        """The answer to a conversation, a list of {"role": ..., "content": ...}; options as in
+        `generate`, one sample.
+
+        It is read from its beginning; a `Session` goes on without that.
+        """
+        if options.get("samples", 1) != 1:
+            raise ValueError(
+                f"chat gives one answer, got samples={options['samples']!r}; give "
+                "chat_tokens(messages) to generate"
+            )
+        return self.generate([self.chat_tokens(messages)], **options)[0]
 
     def session(self, policy: Policy | str | None = None) -> Session:
         """A live cache to append turns to, generate from, fork and save."""
@@ -143,36 +158,62 @@ class LM:
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Tokens of a prompt; token lists are checked and passed through. A prompt that continues a
         text gets no BOS."""
-        vocab = self.config.vocab_size
+        vocab, bos = self.config.vocab_size, self.config.bos_token_id
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
             tokens = list(self.tokenizer.encode(prompt, add_special=not continues))
+            if not continues and tokens[:2] == [bos, bos]:
+                tokens = tokens[1:]  # the text begins with BOS itself, as chat templates do
         else:
-            tokens = [int(token) for token in prompt]
+            tokens = _token_ids(prompt)
         outside = [token for token in tokens if not 0 <= token < vocab]
         if outside:
             raise ValueError(f"token {outside[0]} is outside the vocabulary of {vocab}")
         if continues:
             return tokens
-        if not tokens and self.config.bos_token_id is not None:
-            tokens = [self.config.bos_token_id]
+        if not tokens and bos is not None:
+            tokens = [bos]
         if not tokens:
             raise ValueError("the prompt is empty and the model has no BOS token; give some text")
         return tokens
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation in the model's chat template."""
         if self.tokenizer is None or self.tokenizer.chat_template is None:
             raise ValueError(
                 f"model {self.name or 'without a name'} has no chat template; use generate"
             )
-        return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens of a conversation; whether there is a BOS is for the template to say."""
+        return self.encode(self.chat_prompt(messages), continues=True)
 
 
 def _rows(prompts: Any) -> list[Any]:
     """A list of prompts from one prompt or several."""
-    one = isinstance(prompts, str) or (
-        len(prompts) > 0 and all(isinstance(p, int | np.integer) for p in prompts)
-    )
-    return [prompts] if one else list(prompts)
+    if isinstance(prompts, str):
+        return [prompts]
+    try:
+        rows = list(_plain(prompts))
+    except TypeError:
+        raise ValueError(
+            f"prompts must be texts or lists of token ids, got {prompts!r:.80}"
+        ) from None
+    return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    tokens = _plain(prompt)
+    try:
+        return [operator.index(token) for token in tokens]
+    except TypeError:
+        raise ValueError(
+            f"a prompt must be a text or a list of token ids, got {tokens!r:.80}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value

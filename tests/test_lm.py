@@ -1,14 +1,26 @@
 """`LM` as users call it: scoring through the cache, logits, prompts and chat."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxinfer as ji
 from jaxinfer.lm import LM, Score
-from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
+from tests.factories import (
+    CONFIGS,
+    MODELS,
+    PieceTokenizer,
+    lm_of,
+    params_of,
+    random_tokens,
+    scripted_lm,
+)
 from tests.policies import MATRIX, with_random_kernels
 
 TEXT = random_tokens(1, 60, seed=9)[0].tolist()
@@ -99,6 +111,40 @@ def test_strings_are_encoded_with_bos_and_continuations_without():
     assert lm.encode("", continues=True) == []
 
 
+class Chatty(PieceTokenizer):
+    """Has a template that writes BOS, and a special token that text can name."""
+
+    chat_template = "a template"
+
+    def encode(self, text, add_special=True):
+        rest = text.removeprefix("<s>")
+        return [self.bos_token_id] * (rest != text) + super().encode(rest, add_special)
+
+    def apply_chat_template(self, messages, add_generation_prompt=True):
+        return "<s>" + "".join(message["content"] for message in messages)
+
+
+@pytest.fixture(scope="module")
+def chatty() -> LM:
+    lm = scripted_lm([b"a", b"b", b"c", b"d"])
+    return LM(lm.config, lm.params, Chatty([b"a", b"b", b"c", b"d"]), name="chatty")
+
+
+def test_a_chat_is_answered(chatty):
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    assert chatty.chat_tokens(messages) == [chatty.tokenizer.bos_token_id, 0, 1]
+    out = chatty.chat(messages, max_new_tokens=8)
+    assert out.text == "cd" and out.finish_reason == "eos" and out.stats.prompt_tokens == 3
+    assert chatty.chat(messages, max_new_tokens=8, stop="d").text == "c"
+    with pytest.raises(ValueError, match="chat gives one answer, got samples=2"):
+        chatty.chat(messages, samples=2)
+
+
+def test_a_rendered_chat_gets_no_second_bos(chatty):
+    messages = [{"role": "user", "content": "ab"}]
+    assert chatty.encode(chatty.chat_prompt(messages)) == chatty.chat_tokens(messages)
+
+
 def test_an_empty_prompt_needs_a_bos():
     with pytest.raises(ValueError, match="the prompt is empty and the model has no BOS token"):
         lm_of("llama").encode([])
@@ -110,3 +156,23 @@ def test_a_model_without_a_chat_template_says_so():
         lm_of("llama").chat_prompt([{"role": "user", "content": "hi"}])
     with pytest.raises(ValueError, match="model scripted has no chat template"):
         scripted_lm([b"a"]).chat_prompt([{"role": "user", "content": "hi"}])
+
+
+def test_a_forward_is_committed_with_or_without_an_order():
+    lm, count = lm_of("llama"), jnp.asarray([5, 3], jnp.int32)
+    cache = lm.engine.new_cache(ji.full(), 2, 64)
+    out = ji.forward(lm.config, lm.params, jnp.asarray(random_tokens(2, 5)), cache)
+    assert isinstance(out, ji.Output)
+    plain = ji.commit(lm.config, lm.params, cache, out.fresh, None, count)
+    ordered = ji.commit(lm.config, lm.params, cache, out.fresh, None, count, out.hidden[:, :, 0])
+    assert plain.length.tolist() == [5, 3]
+    jax.tree.map(np.testing.assert_array_equal, plain.layers, ordered.layers)
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = (
+        "import sys, jaxinfer as ji; ji.convert, ji.Stats, ji.Stream; print([m for m in "
+        "('flax', 'orbax', 'torch', 'transformers', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

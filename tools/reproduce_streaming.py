@@ -1,11 +1,13 @@
-"""StreamingLLM's figures on real models: perplexity over a long stream, and time against
-re-computation.
+"""StreamingLLM's figures: perplexity over a long stream, time against re-computation, and a toy
+whose attention needs its sink.
 
     python tools/reproduce_streaming.py stream [--model smollm2-135m --tokens 100000 --window 1020]
     python tools/reproduce_streaming.py latency [--model smollm2-135m --caches 256,512,1024]
+    python tools/reproduce_streaming.py sinks [--steps 600]
 
 "stream" reads one long held-out stream with a full cache past the model's context ("dense", until
-`--dense` tokens), with a plain window and with sinks (arXiv 2309.17453, figure 3). "latency" times
+`--dense` tokens), with a plain window, with sinks and by re-computation of a window that moves by
+`--stride` tokens (arXiv 2309.17453, figure 3). "latency" times
 one decoded token with the streaming cache and one by sliding-window re-computation, its quality
 oracle, which reads the window anew for every token (figure 10). Both write to `bench/results/`.
 """
@@ -13,16 +15,24 @@ oracle, which reads the window anew for every token (figure 10). Both write to `
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.figures import publish
+from tools.figures import publish, read_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxinfer.lm import LM
 
 STEPS = 16  # decoded per measurement
+SYMBOLS, TRIGGERS, SINK = 64, 4, 64  # of the toy: tokens, those that copy, and the first of all
 FAR = 4_000_000  # tokens streamed before, for the step that must not have become slower
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,12 +48,15 @@ def stream(
     source: Annotated[list[str] | None, typer.Option(help="Sources of texts, in order.")] = None,
     split: Annotated[str, typer.Option(help="heldout, train, or both.")] = "heldout",
     every: Annotated[int, typer.Option(help="Tokens per point of the curves.")] = 2048,
+    stride: Annotated[
+        int | None, typer.Option(help="Of the re-computed window (its quarter); 0 leaves it out.")
+    ] = None,
 ) -> None:
-    """Perplexity over a long stream: dense, window, sinks."""
+    """Perplexity over a long stream: dense, window, sinks, re-computation."""
     import jaxinfer as ji
     from jaxinfer.eval.documents import token_stream
     from jaxinfer.eval.memory import policy_bytes
-    from jaxinfer.eval.stream import stream_perplexity
+    from jaxinfer.eval.stream import recompute_perplexity, stream_perplexity
     from jaxinfer.eval.tables import Row
     from jaxinfer.train.texts import available_sources, read_source
 
@@ -65,18 +78,14 @@ def stream(
         f"{sinks} sinks + {window}": (ji.streaming(sinks, window), None),
     }
     curves, rows = {}, []
-    for label, (policy, limit) in policies.items():
-        pieces = token_stream(lm, texts(), tokens, repeat=True)
 
-        def report(done: int, label: str = label) -> None:
+    def add(label: str, read: Callable, name: str, needed: float, length: int) -> None:
+        def report(done: int) -> None:
             print(f"\r{label}: {done} tokens", end="", file=sys.stderr)
 
-        curve = stream_perplexity(lm, pieces, policy, every=every, limit=limit, report=report)
+        curve = read(token_stream(lm, texts(), tokens, repeat=True), every=every, report=report)
         print(file=sys.stderr)
         curves[label] = curve
-        length = min(tokens, limit or tokens)
-        needed = policy_bytes(lm, policy, length)
-        share = needed / policy_bytes(lm, ji.full(), tokens)
         metrics = {
             "perplexity": curve.perplexity,
             "first": curve.points[0].nll,
@@ -85,7 +94,18 @@ def stream(
             "cache_mb": curve.cache_bytes / 1e6,
             "tokens_per_s": curve.tokens / curve.seconds,
         }
-        rows.append(Row(label, policy.name, needed / length, share, metrics))
+        share = needed / policy_bytes(lm, ji.full(), tokens)
+        rows.append(Row(label, name, needed / length, share, metrics))
+
+    for label, (policy, limit) in policies.items():
+        length = min(tokens, limit or tokens)
+        read = partial(stream_perplexity, lm, policy=policy, limit=limit)
+        add(label, read, policy.name, policy_bytes(lm, policy, length), length)
+    size = min(window + sinks, lm.config.max_positions)
+    stride = max(size // 4, 1) if stride is None else stride
+    if stride:
+        read = partial(recompute_perplexity, lm, window=size, stride=stride)
+        add(f"recompute {size}", read, f"none, moved by {stride}", 0, tokens)
 
     def plot(axes) -> None:
         for label, curve in curves.items():
@@ -98,12 +118,12 @@ def stream(
 
     command = (
         f"python tools/reproduce_streaming.py stream --model {model} --tokens {tokens} "
-        f"--window {window} --sinks {sinks} --dense {dense} --every {every} --split {split}"
-        + "".join(f" --source {name}" for name in sources)
+        f"--window {window} --sinks {sinks} --dense {dense} --every {every} --stride {stride} "
+        f"--split {split}" + "".join(f" --source {name}" for name in sources)
     )
     config = {
         "model": lm.name, "tokens": tokens, "window": window, "sinks": sinks, "every": every,
-        "sources": sources, "split": split,
+        "stride": stride, "sources": sources, "split": split,
         "curves": {n: [(p.end, round(p.nll, 4)) for p in c.points] for n, c in curves.items()},
     }  # fmt: skip
     title = f"A stream of {tokens:,} tokens through {lm.name}"
@@ -200,6 +220,124 @@ def latency(
     title = f"Decoding {lm.name}: streaming cache against re-computation"
     config = {"model": lm.name, "caches": sizes, "rounds": rounds}
     publish(f"latency-{lm.name}", title, config, rows, plot, seed=0, command=command)
+
+
+@app.command()
+def sinks(
+    steps: Annotated[int, typer.Option(help="Updates.")] = 600,
+    layers: Annotated[int, typer.Option(help="Layers of the toy.")] = 2,
+    context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens of the stream.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of parameters and training data.")] = 0,
+) -> None:
+    """Trains a toy behind a learnable sink token and streams it with 0, 1, 2 and 4 sinks."""
+    import numpy as np
+
+    import jaxinfer as ji
+    from jaxinfer.eval.memory import policy_bytes
+    from jaxinfer.eval.tables import Row
+
+    lm = train_backcopy(layers, context, steps, seed)
+    row = np.concatenate([[SINK], backcopy(1, tokens, seed=1)[0]]).astype(np.int32)
+    kept, rows, curves = context // 2, [], {}
+    for count in (0, 1, 2, 4):
+        policy = ji.streaming(count, kept - count)
+        found = read_rows(lm, policy, row[None])[0][0][kept:]
+        needed = policy_bytes(lm, policy, tokens)
+        share = needed / policy_bytes(lm, ji.full(), tokens)
+        curves[f"{count} + {kept - count}"] = found
+        metrics = {"perplexity": float(np.exp(-found.mean()))}
+        rows.append(Row(f"{count} + {kept - count}", policy.name, needed / tokens, share, metrics))
+    found = recomputed(lm, row, kept)
+    curves["recompute"] = found
+    rows.append(Row("recompute", "none", 0, 0, {"perplexity": float(np.exp(-found.mean()))}))
+
+    def plot(axes) -> None:
+        part = max(tokens // 32, 1)
+        for label, log_probs in curves.items():
+            nats = -log_probs[: len(log_probs) // part * part].reshape(-1, part).mean(axis=1)
+            axes.plot(kept + part * np.arange(1, len(nats) + 1), nats, label=label)
+        axes.set_xlabel("tokens read, after the cache is full")
+        axes.set_ylabel("nats per token")
+        axes.legend(frameon=False, fontsize=8)
+
+    command = (
+        f"python tools/reproduce_streaming.py sinks --steps {steps} --layers {layers} "
+        f"--context {context} --tokens {tokens} --seed {seed}"
+    )
+    config = {"steps": steps, "layers": layers, "context": context, "tokens": tokens}
+    title = f"A toy of {layers} layers with a learnable sink token"
+    publish("streaming-sinks", title, config, rows, plot, seed=seed, command=command)
+
+
+def backcopy(rows: int, tokens: int, seed: int) -> "np.ndarray":
+    """i32[rows, tokens] of a Markov chain in which every trigger is followed by what stood before
+    it ("bigram-backcopy", arXiv 2410.13835): a head that copies has nothing to look at most of the
+    time, and models learn to send it to the first token then."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)  # the chain is the same for every seed
+    steps = rng.dirichlet(np.full(SYMBOLS, 0.1), SYMBOLS).cumsum(axis=1)
+    rng = np.random.default_rng([1, seed])
+    out = rng.integers(0, SYMBOLS, (rows, tokens)).astype(np.int32)
+    for t in range(1, tokens):
+        last = out[:, t - 1]
+        drawn = (steps[last] < rng.random(rows)[:, None]).sum(axis=1).clip(0, SYMBOLS - 1)
+        out[:, t] = np.where((last < TRIGGERS) & (t > 1), out[:, t - 2], drawn)
+    return out
+
+
+def train_backcopy(layers: int, context: int, steps: int, seed: int = 0) -> "LM":
+    """A model of width 64 trained on windows of `backcopy` that all begin with the token SINK."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    from jaxinfer.config import ModelConfig, RopeConfig
+    from jaxinfer.lm import LM
+    from jaxinfer.models.params import init_params
+    from jaxinfer.train.language_model import next_token_loss
+    from jaxinfer.train.loop import make_update, new_state
+
+    cfg = ModelConfig(
+        family="llama", vocab_size=SYMBOLS + 1, hidden_size=64, intermediate_size=16,
+        num_layers=layers, num_heads=2, num_kv_heads=2, head_dim=32, max_positions=context,
+        rope=RopeConfig(rotary_dim=32), bos_token_id=SINK,
+    )  # fmt: skip
+    schedule = optax.warmup_cosine_decay_schedule(0, 3e-3, steps // 6, steps)
+    transform = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
+    )
+    state = new_state(init_params(cfg, jax.random.key(seed)), transform, seed)
+    update = make_update(next_token_loss(cfg), transform)
+    for step in range(steps):
+        batch = np.pad(
+            backcopy(32, context, seed=10**6 * (seed + 1) + step), [(0, 0), (1, 0)],
+            constant_values=SINK,
+        )  # fmt: skip
+        state, metrics = update(state, jnp.asarray(batch))
+        if step % 50 == 0 or step == steps - 1:
+            print(f"\rstep {step}: loss {float(metrics['loss']):.3f}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return LM(cfg, state.params, name="backcopy")
+
+
+def recomputed(lm: "LM", row: "np.ndarray", kept: int) -> "np.ndarray":
+    """log p of the tokens of `row` (which begins with SINK) from `kept` + 1 on, each given SINK and
+    the `kept` tokens before it, read anew."""
+    import jax
+    import numpy as np
+
+    windows = np.lib.stride_tricks.sliding_window_view(row, kept + 2)
+    found = []
+    for part in np.split(windows, range(128, len(windows), 128)):
+        batch = np.zeros((128, kept + 2), np.int32)
+        batch[: len(part)] = part
+        batch[:, 0] = SINK
+        log_probs = jax.nn.log_softmax(lm.logits(batch[:, :-1])[:, -1])
+        found.append(np.asarray(log_probs)[np.arange(len(part)), part[:, -1]])
+    return np.concatenate(found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ it knows nothing and follows no instructions. A base model: no chat template.
 | Context | {cfg.max_positions} tokens, RoPE theta {cfg.rope.theta:g} |
 | Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
 | Stored as | bfloat16, trained in float32 |
-| Training | {tokens:,} tokens in {steps:,} steps, Muon, final loss {loss:.3f} (mean of 10 steps) |
+| Training | {tokens:,} tokens in {steps:,} steps, {optimizer}, final loss {loss:.3f} (mean of 10 steps) |
 | Speed | {speed:,.0f} tokens/s on two busy CPU cores |
 | SHA-256 of the parameters | `{digest}` |
 
@@ -90,6 +90,7 @@ def write_card(
         parameters=count_params(cfg),
         tokens=options["steps"] * tokens_per_step,
         steps=options["steps"],
+        optimizer={"muon": "Muon", "adamw": "AdamW"}[options["optimizer"]],
         loss=mean(line["loss"] for line in log[-10:]),
         speed=tokens_per_step
         * sum(line["steps"] for line in speed)

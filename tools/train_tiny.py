@@ -4,12 +4,13 @@
     python tools/train_tiny.py --run-dir DIR [--snapshots DIR]
 
 One command does everything and may be killed at any moment: given the same options again it
-goes on where it was, and on a finished run it only evaluates and exports. Data, mixture and
-model are fixed below; options exist for the budget and for small runs in tests. What is held
-out is never trained on (`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
+goes on where it was, and on a finished run it only evaluates and exports. The defaults are the
+recipe of the committed model; data and mixture are fixed below. What is held out is never trained
+on (`jaxinfer.train.texts`). The card is written by `tools/tiny_card.py`.
 
-`--steps` (500 or more) may change on the way while the learning rate is still constant, that is, in
-the first three quarters: the result is that of a run started with the new number.
+With the schedule wsd (warm up, stay, decay) `--steps` (500 or more) may change on the way while the
+learning rate is still constant, that is, in the first three quarters: the result is that of a run
+started with the new number.
 """
 
 import json
@@ -17,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,7 +33,8 @@ MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
 DATA_SEED = 1
 DECAY = 0.25  # the part of the run in which the learning rate falls
-COMMAND_OPTIONS = ["steps", "batch", "context", "short", "width", "layers", "vocab", "peak", "seed"]
+SIZES = ("steps", "batch", "context", "short", "width", "layers", "vocab")
+COMMAND_OPTIONS = (*SIZES, "optimizer", "schedule", "peak", "seed")
 
 
 def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
@@ -113,13 +115,47 @@ def model_config(vocab_size: int, width: int, layers: int, context: int) -> Mode
     )
 
 
-def log_spaced(steps: int, first: int = 10, ratio: float = 1.5) -> list[int]:
-    """0, then step numbers in equal ratios that do not depend on `steps`, then `steps`."""
-    spaced, value = {0, steps}, float(first)
-    while value < steps:
-        spaced.add(round(value))
-        value *= ratio
-    return sorted(spaced)
+def transform(optimizer: str, schedule: str, peak: float, steps: int):
+    """The Optax transform of a run; both optimisers clip the gradient to the global norm 1."""
+    from jaxinfer.train import optimizers
+
+    warmup = min(50, steps // 10)
+    if schedule == "wsd":
+        rate = optimizers.warmup_stable_decay(peak, steps, warmup=warmup, decay=DECAY)
+    else:
+        rate = optimizers.warmup_cosine(peak, steps, warmup=warmup)
+    return optimizers.muon(rate) if optimizer == "muon" else optimizers.adamw(rate)
+
+
+def log_spaced(steps: int, first: int = 5) -> list[int]:
+    """0, `first`, its doubles, and `steps`: twelve numbers for 3000 steps."""
+    doubles = [first * 2**i for i in range(steps.bit_length())]
+    return sorted({0, steps, *(step for step in doubles if step < steps)})
+
+
+def saved_step(run: Path) -> int:
+    """The last update that a run has saved."""
+    return max((int(p.name) for p in (run / "state").glob("*") if p.name.isdigit()), default=0)
+
+
+def snapshot_folder(snapshots: Path, step: int) -> Path:
+    return snapshots / f"step-{step:06d}"
+
+
+def warn_of_lost_snapshots(run: Path, snapshots: Path, steps: int) -> None:
+    """Says which snapshots a resumed run can no longer make."""
+    saved = saved_step(run)
+    lost = [
+        step
+        for step in log_spaced(steps)
+        if step < saved and not snapshot_folder(snapshots, step).is_dir()
+    ]
+    if lost:
+        typer.echo(
+            f"warning: {run} is at step {saved} already, so there will be no snapshots of steps "
+            f"{', '.join(map(str, lost))}; for all of them start in a new --run-dir",
+            err=True,
+        )
 
 
 def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: int) -> dict:
@@ -170,16 +206,22 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Model folder to write at the end.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
     snapshots: Annotated[
-        Path | None, typer.Option(help="Folder for ~12 early checkpoints.")
+        Path | None, typer.Option(help="Folder for checkpoints at steps 0, 5, 10, 20, 40, ...")
     ] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
-    steps: Annotated[int, typer.Option(help="Updates to make.")] = 2400,
+    steps: Annotated[int, typer.Option(help="Updates to make.")] = 3000,
     batch: Annotated[int, typer.Option(help="Windows per update.")] = 8,
     context: Annotated[int, typer.Option(help="Positions of the model.")] = 512,
     short: Annotated[int, typer.Option(help="Tokens per window until the last eighth.")] = 256,
-    width: Annotated[int, typer.Option(help="Model width, a multiple of 32.")] = 128,
+    width: Annotated[int, typer.Option(help="Model width, a multiple of 32.")] = 192,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     vocab: Annotated[int, typer.Option(help="Tokenizer entries.")] = 4096,
+    optimizer: Annotated[
+        Literal["muon", "adamw"], typer.Option(help="Both with clipping and weight decay.")
+    ] = "muon",
+    schedule: Annotated[
+        Literal["wsd", "cosine"], typer.Option(help="Learning rate after the warm-up.")
+    ] = "wsd",
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Seed of parameters and order.")] = 0,
     save_every: Annotated[int, typer.Option(help="Updates between saved states.")] = 150,
@@ -193,7 +235,6 @@ def main(
     from jaxinfer.train.data import TokenWindows
     from jaxinfer.train.language_model import next_token_loss
     from jaxinfer.train.loop import fit
-    from jaxinfer.train.optimizers import muon, warmup_stable_decay
     from jaxinfer.train.texts import available_sources, texts_folder
     from tools.tiny_card import write_card
 
@@ -203,10 +244,12 @@ def main(
     run_dir.mkdir(parents=True, exist_ok=True)
     options = {
         "steps": steps, "batch": batch, "context": context, "short": short, "width": width,
-        "layers": layers, "vocab": vocab, "peak": peak, "seed": seed, "sources": sources,
-        "mixture": MIXTURE,
+        "layers": layers, "vocab": vocab, "optimizer": optimizer, "schedule": schedule,
+        "peak": peak, "seed": seed, "sources": sources, "mixture": MIXTURE,
     }  # fmt: skip
     check_options(run_dir, options)
+    if snapshots is not None:
+        warn_of_lost_snapshots(run_dir, snapshots, steps)
     prepare(run_dir, texts, sources, vocab)
     cfg = model_config(vocab, width, layers, context)
     typer.echo(f"{count_params(cfg)} parameters, {steps * batch * short} tokens to train on")
@@ -219,12 +262,13 @@ def main(
         return near.batch(step) if step < turn else far.batch(step)
 
     def snapshot(step: int, params) -> None:
-        export(snapshots / f"step-{step:06d}", cfg, params, run_dir, {"step": step} | options)
+        folder = snapshot_folder(snapshots, step)
+        export(folder, cfg, params, run_dir, {"step": step} | options)
 
     state = fit(
         next_token_loss(cfg),
         init_params(cfg, jax.random.key(seed)),
-        muon(warmup_stable_decay(peak, steps, warmup=min(50, steps // 10), decay=DECAY)),
+        transform(optimizer, schedule, peak, steps),
         batch_of,
         steps=steps,
         folder=run_dir,
@@ -258,14 +302,19 @@ def check_options(run: Path, options: dict) -> None:
     if path.is_file():
         found = json.loads(path.read_text())
         changed = [name for name in options if found.get(name) != options[name]]
-        saved = [int(p.name) for p in (run / "state").glob("*") if p.name.isdigit()]
         shortest = min(found["steps"], options["steps"])
-        is_same_so_far = shortest >= 500 and max(saved, default=0) <= (1 - DECAY) * shortest
+        is_same_so_far = (
+            options["schedule"] == "wsd"
+            and shortest >= 500
+            and saved_step(run) <= (1 - DECAY) * shortest
+        )
         if changed and not (changed == ["steps"] and is_same_so_far):
             raise typer.BadParameter(
                 f"{run} was started with other {', '.join(changed)}; use a new --run-dir"
             )
-    path.write_text(json.dumps(options, indent=2) + "\n")
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(options, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,11 @@ def attend(
     partial = empty_partial(queries["absolute"])
     if sink is not None:
         partial = sink_partial(queries["absolute"], sink)
+    admits = policy
+    if not (ctx.reads or policy.chunk_invariant) and policy.positions == "absolute":
+        admits = replace(policy, window=None)  # a prompt sees all of itself before it is stored
     fresh = FreshTokens(
-        policy=policy, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
+        policy=admits, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
     )
     if not commits_first:
         partial = merge(partial, fresh.partial())

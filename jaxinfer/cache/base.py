@@ -9,6 +9,7 @@ states.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -178,11 +179,33 @@ class Policy:
     chunk_invariant: bool = True
     lossless_under_tree: bool = True
     kernels: Any = field(default=None, compare=False, repr=False)
+    piece: int | None = None  # the most tokens of a prompt that are read at once
 
     @property
     def unbounded(self) -> bool:
-        """Whether a row may go on for ever in the same memory."""
+        """Whether the memory of a row does not depend on its tokens."""
         return bool(self.tiers) and not any(tier.grows for tier in self.tiers)
+
+    @property
+    def endless(self) -> bool:
+        """Whether a text may go on for ever: neither memory nor positions grow with it."""
+        return self.unbounded and self.positions == "in_cache"
+
+    @property
+    def reach(self) -> int | None:
+        """Positions that a query and all it attends to span at most; None if that grows."""
+        if not self.endless or self.window is None:
+            return None
+        return self.sinks + self.window + 1
+
+    def warn_beyond(self, most: int, stacklevel: int = 2) -> None:
+        """Warns if an endless policy spans more than the `most` positions of a model's training."""
+        if self.reach is not None and self.reach > most:
+            warnings.warn(
+                f"policy {self.name!r} spans {self.reach} positions (sinks + window + 1), which "
+                f"exceed the {most} positions that the model was trained on; take a smaller window",
+                stacklevel=stacklevel + 1,
+            )
 
     def layer_policies(self, layers: int) -> "tuple[Policy, ...]":
         """The policy of each layer."""
@@ -231,6 +254,15 @@ class PerLayer(Policy):
     @property
     def unbounded(self) -> bool:
         return all(policy.unbounded for policy in self.layers)
+
+    @property
+    def endless(self) -> bool:
+        return all(policy.endless for policy in self.layers)
+
+    @property
+    def reach(self) -> int | None:
+        spans = [policy.reach for policy in self.layers]
+        return None if None in spans else max(span for span in spans if span is not None)
 
     def layer_policies(self, layers: int) -> tuple[Policy, ...]:
         if len(self.layers) != layers:

@@ -15,7 +15,7 @@ from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.kivi import Kivi, kivi
 from jaxinfer.cache.lowrank import LowRank
-from jaxinfer.cache.ring import Ring, Sinks
+from jaxinfer.cache.ring import Ring, Sinks, check_tokens
 
 
 def full() -> Policy:
@@ -33,17 +33,19 @@ def streaming(
     residual: int = 128,
 ) -> Policy:
     """The first `sinks` and the last `window` tokens, for streams of any length (StreamingLLM,
-    arXiv 2309.17453).
+    arXiv 2309.17453). Both are numbers of tokens: a share has no meaning in an endless stream.
 
     A token sees `sinks + window` others. Distances are counted inside the cache, so that no
     distance exceeds `sinks + window`, which should stay below the model's trained context;
     positions="absolute" counts them in the text (the Lambda mask of LESS). With sinks=0 this is
-    plain window attention. With `bits` the window is quantized as by `kivi`, but for its newest
-    `residual` tokens and the sinks; it then moves in blocks of `residual` tokens and is rounded
-    down to whole blocks.
+    plain window attention. A model trained with a learnable sink token in front of every text
+    (section 3.3) has it as its BOS, and sinks=1 suffices; with sink logits
+    (`ModelConfig.sink_logits`) it needs none. With `bits` the window is quantized as by `kivi`, but
+    for its newest `residual` tokens and the sinks; it then moves in blocks of `residual` tokens and
+    is rounded down to whole blocks.
     """
-    if sinks < 0:
-        raise ValueError(f"sinks must be 0 or more tokens, got {sinks}")
+    check_tokens("sinks", sinks, least=0)
+    check_tokens("window", window, least=1)
     if positions not in ("in_cache", "absolute"):
         raise ValueError(f"positions must be 'in_cache' or 'absolute', got {positions!r}")
     first = (Sinks(size=sinks, query_phase=positions),) if sinks else ()
@@ -93,35 +95,54 @@ def h2o(heavy: int | float = 0.1, recent: int | float = 0.1) -> Policy:
     )
 
 
-def less(base: Policy | str | Mapping[str, Any] = "h2o", kernels: Any = None) -> Policy:
+def less(
+    base: Policy | str | Mapping[str, Any] | Sequence[Any] | None = None,
+    kernels: Any = None,
+    **options: Any,
+) -> Policy:
     """`base`, an evicting policy, whose evicted tokens live on in a low-rank state (arXiv
     2402.09398).
 
-    `kernels` are `LessKernels`, or the folder or name of saved ones; None takes those that come
-    with the library for the model at hand when it is used by name ("smollm2-135m").
+    Without `base` it is `h2o(51, 51)`, 5 % of 2048 tokens; `options` are arguments of a base given
+    by name: `less("streaming", positions="absolute", window=98)`. Of a list with one policy per
+    layer, those that evict get the state. `kernels` are `LessKernels`, or the folder or name of
+    saved ones; None takes those that come with the library ("smollm2-135m").
+
+    Over positions in the text (h2o, and streaming with positions="absolute", on which kernels are
+    trained) a prompt attends to all of itself, as in the paper; over positions in the cache it is
+    read in pieces of one window, so that what leaves is absorbed on the way.
     """
     from jaxinfer.io.less_kernels import LessKernels, load_kernels
 
-    base = resolve(base)
-    if isinstance(base, PerLayer):
-        layers = tuple(less(policy, kernels) for policy in base.layers)
-        return replace(per_layer(layers), kernels=layers[0].kernels)
-    if base.tiers and base.tiers[-1].grows:
-        raise ValueError(
-            f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o or "
-            "streaming (with bits= for a quantized window)"
-        )
+    if options and not (base is None or isinstance(base, str)):
+        raise ValueError(f"arguments {sorted(options)} need a base policy given by name")
+    if base is None:
+        base = h2o(**({"heavy": 51, "recent": 51} | options))
+    base = resolve({"name": base, **options} if isinstance(base, str) else base)
     if kernels is None or isinstance(kernels, str | Path):
         kernels = load_kernels("smollm2-135m" if kernels is None else kernels)
     if not isinstance(kernels, LessKernels):
         raise ValueError(f"kernels must be LessKernels or their folder, got {type(kernels)}")
-    rank = kernels.config.rank
+    layers = base.layers if isinstance(base, PerLayer) else (base,)
+    if not any(policy.unbounded for policy in layers):
+        raise ValueError(
+            f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o or "
+            "streaming (with bits= for a quantized window)"
+        )
+    made = [_absorbing(policy, kernels) if policy.unbounded else policy for policy in layers]
+    return per_layer(made) if isinstance(base, PerLayer) else made[0]
+
+
+def _absorbing(base: Policy, kernels: Any) -> Policy:
+    if any(isinstance(tier, LowRank) for tier in base.tiers):
+        raise ValueError(f"policy {base.name!r} has a low-rank state already")
     # Inside a chunk or a tree what leaves the window is not absorbed yet.
     return replace(
         base,
         name=f"less-{base.name}",
-        tiers=(*base.tiers, LowRank(rank=rank)),
+        tiers=(*base.tiers, LowRank(rank=kernels.config.rank)),
         kernels=kernels,
+        piece=base.window if base.positions == "in_cache" else None,
         chunk_invariant=False,
         lossless_under_tree=False,
     )
@@ -132,11 +153,16 @@ def per_layer(policies: Sequence[Policy | str | Mapping[str, Any]]) -> Policy:
     layers = tuple(resolve(policy) for policy in policies)
     if not layers:
         raise ValueError("give one policy per layer, got none")
+    kernels = [policy.kernels for policy in layers if policy.kernels is not None]
+    if any(other.config != kernels[0].config for other in kernels):
+        raise ValueError("all layers with LESS must share one set of kernels, got several")
     return PerLayer(
         name="per-layer",
+        kernels=kernels[0] if kernels else None,
         layers=layers,
         chunk_invariant=all(policy.chunk_invariant for policy in layers),
         lossless_under_tree=all(policy.lossless_under_tree for policy in layers),
+        positions="in_cache" if all(p.positions == "in_cache" for p in layers) else "absolute",
     )
 
 

@@ -8,9 +8,11 @@ tier. Nothing is shifted and nothing is compacted. Together they are the cache o
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
@@ -31,8 +33,7 @@ class Sinks:
         return False
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"sinks must be at least 1 token, got {self.size}; leave the tier out")
+        check_tokens("sinks", self.size, least=1)
 
     def sized(self, context: int) -> "Sinks":
         return self
@@ -187,12 +188,20 @@ def items_at(items: Items, index: Array) -> Items:
     return jax.tree.map(take, items)
 
 
+def check_tokens(name: str, tokens: Any, least: int) -> None:
+    """Refuses what is no number of tokens, or fewer than `least`."""
+    is_whole = isinstance(tokens, int | np.integer) and not isinstance(tokens, bool)
+    if not (is_whole and tokens >= least):
+        raise ValueError(f"{name} must be {least} or more whole tokens, got {tokens!r}")
+
+
 def check_budget(name: str, budget: int | float) -> None:
     """Refuses a budget that holds no token."""
-    is_share = isinstance(budget, float)
-    if not (0 < budget <= 1 if is_share else budget >= 1):
+    if not isinstance(budget, float):
+        check_tokens(name, budget, least=1)
+    elif not 0 < budget <= 1:
         raise ValueError(
-            f"{name} must be at least 1 token, or a share in (0, 1] of the context, got {budget!r}"
+            f"{name} must be a share in (0, 1] of the context, or whole tokens, got {budget!r}"
         )
 
 

@@ -6,10 +6,9 @@ know the template, and a restored session needs no list of its messages.
 """
 
 import contextlib
-import signal
 import sys
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -110,7 +109,7 @@ class Conversation:
             raise ValueError(f"unknown command {name}; {HELP}")
 
     def answer(self, message: str) -> None:
-        tokens = self.lm.tokenizer.encode(self.turn(message), add_special=False)
+        tokens = self.lm.encode(self.turn(message), continues=True)
         if self.as_json:
             reply = self.session.generate(tokens, **self.settings)
             o.print_json(
@@ -123,12 +122,10 @@ class Conversation:
             )
             return
         stream = self.session.stream(tokens, **self.settings)
-        with _interruptible() as interrupted:
+        with contextlib.suppress(KeyboardInterrupt):
             for piece in stream:
                 print(piece, end="", flush=True)
-                if interrupted():
-                    break
-            cast(Generator, stream).close()  # keeps what was generated so far
+        stream.close()  # the session keeps what was generated so far
         print(flush=True)
 
     def turn(self, message: str) -> str:
@@ -160,25 +157,3 @@ def _lines(interactive: bool) -> Iterator[str]:
             yield input("> ")
         except EOFError:
             return
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Any]:
-    """Notes Ctrl-C while the model runs, so that the cache stays whole; a second one ends all."""
-    count = 0
-
-    def noted(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > 1:
-            raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGINT, noted)
-    except ValueError:  # not the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: count > 0
-    finally:
-        signal.signal(signal.SIGINT, before)

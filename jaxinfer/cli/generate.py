@@ -99,9 +99,7 @@ def _input(lm: "LM", text: str, raw: bool) -> str | list[int]:
         return text
     if not text.strip():
         raise ValueError("the prompt is empty; give some text, or --raw to start from nothing")
-    # The template writes its own BOS.
-    rendered = lm.chat_prompt([{"role": "user", "content": text}])
-    return lm.tokenizer.encode(rendered, add_special=False)
+    return lm.chat_tokens([{"role": "user", "content": text}])
 
 
 def _token_ids(text: str) -> list[int]:
@@ -115,14 +113,13 @@ def _token_ids(text: str) -> list[int]:
 
 def _stream(lm: "LM", prompt: str | list[int], settings: dict[str, Any]) -> None:
     from jaxinfer.cli.models import note
-    from jaxinfer.decode.generate import STREAM_STEPS, Run, parse_options
 
-    run = Run(lm, [prompt], parse_options(settings))
-    for pieces in run.pieces(STREAM_STEPS):
-        print(pieces[0], end="", flush=True)
+    stream = lm.stream(prompt, **settings)
+    for piece in stream:
+        print(piece, end="", flush=True)
     print(flush=True)
-    (completion,) = run.completions()
     if sys.stderr.isatty():
+        completion = stream.completion
         stats = completion.stats
         note(
             f"[{stats.new_tokens} tokens, {stats.tokens_per_s:.1f} tokens/s, "

@@ -1,5 +1,12 @@
 """`jaxinfer score`: how well a model predicts a text, read through a cache policy."""
 
+import codecs
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from io import BufferedIOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,8 +14,12 @@ import typer
 from jaxinfer.cli import options as o
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxinfer.cache.base import Policy
     from jaxinfer.lm import LM
+
+PIECE = 2**14  # bytes of a stream read at once
 
 
 def score(
@@ -44,14 +55,17 @@ def score(
         check_endless(chosen)
         if log_probs:
             raise ValueError("--log-probs keeps every token; leave out --stream or --log-probs")
+        with _opened(file) as opened:
+            from jaxinfer.cli.models import open_model
+
+            lm = open_model(model, dtype)
+            _print(_stream(lm, opened, file, max_tokens, chosen, chunk), as_json)
+        return
     text = o.read_text(file)
 
     from jaxinfer.cli.models import open_model
 
     lm = open_model(model, dtype)
-    if stream:
-        _print(_stream(lm, _tokens(lm, text, max_tokens), chosen, chunk), as_json)
-        return
     (found,) = lm.score([_tokens(lm, text, max_tokens)], policy=chosen, chunk=chunk)
     record = {
         "tokens": len(found.tokens),
@@ -65,23 +79,28 @@ def score(
     _print(record | ({"log_probs": found.log_probs} if as_json and log_probs else {}), as_json)
 
 
-def _stream(lm: "LM", tokens: list[int], policy: "Policy", chunk: int | None) -> dict[str, Any]:
+def _stream(
+    lm: "LM", file: BufferedIOBase, name: str, most: int | None, policy: "Policy", chunk: int | None
+) -> dict[str, Any]:
     """The same record, of one pass in constant memory, with the mean nll of every 2048 tokens."""
-    import numpy as np
-
     from jaxinfer.cli.models import progress
-    from jaxinfer.eval.stream import stream_perplexity
+    from jaxinfer.eval.stream import stream_perplexity, text_tokens
 
+    size = 0 if name == "-" else os.fstat(file.fileno()).st_size
     with progress("scoring") as report:
-        found = stream_perplexity(
-            lm,
-            [np.asarray(tokens, np.int32)],
-            policy,
-            chunk=chunk,
-            report=lambda done: report(done, len(tokens)),
-        )
-    return {
-        "tokens": len(tokens),
+
+        def show(tokens: int) -> None:
+            if most is not None:
+                report(tokens, most)
+            elif size:
+                report(file.tell(), size)
+            elif sys.stderr.isatty():  # of a pipe the end is not known
+                print(f"\r{tokens} tokens", end="", file=sys.stderr, flush=True)
+
+        tokens = _first(text_tokens(lm, _pieces(file, name)), most)
+        found = stream_perplexity(lm, tokens, policy, chunk=chunk, report=show)
+    record = {
+        "tokens": found.points[-1].end,
         "nll": found.nll,
         "perplexity": found.perplexity,
         "cache_bytes": found.cache_bytes,
@@ -90,6 +109,38 @@ def _stream(lm: "LM", tokens: list[int], policy: "Policy", chunk: int | None) ->
         "model": lm.name,
         "curve": [[point.end, point.nll] for point in found.points],
     }
+    return record | ({"stopped": found.stopped} if found.stopped else {})
+
+
+def _opened(path: str) -> AbstractContextManager[Any]:
+    """A file's bytes; `-` is standard input, which stays open."""
+    if path == "-":
+        return nullcontext(sys.stdin.buffer)
+    return open(Path(path).expanduser(), "rb")
+
+
+def _pieces(file: BufferedIOBase, name: str) -> Iterator[str]:
+    """Yields the text of a UTF-8 file in pieces."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    read, data = 0, b"-"
+    while data:
+        data = file.read(PIECE)
+        read += len(data)
+        try:
+            yield decode(data, not data)
+        except UnicodeDecodeError as error:
+            byte = read - len(error.object) + error.start
+            raise ValueError(f"{name} is not UTF-8 text (byte {byte}); convert it first") from error
+
+
+def _first(arrays: "Iterable[np.ndarray]", most: int | None) -> "Iterator[np.ndarray]":
+    """The first `most` tokens."""
+    for array in arrays:
+        yield array[:most]
+        if most is not None:
+            most -= len(array[:most])
+            if most == 0:
+                return
 
 
 def _print(record: dict[str, Any], as_json: bool) -> None:

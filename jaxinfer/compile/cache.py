@@ -10,18 +10,11 @@ from pathlib import Path
 
 import jax
 
+from jaxinfer.io.model_index import cache_folder as user_cache_folder
+
 CACHE_DIR = "jax_compilation_cache_dir"
 MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 MIN_BYTES = "jax_persistent_cache_min_entry_size_bytes"
-
-
-def user_cache_folder() -> Path:
-    """The folder for everything we may recreate: JAXINFER_CACHE, XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("JAXINFER_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "jaxinfer"
 
 
 def enable_persistent_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
@@ -32,7 +25,7 @@ def enable_persistent_cache(folder: str | os.PathLike[str] | None = None) -> Pat
     configured = getattr(jax.config, CACHE_DIR)
     if configured:
         return Path(configured)
-    path = Path(folder).expanduser() if folder is not None else user_cache_folder() / "xla"
+    path = Path(os.path.expanduser(folder)) if folder is not None else user_cache_folder() / "xla"
     try:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)

@@ -97,11 +97,10 @@ class Engine:
         Policies that are not chunk invariant read the prompt at once, as their papers do: every
         token attends to the others in full precision, and then they are stored.
         """
-        whole = not all(policy.chunk_invariant for policy in cache.policies)
         lengths = np.array([len(p) for p in prompts])
         if logits is None:
             logits = jnp.zeros((len(prompts), self.config.vocab_size), jnp.float32)
-        for first, size in chunks(int(lengths.max()), WHOLE if whole else CHUNK):
+        for first, size in chunks(int(lengths.max()), piece_of(cache.policies)):
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             tokens = padded([p[first : first + size] for p in prompts], size)
             cache, logits = self.programs["prefill"](
@@ -121,6 +120,12 @@ class Engine:
         return self.programs["decode"](
             self.config, self.params, requests, state, jnp.int32(steps), step=step
         )
+
+
+def piece_of(policies: Sequence[Policy]) -> int:
+    """Tokens of a prompt that are read at once, at most."""
+    most = CHUNK if all(policy.chunk_invariant for policy in policies) else WHOLE
+    return min([most, *(policy.piece for policy in policies if policy.piece is not None)])
 
 
 def with_kernels(params: Params, policy: Policy) -> Params:
@@ -153,16 +158,20 @@ def make_requests(
     samplers: list[Sampler],
     seeds: list[int],
     limits: list[int],
-    stop_tokens: Sequence[int],
+    stop_tokens: Sequence[Sequence[int]],
     vocab: int,
+    samples: Sequence[int] = (),
 ) -> Requests:
-    """Rows draw from their own seed, so a row's text does not depend on its neighbours."""
-    width = bucket(len(stop_tokens), 1)
-    stops = list(stop_tokens) + [-1] * (width - len(stop_tokens))
+    """Rows draw from their own seed and sample number (default 0), so a row's text does not depend
+    on its neighbours. `stop_tokens` are a list per row; () says that no row has any."""
+    stops = list(stop_tokens) or [()] * len(seeds)
+    width = bucket(max(map(len, stops)), 1)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    numbers = jnp.asarray(samples or [0] * len(seeds), jnp.uint32)
     return Requests(
         sampler=SamplerRows.of(samplers, vocab),
-        keys=jnp.stack([jax.random.key(seed) for seed in seeds]),
-        stop_tokens=jnp.asarray([stops] * len(seeds), jnp.int32),
+        keys=jax.vmap(jax.random.fold_in)(keys, numbers),
+        stop_tokens=jnp.asarray([[*row, *[-1] * (width - len(row))] for row in stops], jnp.int32),
         limit=jnp.asarray(limits, jnp.int32),
     )
 

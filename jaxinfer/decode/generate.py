@@ -3,7 +3,8 @@ statistics."""
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,14 +25,14 @@ from jaxinfer.decode.engine import (
     repeat_rows,
     seen_tokens,
 )
-from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.options import ENDLESS, Options, parse_options
 from jaxinfer.decode.state import DecodeState
-from jaxinfer.decode.text import TextStream
+from jaxinfer.decode.text import TextStream, special_tokens
 from jaxinfer.models.stack import cache_geometry
 
 STREAM_STEPS = 4  # model steps between two looks at the text; one host round trip each
-ENDLESS = 2**31 - 1  # tokens of a stream without end
-ENDLESS_BUFFER = 64  # its token buffer, which the loop fills in circles
+ENDLESS_BUFFER = 64  # token buffer of an endless stream, which the loop fills in circles
+ENDLESS_KEPT = 4096  # its newest tokens and pieces of text, which its completion holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,10 @@ class Stats(Mapping):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """`finish_reason`: "eos" (a stop token, which is the last token), "stop" (a stop string; the
-    text ends before it) or "length". `log_probs` are the model's own, before sampler settings."""
+    """`finish_reason`: "eos" (a stop token of the model, which is the last token), "stop" (a stop
+    string; the text ends before it), "length", or "cancelled" (a stream before its end).
+    `log_probs` are the model's own, before sampler settings. Of an endless stream this is the
+    newest part, `ENDLESS_KEPT` tokens."""
 
     text: str
     tokens: list[int]
@@ -69,152 +72,171 @@ class Completion:
     stats: Stats
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `LM.generate` and `LM.stream`.
-
-    policy: cache policy (`ji.full()`, a name, a mapping, a list with one per layer). sampler,
-    max_new_tokens, seed: one, or a list with one per prompt; a prompt's text depends on its own
-    seed only. max_new_tokens=None streams without end, for policies of fixed memory. samples:
-    completions per prompt, sample i of seed s draws from seed s + i. stop: strings that end the
-    text. ignore_eos: go on to the limit. prefix: a `Session` whose tokens come before every prompt,
-    read only once.
-    draft, sparsity: methods of other modules.
-    """
-
-    policy: Any = None
-    sampler: Sampler | Sequence[Sampler] = Sampler()
-    max_new_tokens: int | None | Sequence[int] = 64
-    seed: int | Sequence[int] = 0
-    samples: int = 1
-    stop: str | Sequence[str] = ()
-    ignore_eos: bool = False
-    prefix: Any = None
-    draft: Any = None
-    sparsity: Any = None
-    limit: int | None = None  # emit fewer tokens than the buffers hold: warm-up
-
-    def __post_init__(self):
-        for name in ("draft", "sparsity"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not supported by this model object"
-                )
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-
 def generate(lm: Any, prompts: Sequence[Any], **options: Any) -> list[Completion]:
     """See `LM.generate`."""
     opts = parse_options(options)
-    if not prompts:
-        return []
-    if opts.max_new_tokens is None:
-        raise ValueError("max_new_tokens=None never ends; use stream, or give a number")
-    run = Run(lm, prompts, opts)
-    for _ in run.pieces(max(run.limits)):
-        pass
-    return run.completions()
+    return Run(lm, prompts, opts).finish() if prompts else []
 
 
-def stream(lm: Any, prompt: Any, **options: Any) -> Iterator[str]:
+def stream(lm: Any, prompt: Any, **options: Any) -> "Stream":
     """See `LM.stream`. Bad options are refused at the call, not at the first piece."""
-    if lm.tokenizer is None:
-        raise ValueError("streaming text needs a tokenizer; use generate with token lists")
-    run = Run(lm, [prompt], parse_options(options))
-    return (piece for pieces in run.pieces(STREAM_STEPS) for piece in pieces if piece)
+    opts = parse_options(options)
+    if opts.samples != 1:
+        raise ValueError(f"a stream is one text, got samples={opts.samples}; use generate")
+    return Stream(Run(lm, [prompt], opts))
+
+
+class Stream(Iterator[str]):
+    """The text of one continuation, piece by piece as it is made.
+
+    `close` cancels it, as does dropping it. `at_end` is called when it ends, in whatever way.
+    """
+
+    def __init__(self, run: "Run", at_end: Callable[["Run"], None] = lambda run: None):
+        if run.lm.tokenizer is None:
+            raise ValueError("streaming text needs a tokenizer; use generate with token lists")
+        self._run = run
+        self._pieces = _pieces(run, at_end)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the stream; what was made so far is in `completion`."""
+        self._pieces.close()
+
+    @property
+    def completion(self) -> Completion:
+        """What was made so far."""
+        return self._run.completions()[0]
+
+
+def _pieces(run: "Run", at_end: Callable[["Run"], None]) -> Generator[str]:
+    try:
+        for (piece,) in run.pieces(STREAM_STEPS):
+            if piece:
+                yield piece
+    finally:
+        at_end(run)
+        run.state = None  # frees the cache
 
 
 class Run:
-    """One batch from prompts to completions."""
+    """One batch from prompts to completions.
+
+    With `consume` the prefix gives its cache away, and takes over what is in `state` at the end.
+    """
 
     def __init__(self, lm: Any, prompts: Sequence[Any], opts: Options, *, consume: bool = False):
         self.lm, self.opts, self.consume = lm, opts, consume
-        if opts.prefix is not None:
-            prompts = [opts.prefix.pending + opts.prefix.encode(p) for p in prompts]
-        else:
-            prompts = [lm.encode(p) for p in prompts]
-        self.prompts = prompts
-        count = len(prompts)
-        self.samplers = _each(opts.sampler, count, Sampler, "sampler")
-        wanted = ENDLESS if opts.max_new_tokens is None else opts.max_new_tokens
-        self.limits = _each(wanted, count, int, "max_new_tokens")
-        seeds = _each(opts.seed, count, int, "seed")
-        if min(self.limits) < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {min(self.limits)}")
-        if any(opts.stop_strings) and lm.tokenizer is None:
-            raise ValueError("stop strings need a tokenizer; give token lists without stop=")
-        vocab = lm.config.vocab_size
-        repeated = [i for i in range(count) for _ in range(opts.samples)]
-        self.rows = [prompts[i] for i in repeated]
-        self.limits = [self.limits[i] for i in repeated]
-        limits = [min(n, opts.limit) for n in self.limits] if opts.limit else self.limits
-        self.requests = make_requests(
-            [self.samplers[i] for i in repeated],
-            [seeds[i] + j % opts.samples for j, i in enumerate(repeated)],
-            limits,
-            # -1 matches no token; the width stays, so that both need one program
-            [-1 if opts.ignore_eos else token for token in lm.config.eos_token_ids],
-            vocab,
-        )
-        self.prefix_tokens = [] if opts.prefix is None else opts.prefix.tokens
-        longest = len(self.prefix_tokens) + max(map(len, prompts))
-        if opts.prefix is None:
+        prefix, cfg = opts.prefix, lm.config
+        if prefix is None:
+            self.prompts, self.prefix_tokens = [lm.encode(p) for p in prompts], []
+            longest = max(map(len, self.prompts))
             self.policy = resolve(opts.policy).sized(bucket(longest, SMALLEST_CAPACITY))
         else:
-            self.policy = opts.prefix.policy
+            _check_prefix(lm, opts)
+            self.prompts = [prefix.continued(p) for p in prompts]
+            self.prefix_tokens, self.policy = prefix.tokens, prefix.policy
+        self.rows = [prompt for prompt in self.prompts for _ in range(opts.samples)]
+        asked = [one for one in opts.per_prompt(len(prompts)) for _ in range(opts.samples)]
+        if any(any(one.stop) for one in asked) and lm.tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; give token lists without stop=")
+        special = special_tokens(lm.tokenizer, {s for one in asked for s in one.stop})
+        strings = [[s for s in one.stop if s and s not in special] for one in asked]
+        self.stop_tokens = [[special[s] for s in one.stop if s in special] for one in asked]
+        self.eos_tokens = [() if one.ignore_eos else cfg.eos_token_ids for one in asked]
+        self.limits = [one.max_new_tokens for one in asked]
+        self.requests = make_requests(
+            [one.sampler for one in asked],
+            [one.seed for one in asked],
+            [min(n, opts.limit) for n in self.limits] if opts.limit else self.limits,
+            # -1 matches no token; the width stays, so that both need one program
+            [
+                [*stops, *(eos or [-1] * len(cfg.eos_token_ids))]
+                for stops, eos in zip(self.stop_tokens, self.eos_tokens, strict=True)
+            ],
+            cfg.vocab_size,
+            [i % opts.samples for i in range(len(asked))],
+        )
+        read = max(map(len, self.prompts))
         self.engine = lm.engine.serving(self.policy)
-        self.capacity = capacity_for(lm, self.policy, longest, max(self.limits))
-        check_fits(lm, self.policy, len(self.rows), self.capacity, max(map(len, prompts)))
-        self.tokens: list[list[int]] = [[] for _ in self.rows]
-        self.log_probs: list[list[float]] = [[] for _ in self.rows]
+        most = max(self.limits)
+        self.capacity = capacity_for(lm, self.policy, len(self.prefix_tokens) + read, most)
+        allocates = not consume or self.capacity > opts.prefix.capacity
+        check_fits(lm, self.policy, len(self.rows), self.capacity, read, allocates=allocates)
+
+        self.endless = most == ENDLESS
+        # A session remembers all of its text; its tokens are read out as they come.
+        kept = ENDLESS_KEPT if self.endless and not consume else None
+        self.tokens: list[deque[int]] = [deque(maxlen=kept) for _ in self.rows]
+        self.log_probs: list[deque[float]] = [deque(maxlen=kept) for _ in self.rows]
         self.streams = [
-            TextStream(lm.tokenizer, opts.stop_strings) if lm.tokenizer is not None else None
-            for _ in self.rows
+            None if lm.tokenizer is None else TextStream(lm.tokenizer, stop, kept)
+            for stop in strings
         ]
+        self.has_stop_strings = any(strings)
         self.state: DecodeState | None = None
+        self.read_out = np.zeros(len(self.rows), np.int64)  # tokens of each row that were
+        self.steps, self.finished = 0, False
         self.times = {"prefill": 0.0, "decode": 0.0}
+        self._compiled = self.engine.compile_s
         self._cache_bytes = 0
+
+    def finish(self) -> list[Completion]:
+        """Runs to the end at once."""
+        if self.endless:
+            raise ValueError("max_new_tokens=None never ends; use stream, or give a number")
+        for _ in self.pieces(max(self.limits)):
+            pass
+        return self.completions()
 
     def pieces(self, steps: int) -> Iterator[list[str]]:
         """Runs to the end, `steps` model steps at a time, yielding each row's new text.
 
         With stop strings one step at a time, so that no token behind a stop string is kept.
         """
-        steps = 1 if any(self.opts.stop_strings) else steps
-        engine = self.engine
-        self._compiled = engine.compile_s
+        steps = 1 if self.has_stop_strings else steps
         cache, logits = self._prefilled()
-        seen = seen_tokens(self.requests, self._contexts(), self.lm.config.vocab_size)
+        contexts = [self.prefix_tokens + row for row in self.rows]
+        seen = seen_tokens(self.requests, contexts, self.lm.config.vocab_size)
+        size = ENDLESS_BUFFER if self.endless else max(self.limits)
         with self._timed("decode"):
-            most = max(self.limits)
-            size = ENDLESS_BUFFER if most == ENDLESS else most
-            state = engine.begin(cache, logits, self.requests, seen, size)
+            self.state = state = self.engine.begin(cache, logits, self.requests, seen, size)
             state.done.block_until_ready()
         self._cache_bytes = bytes_of(state.cache.layers)
         while True:
-            self.state = state
-            finished = bool(np.asarray(state.done).all())
-            yield self._new_text(state, last=finished)
-            if finished:
+            self.finished = bool(np.asarray(state.done).all())
+            yield self.new_text()
+            if self.finished:
                 return
             stopped = [s is not None and s.stopped for s in self.streams]
             if any(stopped):
                 state = replace(state, done=state.done | jnp.asarray(stopped))
             with self._timed("decode"):
-                state = engine.decode(self.requests, state, steps)
+                # Kept before it is waited for: an interrupt of the wait must find it.
+                self.state = state = self.engine.decode(self.requests, state, steps)
                 state.done.block_until_ready()
 
-    def completions(self) -> list[Completion]:
-        """One per row, in order."""
+    def new_text(self) -> list[str]:
+        """Reads out what the state has that was not read before; each row's text of it."""
         state = self.state
         assert state is not None
-        total, steps = sum(map(len, self.tokens)), int(state.steps)
-        rows = len(self.rows)
+        tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
+        self.steps = int(state.steps)
+        pieces = []
+        for row, stream in enumerate(self.streams):
+            new = np.arange(self.read_out[row], written[row]) % tokens.shape[1]
+            ids = tokens[row, new].tolist()
+            self.tokens[row] += ids
+            self.log_probs[row] += log_probs[row, new].tolist()
+            self.read_out[row] = written[row]
+            pieces.append("" if stream is None else stream.push(ids, last=self.finished))
+        return pieces
+
+    def completions(self) -> list[Completion]:
+        """One per row, in order, of what was read out so far."""
+        total, rows = int(self.read_out.sum()), len(self.rows)
         decode_s = self.times["decode"]
         stats = Stats(
             prompt_tokens=sum(map(len, self.rows)),
@@ -223,29 +245,28 @@ class Run:
             decode_s=decode_s,
             compile_s=self.lm.engine.compile_s - self._compiled,
             tokens_per_s=(total - rows) / decode_s if total > rows and decode_s > 0 else 0.0,
-            tokens_per_step=(total - rows) / (steps * rows) if steps else 1.0,
+            tokens_per_step=(total - rows) / (self.steps * rows) if self.steps else 1.0,
             cache_bytes=self._cache_bytes,
         )
-        stops = set(() if self.opts.ignore_eos else self.lm.config.eos_token_ids)
-        out = []
-        for ids, log_probs, stream in zip(self.tokens, self.log_probs, self.streams, strict=True):
-            if stream is not None and stream.stopped:
-                reason = "stop"
-            else:
-                reason = "eos" if ids and ids[-1] in stops else "length"
-            out.append(
-                Completion(
-                    text="" if stream is None else stream.text,
-                    tokens=ids,
-                    finish_reason=reason,
-                    log_probs=log_probs,
-                    stats=stats,
-                )
+        return [
+            Completion(
+                text="" if stream is None else stream.text,
+                tokens=list(self.tokens[row]),
+                finish_reason=self._finish_reason(row),
+                log_probs=list(self.log_probs[row]),
+                stats=stats,
             )
-        return out
+            for row, stream in enumerate(self.streams)
+        ]
 
-    def _contexts(self) -> list[list[int]]:
-        return [self.prefix_tokens + row for row in self.rows]
+    def _finish_reason(self, row: int) -> str:
+        stream, ids = self.streams[row], self.tokens[row]
+        last = ids[-1] if ids else None
+        if (stream is not None and stream.stopped) or last in self.stop_tokens[row]:
+            return "stop"
+        if last in self.eos_tokens[row]:
+            return "eos"
+        return "length" if self.finished else "cancelled"
 
     def _prefilled(self) -> tuple[Cache, Any]:
         engine, prefix = self.engine, self.opts.prefix
@@ -272,36 +293,33 @@ class Run:
         seconds = time.perf_counter() - start - (self.lm.engine.compile_s - compiled)
         self.times[name] += max(seconds, 0.0)
 
-    def _new_text(self, state: DecodeState, last: bool) -> list[str]:
-        tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
-        size = tokens.shape[1]
-        pieces = []
-        for row, stream in enumerate(self.streams):
-            new = np.arange(len(self.tokens[row]), written[row]) % size
-            ids = tokens[row, new].tolist()
-            self.tokens[row] += ids
-            self.log_probs[row] += log_probs[row, new].tolist()
-            pieces.append("" if stream is None else stream.push(ids, last=last))
-        return pieces
+
+def _check_prefix(lm: Any, opts: Options) -> None:
+    prefix = opts.prefix
+    if getattr(prefix, "lm", None) is not lm:
+        raise ValueError(
+            "prefix is not a session of this model; start one with lm.session() and append the "
+            "common text to it"
+        )
+    if opts.policy is not None:
+        asked = resolve(opts.policy).sized(lm.config.max_positions)
+        if asked != prefix.policy:
+            raise ValueError(
+                f"the session keeps its cache under policy {prefix.policy.name!r}, not under this "
+                f"{asked.name!r}; leave policy out, or start a session with lm.session(policy)"
+            )
 
 
 def capacity_for(lm: Any, policy: Policy, context: int, new: int) -> int:
     """The cache bucket for so many tokens; refuses what learned positions cannot reach, and an
     endless text in a cache that grows."""
-    if new == ENDLESS and not (policy.unbounded and policy.positions == "in_cache"):
+    if new == ENDLESS and not policy.endless:
         raise ValueError(
             f"policy {policy.name!r} cannot go on for ever: its memory or its positions grow; "
             "choose streaming, or give max_new_tokens"
         )
-    if policy.unbounded and policy.positions == "in_cache":
-        reach = policy.sinks + (policy.window or 0) + 1
-        if reach > lm.config.max_positions:
-            warnings.warn(
-                f"{policy.sinks} sinks + a window of {policy.window} exceed the "
-                f"{lm.config.max_positions} positions that the model was trained on; take a "
-                "smaller window",
-                stacklevel=2,
-            )
+    if policy.endless:
+        policy.warn_beyond(lm.config.max_positions)
         return SMALLEST_CAPACITY
     most = lm.config.max_positions
     if context + new > most:
@@ -315,8 +333,13 @@ def capacity_for(lm: Any, policy: Policy, context: int, new: int) -> int:
     return SMALLEST_CAPACITY if policy.unbounded else bucket(context + new, SMALLEST_CAPACITY)
 
 
-def check_fits(lm: Any, policy: Policy, batch: int, capacity: int, tokens: int) -> None:
-    """Refuses, before anything is compiled, what cannot fit in memory."""
+def check_fits(
+    lm: Any, policy: Policy, batch: int, capacity: int, tokens: int, *, allocates: bool = True
+) -> None:
+    """Refuses, before anything is compiled, what cannot fit in memory.
+
+    `allocates=False`: the cache is there already.
+    """
     cfg = lm.config
     geometry = cache_geometry(cfg, capacity, lm.engine.dtype)
     layers = policy.layer_policies(cfg.num_layers)
@@ -326,30 +349,9 @@ def check_fits(lm: Any, policy: Policy, batch: int, capacity: int, tokens: int) 
     chunk = CHUNK if policy.chunk_invariant else WHOLE
     parts = memory.estimate(
         cfg,
-        cache_bytes=batch * per_row,
+        cache_bytes=batch * per_row * allocates,
         batch=batch,
         tokens=min(tokens, chunk),
         block=min(geometry.block or capacity, capacity),
     )
     memory.check_fits(parts)
-
-
-def parse_options(options: dict[str, Any]) -> Options:
-    known = Options.__dataclass_fields__
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"unknown generation options {unknown}; known are {sorted(known)}")
-    return Options(**options)
-
-
-def _each(value: Any, count: int, kind: type, name: str) -> list:
-    if kind is int and isinstance(value, np.integer):
-        value = int(value)
-    if isinstance(value, kind):
-        return [value] * count
-    values = list(value)
-    if len(values) != count:
-        raise ValueError(
-            f"{name} has {len(values)} entries for {count} prompts; give one or one each"
-        )
-    return values

@@ -4,12 +4,18 @@ Each turn reads only its own tokens. A session can be forked, serve as the commo
 (`lm.generate(prompts, prefix=session)`), and be saved and restored. The token generated last is
 `pending` (so is the last one of an appended turn): the cache holds everything before it, the next
 turn reads it first.
+
+A call that fails or is interrupted (Ctrl-C) leaves a session that works: it keeps what had been
+read and made, or what it had before. If the interrupt came while the cache was being replaced, the
+next call reads the session's tokens again.
 """
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,14 @@ import numpy as np
 
 from jaxinfer.cache.base import Cache, Policy
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, grow, repeat_rows
-from jaxinfer.decode.generate import STREAM_STEPS, Completion, Run, capacity_for, parse_options
+from jaxinfer.decode.generate import (
+    Completion,
+    Run,
+    Stream,
+    capacity_for,
+    check_fits,
+    parse_options,
+)
 from jaxinfer.models.stack import cache_geometry
 
 FORMAT = "jaxinfer-session-1"
@@ -42,65 +55,80 @@ class Session:
         self.tokens: list[int] = []  # in the cache
         self.pending: list[int] = []  # emitted or appended, not yet in the cache
         self.capacity = SMALLEST_CAPACITY
-        self.cache: Cache = self.engine.new_cache(self.policy, 1, self.capacity)
+        self._stream: Callable[[], Stream | None] = lambda: None  # the one made last, if it lives
+        self._cache: Cache | None = None  # None: given away, or lost
+        self._cache = self._whole_cache()
+
+    @property
+    def cache(self) -> Cache:
+        """The cache of `tokens`."""
+        self._end_stream()
+        self._cache = self._whole_cache()
+        return self._cache
 
     def encode(self, prompt: Any) -> list[int]:
         """Tokens of a further turn (the very first one is encoded like any prompt)."""
+        self._end_stream()
         started = bool(self.tokens or self.pending)
-        if len(prompt) == 0 and (started or self.lm.tokenizer is None):
-            return [] if started else self.lm.encode([])
-        return self.lm.encode(prompt, continues=started)
+        empty = isinstance(prompt, str) and not prompt  # also without a tokenizer
+        return self.lm.encode([] if empty else prompt, continues=started)
+
+    def continued(self, prompt: Any) -> list[int]:
+        """The tokens to read before the text goes on behind `prompt`."""
+        new = self.encode(prompt)
+        return self.pending + new
 
     def append(self, prompt: Any) -> None:
         """Reads a turn into the cache."""
-        tokens = self.pending + self.encode(prompt)
-        capacity_for(self.lm, self.policy, len(self.tokens) + len(tokens), 0)
+        tokens = self.continued(prompt)
+        total = len(self.tokens) + len(tokens)
+        capacity_for(self.lm, self.policy, total, 0)
         # The last token waits, so that there is something to read when `generate` wants its logits.
-        tokens, self.pending = tokens[:-1], tokens[-1:]
-        if not tokens:
-            return
-        self.reserve(len(self.tokens) + len(tokens))
-        self.cache, _ = self.engine.prefill(
-            self.take_cache(), None, [tokens], empty=not self.tokens
-        )
-        self.tokens = self.tokens + tokens
+        tokens, pending = tokens[:-1], tokens[-1:]
+        if tokens:
+            self.reserve(total, reads=len(tokens))
+            cache, _ = self.engine.prefill(self.take_cache(), None, [tokens], empty=not self.tokens)
+            self._replace(cache, tokens, pending)
+        else:
+            self.pending = pending
 
     def generate(self, prompt: Any = "", **options: Any) -> Completion:
         """Appends `prompt`, generates, and keeps both; options as in `LM.generate`, one sample."""
         run = self._run(prompt, options)
-        for _ in run.pieces(max(run.limits)):
-            pass
-        self._keep(run)
-        return run.completions()[0]
-
-    def stream(self, prompt: Any = "", **options: Any) -> Iterator[str]:
-        """Like `generate`, yielding text; a cancelled stream keeps what was generated so far."""
-        run = self._run(prompt, options)
         try:
-            for pieces in run.pieces(STREAM_STEPS):
-                if pieces[0]:
-                    yield pieces[0]
+            return run.finish()[0]
         finally:
             self._keep(run)
 
+    def stream(self, prompt: Any = "", **options: Any) -> Stream:
+        """Like `generate`, piece by piece; a cancelled stream keeps what was generated so far.
+
+        A session has one stream at a time: its next call ends a stream that is not at its end. An
+        endless one is remembered whole, as everything in a session.
+        """
+        stream = Stream(self._run(prompt, options), at_end=self._keep)
+        self._stream = weakref.ref(stream)
+        return stream
+
     def fork(self) -> "Session":
         """An independent copy."""
-        other = Session.__new__(Session)
-        other.lm, other.policy, other.engine = self.lm, self.policy, self.engine
-        other.tokens, other.pending = list(self.tokens), list(self.pending)
-        other.capacity, other.cache = self.capacity, repeat_rows(self.cache, 1)
+        cache = repeat_rows(self.cache, 1)
+        other = copy.copy(self)
+        other._cache = cache
         return other
 
-    def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` in all."""
-        self.capacity = max(self.capacity, bucket(tokens, SMALLEST_CAPACITY))
-        self.cache = grow(self.cache, self.capacity)
+    def reserve(self, tokens: int, reads: int = 1) -> None:
+        """Makes room for `tokens` in all, of which `reads` are read at once."""
+        capacity = max(self.capacity, bucket(tokens, SMALLEST_CAPACITY))
+        grows = capacity > self.capacity
+        check_fits(self.lm, self.policy, 1, capacity, reads, allocates=grows)
+        if grows:
+            cache = grow(self.cache, capacity)
+            self.capacity, self._cache = capacity, cache
 
     def take_cache(self) -> Cache:
-        """The cache, to be donated; the session has none until it is given one back."""
-        cache, self.cache = self.cache, None  # type: ignore[assignment]
-        if cache is None:
-            raise ValueError("this session's cache was lost in a failed call; start a new session")
+        """The cache, to be donated; the caller gives one back."""
+        cache, self._cache = self._whole_cache(), None
         return cache
 
     def save(self, path: str | Path) -> None:
@@ -108,7 +136,7 @@ class Session:
         from safetensors.numpy import save_file
 
         path = Path(path)
-        leaves = [np.asarray(x) for x in jax.tree.leaves(self.cache)]
+        leaves = [np.asarray(x) for x in jax.tree.leaves(self.cache)]  # ends a stream: first
         arrays = {str(i): x.view(_file_dtype(x.dtype)) for i, x in enumerate(leaves)}
         state = {"tokens": self.tokens, "pending": self.pending, "capacity": self.capacity}
         meta = self._identity() | {"state": json.dumps(state)}
@@ -140,14 +168,12 @@ class Session:
                 session.capacity = int(state["capacity"])
                 lm.encode(tokens + pending, continues=True)
                 arrays = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-            session.cache = session._filled(arrays)
-            if session.cache.length.tolist() != [len(tokens)]:
-                raise ValueError(
-                    f"its cache holds {session.cache.length} tokens, not {len(tokens)}"
-                )
+            cache = session._filled(arrays)
+            if cache.length.tolist() != [len(tokens)]:
+                raise ValueError(f"its cache holds {cache.length} tokens, not {len(tokens)}")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"cannot read session file {path}: {error}") from None
-        session.tokens, session.pending = tokens, pending
+        session._replace(cache, tokens, pending)
         return session
 
     def _filled(self, arrays: list[np.ndarray]) -> Cache:
@@ -186,13 +212,38 @@ class Session:
         return run
 
     def _keep(self, run: Run) -> None:
+        """Takes over what a run has read and made; of one that read nothing, nothing."""
         if run.state is None:
             return
-        new = run.tokens[0]
-        self.cache, self.capacity = run.state.cache, max(self.capacity, run.capacity)
+        lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state))
+        if not lost:
+            run.new_text()  # of an interrupted run, what nobody has seen yet
+        new = list(run.tokens[0])
+        self.capacity = max(self.capacity, run.capacity)
         # The loop read every emitted token but the last one.
-        self.tokens = self.tokens + run.prompts[0] + new[:-1]
-        self.pending = new[-1:]
+        self._replace(None if lost else run.state.cache, run.prompts[0] + new[:-1], new[-1:])
+
+    def _replace(self, cache: Cache | None, read: list[int], pending: list[int]) -> None:
+        """The session after it read `read`. An interrupt in here loses the cache at worst."""
+        self._cache = None
+        self.tokens, self.pending = self.tokens + read, pending
+        self._cache = cache
+
+    def _whole_cache(self) -> Cache:
+        """The cache; made from the tokens where there is none."""
+        if self._cache is not None:
+            return self._cache
+        check_fits(self.lm, self.policy, 1, self.capacity, max(len(self.tokens), 1))
+        cache = self.engine.new_cache(self.policy, 1, self.capacity)
+        if self.tokens:
+            cache, _ = self.engine.prefill(cache, None, [self.tokens], empty=True)
+        return cache
+
+    def _end_stream(self) -> None:
+        """Ends a stream that still has the cache; it gives it back with what it made."""
+        stream = self._stream()
+        if stream is not None:
+            stream.close()
 
 
 def _file_dtype(dtype: Any) -> np.dtype:

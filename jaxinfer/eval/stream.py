@@ -1,14 +1,15 @@
 """Perplexity of one long token stream, as a curve (StreamingLLM, arXiv 2309.17453, section 4.1).
 
 `stream_perplexity` reads the stream through one cache. A policy whose memory is fixed goes on for
-ever; one whose cache grows stops, and says so, at its limit. `recompute_perplexity` is the quality
-oracle of sliding-window re-computation: the last L tokens are read anew, without any cache, for
-every `stride` tokens. Tokens arrive as an iterator, so neither the host nor the device holds more
-than a piece of them.
+2^31 tokens (positions are int32); one whose cache grows stops, and says so, at its limit.
+`recompute_perplexity` is the quality oracle of sliding-window re-computation: the last L tokens are
+read anew, without any cache, for every `stride` tokens. Tokens arrive as an iterator, so neither
+the host nor the device holds more than a piece of them; `text_tokens` makes one of pieces of text.
 """
 
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from jaxinfer.typing import Params
 
 Report = Callable[[int], None]
 RECOMPUTED_AT_ONCE = 8  # windows per call
+LONGEST = 2**31 - 2**16  # tokens; positions of the last, padded chunk must fit into an int32
+BESIDE = 64  # characters on either side of a cut that must have the same tokens with and without it
+CUT = re.compile(r"(?<=\S)(?= [^\W_])|(?<=\S\n)(?=[^\W_])")
+CUTS_TRIED = 16  # per piece of text
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,13 @@ class Curve:
 
 def check_endless(policy: Policy) -> None:
     """Refuses a policy whose memory or positions grow with the text."""
-    if not policy.unbounded:
-        raise ValueError(
-            f"policy {policy.name!r} cannot read a stream of any length: its memory grows with "
-            "every token; choose streaming, or give a limit of tokens"
-        )
-    if policy.positions != "in_cache":
-        raise ValueError(
-            f"policy {policy.name!r} cannot read a stream of any length: it counts positions in "
-            "the text; choose streaming with positions='in_cache', or give a limit of tokens"
-        )
+    if policy.endless:
+        return
+    why = "it counts positions in the text" if policy.unbounded else "its memory grows with it"
+    raise ValueError(
+        f"policy {policy.name!r} cannot read a stream of any length: {why}; choose streaming with "
+        "positions='in_cache' (in every layer), or give a limit of tokens"
+    )
 
 
 def stream_perplexity(
@@ -109,15 +111,14 @@ def stream_perplexity(
     positions a full cache is the "dense" baseline of the paper, `streaming(sinks=0)` is "window".
     """
     policy = resolve(policy)
-    endless = policy.unbounded and policy.positions == "in_cache"
-    if limit is None and not endless:
-        limit = lm.config.max_positions
-    if limit is not None and lm.config.positions == "learned":
-        limit = min(limit, lm.config.max_positions)
-    reader = Reader(lm, policy, lm.config.max_positions, chunk=chunk)
+    most = lm.config.max_positions
+    policy.warn_beyond(most)
+    end = limit if limit is not None else LONGEST if policy.endless else most
+    end = min(end, most if lm.config.positions == "learned" else LONGEST)
+    reader = Reader(lm, policy, most, chunk=chunk)
     averages, start, stopped, largest = _Averages(every), time.perf_counter(), "", 0
     for piece in regrouped(tokens, reader.chunk):
-        left = None if limit is None else limit - averages.read
+        left = end - averages.read
         try:
             found = reader.read(piece[None, :left]).log_probs[0] if left != 0 else None
         except ValueError as error:  # no room for a larger cache
@@ -129,10 +130,46 @@ def stream_perplexity(
             averages.add(found, len(piece[:left]))
             largest = max(largest, reader.cache_bytes)
             report(averages.read)
-        if left is not None and left < len(piece):
-            stopped = f"after {averages.read} tokens: the limit of policy {policy.name!r}"
+        if left < len(piece):
+            whose = "int32 positions" if end == LONGEST else f"policy {policy.name!r}"
+            stopped = f"after {averages.read} tokens: the limit of {whose}"
             break
     return averages.curve(policy.name, largest, time.perf_counter() - start, reader.chunk, stopped)
+
+
+def text_tokens(lm: Any, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yields i32[T], the tokens of a text that comes in pieces: exactly those of the whole text.
+
+    Byte-level tokenizers split a text into words before all else. It is cut where they all do,
+    before a space or behind a line break that stands between a visible character and a letter or
+    digit, and only where the tokens beside the cut prove to be those without it. Of a text and
+    tokenizer without such places everything is held until the end, else two pieces at most.
+    """
+    held: list[str] = []
+    is_first = True
+
+    def tokens(text: str) -> np.ndarray:
+        return np.asarray(lm.encode(text, continues=not is_first), np.int32)
+
+    for piece in pieces:
+        cut = _cut(lm, piece)
+        if cut is None:
+            held.append(piece)
+            continue
+        yield tokens("".join(held) + piece[:cut])
+        held, is_first = [piece[cut:]], False
+    yield tokens("".join(held))
+
+
+def _cut(lm: Any, text: str) -> int | None:
+    """Where `text` may be cut, as far behind as possible; None if nowhere."""
+    places = [found.start() for found in CUT.finditer(text, BESIDE, max(len(text) - BESIDE, 0))]
+    for place in reversed(places[-CUTS_TRIED:]):
+        before, after = text[place - BESIDE : place], text[place : place + BESIDE]
+        apart = lm.encode(before) + lm.encode(after, continues=True)
+        if apart == lm.encode(before + after):
+            return place
+    return None
 
 
 def recompute_perplexity(

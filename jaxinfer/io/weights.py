@@ -9,7 +9,7 @@ import contextlib
 import mmap
 import re
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -36,7 +36,9 @@ class TensorStore(Container[str], Protocol):
 
     where: str
 
-    def names(self) -> Iterable[str]: ...
+    def unused(self, used: Collection[str]) -> Iterable[str]:
+        """The file's own names of the tensors that none of `used` stands for."""
+        ...
 
     def read(self, name: str) -> np.ndarray: ...
 
@@ -139,9 +141,8 @@ def _warn_unused(family: Family, store: TensorStore, used: set[str]) -> None:
     # a tied head is often stored a second time
     unused = [
         name
-        for name in store.names()
-        if name not in used
-        and not name.endswith(("lm_head.weight", "embed_out.weight"))
+        for name in store.unused(used)
+        if not name.endswith(("lm_head.weight", "embed_out.weight"))
         and not any(pattern.search(name) for pattern in ignored)
     ]
     if unused:

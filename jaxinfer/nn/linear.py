@@ -1,4 +1,4 @@
-"""Products of activations with weights [outputs, inputs], the layout in which checkpoints keep them.
+"""Products of activations with weights [outputs, inputs], the layout of most checkpoints.
 
 For a few rows (a batch, a tree, a short chunk) XLA CPU multiplies two to four times faster with the
 weight as the left operand: 8 rows then take little more time than one. It would turn the operands

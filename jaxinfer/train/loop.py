@@ -93,8 +93,8 @@ def fit(
             state = _restore(manager, state)
         start = int(state.step)
         _truncate_log(folder / "log.jsonl", start)
-        if start == 0 and 0 in snapshots:
-            on_snapshot(0, state.params)
+        if start in snapshots:
+            on_snapshot(start, state.params)
         with (
             open(folder / "log.jsonl", "a", buffering=1) as log,
             open(folder / "speed.jsonl", "a", buffering=1) as speed,

@@ -2,7 +2,7 @@
 
 Weight decay (arXiv 1711.05101) touches matrices only; norms, biases and every other vector are left
 alone. Muon (arXiv 2502.16982) needs fewer steps on a small budget of tokens; it is for models whose
-matrices are [in, out] kernels. Anything else is an ordinary Optax transform for `loop.fit`.
+matrices are [outputs, inputs] weights. Anything else is an ordinary Optax transform for `loop.fit`.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ def adamw(
 def muon(
     schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.1, clip: float | None = 1.0
 ) -> optax.GradientTransformation:
-    """Muon for the kernels of a model, Adam for embeddings, heads and vectors, both at one rate.
+    """Muon for the weights of a model, Adam for embeddings, heads and vectors, both at one rate.
 
     Updates are scaled to the size that AdamW's have, so AdamW's learning rates and decay apply.
     """
@@ -77,8 +77,8 @@ def muon(
     def dimensions(params: Any) -> Any:
         def of(path, leaf):
             names = {getattr(entry, "key", None) for entry in path}
-            is_kernel = leaf.ndim == 2 and not names & {"embed", "head"}
-            return contrib.MuonDimensionNumbers() if is_kernel else None
+            is_weight = leaf.ndim == 2 and not names & {"embed", "head"}
+            return contrib.MuonDimensionNumbers(1, 0) if is_weight else None
 
         return jax.tree_util.tree_map_with_path(of, params)
 

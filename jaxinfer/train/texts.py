@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from jaxinfer.io.model_index import cache_folder
+
 Split = Literal["train", "heldout"]
 
 # Books whose training is allowed; everything after Psalms is held out.
@@ -49,12 +51,8 @@ def split_of(source: str, name: str) -> Split:
 
 
 def texts_folder() -> Path:
-    """Where fetched texts live: `$JAXINFER_CACHE/texts`, else the user's cache folder."""
-    root = os.environ.get("JAXINFER_CACHE")
-    if root:
-        return Path(root).expanduser() / "texts"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "jaxinfer" / "texts"
+    """Where fetched texts live, in the user's cache folder."""
+    return cache_folder() / "texts"
 
 
 def write_source(folder: Path, source: str, pairs: Iterable[tuple[str, str]]) -> tuple[Path, int]:

@@ -1,5 +1,7 @@
 """H2O against a simulation with Python lists: what is kept, what is seen, what is spilled."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,22 @@ def test_heads_choose_differently_and_the_recent_ones_stay():
     layer.stream(q, k, v)
     first, second = kept_positions(layer)
     assert first != second and {37, 38, 39} <= first & second
+
+
+def test_the_order_of_slots_does_not_matter():
+    q, k, v = random_qkv(40)
+    layer, permuted = Layer(h2o(HEAVY, RECENT)), Layer(h2o(HEAVY, RECENT))
+    layer.push(*(x[:, :, :30] for x in (q, k, v)))
+    ring, heavy = layer.state
+    order = np.random.default_rng(0).permutation(HEAVY)
+    permuted.state = ring, replace(
+        heavy, k=heavy.k[..., order], v=heavy.v[:, :, order],
+        mass=heavy.mass[..., order], pos=heavy.pos[..., order],
+    )  # fmt: skip
+    permuted.length = layer.length
+    rest = [x[:, :, 30:] for x in (q, k, v)]
+    np.testing.assert_allclose(layer.stream(*rest), permuted.stream(*rest), atol=2e-6)
+    assert kept_positions(layer) == kept_positions(permuted)
 
 
 def push_random(tier, state, n_in, tokens, seed, count=None):

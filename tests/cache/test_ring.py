@@ -1,5 +1,7 @@
 """StreamingLLM against a cache that is a Python list, against recomputation, and far out."""
 
+import functools
+import inspect
 from dataclasses import replace
 
 import jax
@@ -7,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.cache import attend
 from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.fresh import seer
 from jaxinfer.cache.presets import h2o, streaming
+from jaxinfer.eval.stream import LONGEST
 from jaxinfer.models import stack
 from jaxinfer.models.params import init_params
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.nn.rope import rotation
-from jaxinfer.ops.attention import Partial, finish, merge, partial_attention, sink_partial
+from jaxinfer.ops.attention import finish, merge, partial_attention, sink_partial
 from tests.cache.layer import (
     ROPE,
     SPEC,
@@ -25,6 +30,7 @@ from tests.cache.layer import (
     rotated,
     softmax_attention,
 )
+from tests.cache.stepping import quick_jit
 from tests.factories import CONFIGS, random_tokens
 
 SLOPES = mpt_slopes(K * G)
@@ -91,7 +97,7 @@ def test_a_long_chunk_in_blocks_of_queries_equals_token_by_token():
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("start", [4_000_000, 100_000_000])
+@pytest.mark.parametrize("start", [1000, 100_000, 4_000_000, 100_000_000, LONGEST - 64])
 def test_positions_stay_exact_after_millions_of_tokens(start):
     sinks, window, tokens = 3, 30, 40
     q, k, v = random_qkv(sinks + tokens)
@@ -116,6 +122,53 @@ def test_float_angles_would_not_have_been_enough():
     expected = turned(0, True)
     error = {x: float(jnp.abs(turned(4_000_001, x) - expected).max()) for x in (True, False)}
     assert error[True] < 3e-6 and error[False] > 1e-3
+
+
+def test_a_stream_with_float_angles_is_wrong_after_four_million_tokens(monkeypatch):
+    """The guard of the tests above: these would notice."""
+    monkeypatch.setattr(
+        attend, "rotation", lambda rope, positions, exact=False: rotation(rope, positions)
+    )
+    sinks, window, tokens = 3, 30, 40
+    q, k, v = random_qkv(sinks + tokens)
+    layer = Layer(streaming(sinks, window), replace(SPEC, scale=1.01 * SPEC.scale))  # traced anew
+    layer.push(*(x[:, :, :sinks] for x in (q, k, v)))
+    layer.length += 4_000_000
+    found = layer.stream(*(x[:, :, sinks:] for x in (q, k, v)))
+    expected = trimmed_list(1.01 * q[0], k[0], v[0], sinks, window)[:, sinks:]
+    assert np.abs(found[0] - expected)[:, window:].max() > 1e-3
+
+
+def test_a_window_does_not_notice_where_its_stream_began():
+    q, k, v = random_qkv(20)
+    policy, window = streaming(0, 5), 5
+    found = [Layer(policy, length=start).stream(q, k, v)[:, :, window:] for start in (0, 12_345)]
+    np.testing.assert_allclose(*found, atol=2e-6)
+
+
+def test_the_order_of_slots_does_not_matter():
+    q, k, v = random_qkv(30)
+    layer = Layer(streaming(2, 9))
+    layer.stream(q, k, v)
+    n_in = jnp.asarray([28], jnp.int32)  # what has entered the ring
+    (segment,) = layer.policy.tiers[1].segments(layer.state[1], None, n_in)
+    order = np.random.default_rng(0).permutation(9)
+    slots = replace(segment.slots, k=segment.slots.k[..., order], v=segment.slots.v[:, :, order])
+    position = jnp.asarray([[30]], jnp.int32)
+    query = jnp.asarray(q[:, :, -1:], jnp.float32).reshape(1, K, G, 1, H)
+    spec = replace(SPEC, slopes=SLOPES)  # so that scores depend on positions
+
+    @functools.partial(quick_jit, static_argnums=())
+    def attended(slots, pos, ok):
+        see = seer(layer.policy, spec, position, position)
+        one = replace(segment, slots=slots, pos=pos, ok=ok)
+        return finish(one.partial(spec, query, position, see))
+
+    right = attended(segment.slots, segment.pos, segment.ok)
+    moved = attended(slots, segment.pos[..., order], segment.ok[..., order])
+    np.testing.assert_allclose(moved, right, atol=1e-6)
+    without = attended(slots, segment.pos, segment.ok)  # positions that stay where they were
+    assert np.abs(without - right).max() > 1e-3
 
 
 def one_layer(name: str, layers: int):
@@ -153,21 +206,24 @@ def random_partial_inputs():
     return q, k, v, jnp.zeros((1, 1, 3, 5), jnp.int32), jnp.ones((1, 1, 1, 5), bool)
 
 
-@pytest.mark.parametrize("logit", [0.0, 1.7])
-def test_a_sink_logit_equals_a_token_of_that_score_and_value_zero(logit):
+@pytest.mark.parametrize("logit", [-3.0, 0.0, 1.7])
+def test_a_sink_logit_equals_a_prepended_token_of_that_score_and_value_zero(logit):
+    """A logit of 0 is SoftMax-off-by-one: key and value of the token are zero."""
     q, k, v, distance, visible = random_partial_inputs()
-    sink = jnp.full((K * G,), logit)
-    found = finish(
-        merge(sink_partial(q, sink), partial_attention(SPEC, q, k, v, distance, visible))
-    )
-    token = Partial(jnp.zeros(q.shape), jnp.full(q.shape[:-1], logit), jnp.ones(q.shape[:-1]))
-    expected = finish(merge(token, partial_attention(SPEC, q, k, v, distance, visible)))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    if logit == 0.0:  # SoftMax-off-by-one: a prepended key and value of zero
-        k, v = (jnp.pad(x, [(0, 0), (0, 0), (1, 0), (0, 0)]) for x in (k, v))
-        distance, visible = jnp.zeros((1, 1, 3, 6), jnp.int32), jnp.ones((1, 1, 1, 6), bool)
-        padded = finish(partial_attention(SPEC, q, k, v, distance, visible))
-        np.testing.assert_allclose(found, padded, atol=1e-6)
+
+    @functools.partial(quick_jit, static_argnums=())
+    def attended(q, k, v, distance, visible, sink=None):
+        partial = partial_attention(SPEC, q, k, v, distance, visible)
+        return finish(partial if sink is None else merge(sink_partial(q, sink), partial))
+
+    found = attended(q, k, v, distance, visible, jnp.full((K * G,), logit))
+    # One more channel, 1 in every query and 0 in every key but the new one's.
+    q = jnp.pad(q, [(0, 0)] * 4 + [(0, 1)], constant_values=1.0)
+    k, v = (jnp.pad(x, [(0, 0), (0, 0), (1, 0), (0, 1)]) for x in (k, v))
+    k = k.at[:, :, 0, H].set(logit / SPEC.scale)
+    distance, visible = jnp.zeros((1, 1, 3, 6), jnp.int32), jnp.ones((1, 1, 1, 6), bool)
+    expected = attended(q, k, v, distance, visible)
+    np.testing.assert_allclose(found, expected[..., :H], atol=1e-6)
 
 
 def test_a_sink_logit_of_minus_infinity_is_the_plain_softmax():
@@ -199,15 +255,23 @@ def test_a_model_with_sink_logits_uses_them():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: streaming(sinks=-1), "sinks must be 0 or more tokens, got -1"),
-        (lambda: streaming(window=0), "window must be at least 1 token"),
-        (lambda: h2o(heavy=1.5), "a share in"),
+        (lambda: streaming(sinks=-1), "sinks must be 0 or more whole tokens, got -1"),
+        (lambda: streaming(window=0), "window must be 1 or more whole tokens"),
+        (lambda: streaming(window=0.25), "window must be 1 or more whole tokens, got 0.25"),
+        (lambda: streaming(window=0.25, bits=2), "window must be 1 or more whole tokens"),
+        (lambda: streaming(window=True), "window must be 1 or more whole tokens, got True"),
+        (lambda: streaming(window="a"), "window must be 1 or more whole tokens, got 'a'"),
+        (lambda: streaming(sinks=1.5), "sinks must be 0 or more whole tokens, got 1.5"),
         (lambda: streaming(positions="relative"), "positions must be"),
-        (lambda: h2o(recent=0), "recent must be at least 1 token"),
-        (lambda: h2o(heavy=0.0), "heavy must be at least 1 token"),
+        (lambda: h2o(heavy=1.5), "a share in"),
+        (lambda: h2o(recent=0), "recent must be 1 or more whole tokens"),
+        (lambda: h2o(heavy=True), "heavy must be 1 or more whole tokens"),
+        (lambda: h2o(heavy=0.0), "heavy must be a share in"),
     ],
 )
-def test_impossible_budgets_are_refused(make, message):
+def test_impossible_budgets_are_refused(make, message, monkeypatch):
+    # without the tests' own type check, which users do not have
+    monkeypatch.setitem(make.__globals__, "streaming", inspect.unwrap(streaming))
     with pytest.raises(ValueError, match=message):
         make()
 

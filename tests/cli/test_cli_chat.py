@@ -63,6 +63,25 @@ def test_the_cache_holds_the_whole_conversation_as_the_template_writes_it(model)
         )
 
 
+def test_ctrl_c_ends_a_reply_and_the_conversation_goes_on(model, monkeypatch, capsys):
+    lm = ji.load(model)
+    talk = Conversation(lm, ji.full(), None, {"max_new_tokens": 40}, as_json=False)
+    pieces = []
+
+    def interrupt(piece="", **_):
+        pieces.append(piece)
+        if len(pieces) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.print", interrupt)
+    assert talk.say("one")
+    held = lm.tokenizer.decode(talk.session.tokens + talk.session.pending, skip_special=False)
+    monkeypatch.undo()
+    assert held.startswith("<s>[user] one\n[assistant] " + pieces[0])
+    assert len(talk.session.tokens) < 60
+    assert talk.say("two") and capsys.readouterr().out
+
+
 @pytest.mark.parametrize("line", ["/save", "/nonsense", "/restore /no/such/file"])
 def test_a_wrong_command_ends_a_script(chat, line):
     result = chat(f"{line}\nhello\n")

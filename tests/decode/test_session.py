@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.presets import full
+from jaxinfer.cache.presets import full, streaming
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens, scripted_lm
@@ -143,6 +143,47 @@ def test_a_refused_turn_changes_nothing():
         session.generate([1] * 50, **NEW)
     assert history(session) == A
     assert session.generate(**NEW).tokens == whole(lm, A)
+
+
+def test_a_prefix_keeps_its_policy(lm):
+    session = lm.session(streaming(2, 13))
+    session.append(A)
+    found = lm.generate([B], prefix=session, policy=streaming(2, 13), **NEW)
+    assert found[0].tokens == whole(lm, A + B, policy=streaming(2, 13))
+    for call in (lambda **o: lm.generate([B], prefix=session, **o), session.generate):
+        with pytest.raises(ValueError, match="under policy 'streaming', not .* leave policy out"):
+            call(policy=streaming(2, 14))
+        with pytest.raises(ValueError, match="not under this 'full'; leave policy out, or start"):
+            call(policy="full")
+    assert history(session) == A
+
+
+def test_a_prefix_serves_its_own_model_only(lm):
+    session = LM(CONFIGS["llama"], params_of("llama")).session()
+    session.append(A)
+    with pytest.raises(ValueError, match="not a session of this model; start one with lm.session"):
+        lm.generate([B], prefix=session, **NEW)
+
+
+def test_a_turn_that_cannot_fit_in_memory_is_refused(lm, monkeypatch):
+    session = lm.session()
+    session.append(A)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxinfer.compile.memory.available_bytes", lambda device=None: 1 << 20)
+        for call in (session.append, lambda turn: session.reserve(len(turn))):
+            with pytest.raises(ValueError, match="cache .* exceeds the 1.0 MiB of memory"):
+                call([1] * 4000)
+    assert history(session) == A and session.capacity == 64
+    assert session.generate(**NEW).tokens == whole(lm, A)
+
+
+def test_a_cache_that_is_there_needs_no_memory_again(lm, monkeypatch):
+    session = lm.session()
+    session.reserve(4096)
+    assert bytes_of(session.cache.layers) == 1 << 20
+    monkeypatch.setattr("jaxinfer.compile.memory.available_bytes", lambda device=None: 1 << 19)
+    session.append(A)
+    assert len(session.generate(B, **NEW).tokens) == 8
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Text as users see it: EOS, stop strings, characters over several tokens, cancelled streams."""
 
+from dataclasses import replace
+
 import pytest
 
 from jaxinfer.lm import LM
@@ -39,8 +41,6 @@ def test_ignore_eos_goes_on_to_the_limit(lm):
 
 
 def test_any_of_several_stop_tokens_ends_a_row(lm):
-    from dataclasses import replace
-
     other = LM(replace(lm.config, eos_token_ids=(lm.config.eos_token_ids[0], 3, 12)), lm.params)
     assert other.generate([0], max_new_tokens=30)[0].tokens == [1, 2, 3]
     assert other.generate([4], max_new_tokens=30)[0].tokens == [*range(5, 13)]
@@ -94,6 +94,67 @@ def test_a_closed_stream_does_no_further_work(lm):
     stream.close()
     assert list(stream) == []
     assert lm.generate("Hello", max_new_tokens=30)[0].text == AFTER_HELLO
+
+
+def test_a_stream_has_the_completion_that_generate_returns(lm):
+    for options in ({}, {"max_new_tokens": 5}, {"stop": "STOP"}, {"stop": "l"}):
+        stream = lm.stream("Hello", **options)
+        text = "".join(stream)
+        out, expected = stream.completion, lm.generate("Hello", **options)[0]
+        assert (out.text, out.tokens, out.finish_reason, out.log_probs) == (
+            (text, expected.tokens, expected.finish_reason, expected.log_probs)
+        )
+        assert out.stats.new_tokens == expected.stats.new_tokens
+
+
+def test_a_cancelled_stream_has_the_completion_of_what_was_made(lm):
+    stream = lm.stream("Hello", max_new_tokens=30, stop="wor!")
+    assert stream.completion.tokens == [] and stream.completion.text == ""
+    assert next(stream) == ", "
+    next(stream)
+    stream.close()
+    out = stream.completion
+    assert out.finish_reason == "cancelled" and out.stats.new_tokens == len(out.tokens)
+    assert out.text == lm.tokenizer.decode(out.tokens)
+    assert AFTER_HELLO.startswith(out.text) and len(out.log_probs) == len(out.tokens)
+
+
+def test_a_stream_is_of_one_sample(lm):
+    with pytest.raises(ValueError, match="a stream is one text, got samples=2; use generate"):
+        lm.stream("Hello", samples=2)
+
+
+class Named(PieceTokenizer):
+    """Its special tokens have names, which decoded text does not show."""
+
+    def names(self):
+        return {"<s>": self.bos_token_id, "<end>": self.eos_token_ids[0]}
+
+    def encode(self, text, add_special=True):
+        return [self.names()[text]] if text in self.names() else super().encode(text, add_special)
+
+    def decode(self, ids, skip_special=True):
+        names = {token: name for name, token in self.names().items()}
+        if not skip_special and len(ids) == 1 and ids[0] in names:
+            return names[ids[0]]
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize("stop", ["<end>", ["never", "<end>"], [["<end>"]]])
+def test_the_name_of_a_special_token_stops_at_that_token(lm, stop):
+    end = lm.config.eos_token_ids[0]
+    no_eos = replace(lm.config, eos_token_ids=())
+    other = LM(no_eos, lm.params, Named(PIECES))
+    out = other.generate("Hello", max_new_tokens=30, stop=stop)[0]
+    assert out.finish_reason == "stop" and out.text == AFTER_HELLO and out.tokens[-1] == end
+    assert "".join(other.stream("Hello", max_new_tokens=30, stop=stop)) == AFTER_HELLO
+    assert other.generate("Hello", max_new_tokens=30)[0].finish_reason == "length"
+
+
+def test_a_special_token_stops_only_the_row_that_asked_and_whatever_ignore_eos(lm):
+    other = LM(lm.config, lm.params, Named(PIECES))
+    outs = other.generate(["Hello"] * 2, max_new_tokens=30, stop=[["<end>"], []], ignore_eos=True)
+    assert [out.finish_reason for out in outs] == ["stop", "length"]
 
 
 def test_a_session_goes_on_after_a_cancelled_stream(lm):

@@ -1,8 +1,10 @@
 """`TextStream`: whole characters only, stop strings across token borders, nothing lost."""
 
 import pytest
+import tokenizers
 
-from jaxinfer.decode.text import TextStream
+from jaxinfer.decode.text import TextStream, special_tokens
+from jaxinfer.io.tokenizer import Tokenizer
 from tests.factories import PieceTokenizer
 
 BYTES = PieceTokenizer([bytes([i]) for i in range(256)])
@@ -35,7 +37,23 @@ def test_a_long_text_is_streamed_unchanged():
         assert "".join(pieces) == text == found.text
 
 
-def test_the_work_per_token_does_not_grow_with_the_text():
+@pytest.mark.parametrize("text", ["x" * 1000, "日" * 400, "\U0001f600" * 300, "é" * 500])
+@pytest.mark.parametrize("step", [1, 4])
+def test_the_work_per_token_does_not_grow_with_the_text(text, step):
+    decoded, data = [], text.encode()
+
+    class Counting(PieceTokenizer):
+        def decode(self, ids, skip_special=True):
+            decoded.append(len(ids))
+            return super().decode(ids)
+
+    stream = TextStream(Counting(BYTES.pieces), stop=("never",), kept=8)
+    for i in range(0, len(data), step):
+        stream.push(list(data[i : i + step]))
+    assert max(decoded) < 100 and len(stream.text) <= 8 * step and stream.text in text
+
+
+def test_tokens_that_never_make_a_character_do_not_pile_up():
     decoded = []
 
     class Counting(PieceTokenizer):
@@ -43,10 +61,47 @@ def test_the_work_per_token_does_not_grow_with_the_text():
             decoded.append(len(ids))
             return super().decode(ids)
 
-    text = TextStream(Counting(BYTES.pieces))
-    for byte in b"x" * 1000:
-        text.push([byte])
-    assert max(decoded) < 100
+    stream = TextStream(Counting(BYTES.pieces))
+    for _ in range(2000):
+        stream.push([0xF0])
+    assert max(decoded) < 300 and set(stream.text) == {"\ufffd"}
+    assert stream.push(list(b"ok")).endswith("ok")
+
+
+def test_a_text_longer_than_one_push_of_many_tokens_is_whole():
+    text = "日本語 and more, " * 100
+    for step in (300, 700):
+        pieces, found = stream(text.encode(), step=step)
+        assert "".join(pieces) == text == found.text
+
+
+class Fallback:
+    """Byte tokens, of which a run that is no UTF-8 has one U+FFFD per byte (as Llama 2 has)."""
+
+    def decode(self, ids, skip_special=True):
+        try:
+            return bytes(ids).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(ids)
+
+
+def test_a_tokenizer_whose_unfinished_runs_hide_earlier_characters_loses_none():
+    text, found = "日本語" * 40, TextStream(Fallback())
+    pieces = [found.push([byte]) for byte in text.encode()]
+    assert "".join(pieces) == text == found.text
+
+
+def test_the_names_of_special_tokens_are_known_from_other_texts():
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {text: i for i, text in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_end|>"])
+    backend.add_tokens(["<tool>"])
+    tokenizer = Tokenizer.from_backend(backend)
+    texts = ["<|im_end|>", "<|im_end|>\n", "<tool>", "x", " ", "", "\udcff"]
+    assert special_tokens(tokenizer, texts) == {"<|im_end|>": 256}
 
 
 def test_bytes_that_never_become_a_character_appear_at_the_end_only():

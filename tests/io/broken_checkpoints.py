@@ -192,11 +192,11 @@ def edited(change):
 
 
 def remove_chunk(folder: Path) -> None:
-    (folder / "params" / "layers.0.attn.q.kernel" / "0.0").unlink()
+    (folder / "params" / "layers.0.attn.q.weight" / "0.0").unlink()
 
 
 def cut_chunk(folder: Path) -> None:
-    chunk = folder / "params" / "layers.0.attn.q.kernel" / "0.0"
+    chunk = folder / "params" / "layers.0.attn.q.weight" / "0.0"
     chunk.write_bytes(chunk.read_bytes()[:10])
 
 

@@ -216,8 +216,8 @@ CASES = {
         ours(edited(put("dtype", "int8"))),
         "unknown dtype 'int8'",
     ),
-    "own folder with a lost chunk": (ours(remove_chunk), "layers.0.attn.q.kernel"),
-    "own folder with a short chunk": (ours(cut_chunk), "layers.0.attn.q.kernel"),
+    "own folder with a lost chunk": (ours(remove_chunk), "layers.0.attn.q.weight"),
+    "own folder with a short chunk": (ours(cut_chunk), "layers.0.attn.q.weight"),
     "own folder with a lost array": (ours(remove_array), "final_norm.scale"),
     # sources
     "a path that does not exist": (lambda path: path / "nothing", "no model"),

@@ -2,10 +2,13 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +16,14 @@ import numpy as np
 import pytest
 from test_safetensors import same
 from tiny_checkpoints import CONFIG, gguf_file, hf_folder, tensors
-from typer.testing import CliRunner
 
 from jaxinfer.io import checkpoint as module
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load_checkpoint
+from jaxinfer.io.partial import partial_folder
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert_hf.py"
 
 
 def test_a_converted_folder_equals_its_source(tmp_path):
@@ -110,12 +115,33 @@ def test_a_failed_write_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 
 
-def test_old_leftovers_of_killed_writers_are_removed(tmp_path):
+def test_what_a_killed_writer_leaves_is_removed_by_the_next_run(tmp_path):
+    file = gguf_file(tmp_path / "m.gguf")
     leftover = tmp_path / ".out.writing-abc"
-    leftover.mkdir()
-    os.utime(leftover, (0, 0))
-    convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
-    assert not leftover.exists()
+    (leftover / "new" / "params").mkdir(parents=True)
+    convert(file, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
+
+
+def test_the_folder_of_a_living_writer_is_left_alone_however_old(tmp_path):
+    file = gguf_file(tmp_path / "m.gguf")
+    with partial_folder(tmp_path / "out", "writing") as living:
+        os.utime(living, (0, 0))
+        convert(file, tmp_path / "out")
+        assert living.is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
+
+
+def test_many_writers_at_once_never_remove_each_others_folders(tmp_path):
+    def write(number):
+        for _ in range(50):
+            with partial_folder(tmp_path / "out", "writing") as folder:
+                (folder / "content").write_text(str(number))
+                assert (folder / "content").read_text() == str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
@@ -173,27 +199,23 @@ convert(sys.argv[1], sys.argv[2])
     command = [sys.executable, "-c", code, str(file), str(tmp_path / "out")]
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
+    convert(file, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 
 
-def test_the_command_converts_and_answers_bad_input_with_one_line(tmp_path):
-    import importlib.util
-    from pathlib import Path
+def test_the_tool_converts_and_answers_bad_input_as_the_command_does(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_hf.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return end.value.code, capsys.readouterr().err
 
-    import typer
-
-    path = Path(__file__).parents[2] / "tools" / "convert_hf.py"
-    spec = importlib.util.spec_from_file_location("convert_hf", path)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    app = typer.Typer()
-    app.command()(tool.main)
     file = gguf_file(tmp_path / "m.gguf")
-    good = CliRunner().invoke(app, [str(file), str(tmp_path / "out"), "--dtype", "bfloat16"])
-    assert good.exit_code == 0, good.output
+    assert run(file, tmp_path / "out", "--dtype", "bfloat16")[0] == 0
     assert load_checkpoint(tmp_path / "out", "bfloat16").config.num_layers == 2
-    bad = CliRunner().invoke(app, [str(tmp_path / "nothing"), str(tmp_path / "out2")])
-    assert bad.exit_code == 2 and "no model" in bad.output
+    for source, target in ((tmp_path / "nothing", tmp_path / "out2"), (file, "/proc/self/out")):
+        code, message = run(source, target)
+        assert code == 2 and message.startswith("error: ") and message.count("\n") == 1, message
 
 
 @pytest.mark.slow

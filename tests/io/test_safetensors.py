@@ -21,12 +21,12 @@ def same(left, right):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_a_folder_gives_every_tensor_transposed_where_kernels_are(tmp_path):
+def test_a_folder_gives_every_tensor(tmp_path):
     weights = tensors()
     params = load_checkpoint(hf_folder(tmp_path / "m"), "float32").params
-    q = params["layers"][1]["attn"]["q"]["kernel"]
-    np.testing.assert_array_equal(q, weights["model.layers.1.self_attn.q_proj.weight"].T)
-    np.testing.assert_array_equal(params["head"]["kernel"], weights["lm_head.weight"].T)
+    q = params["layers"][1]["attn"]["q"]["weight"]
+    np.testing.assert_array_equal(q, weights["model.layers.1.self_attn.q_proj.weight"])
+    np.testing.assert_array_equal(params["head"]["weight"], weights["lm_head.weight"])
     np.testing.assert_array_equal(params["embed"]["tokens"], weights["model.embed_tokens.weight"])
 
 

@@ -37,19 +37,19 @@ def test_a_stable_schedule_is_independent_of_the_run_length_until_it_falls_to_ze
 def test_norms_and_biases_do_not_decay():
     params = {
         "norm": {"scale": jnp.ones(4)},
-        "q": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+        "q": {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)},
     }
-    assert decayed(params) == {"norm": {"scale": False}, "q": {"kernel": True, "bias": False}}
+    assert decayed(params) == {"norm": {"scale": False}, "q": {"weight": True, "bias": False}}
     transform = adamw(0.1, weight_decay=0.5)
     zeros = {
         "norm": {"scale": jnp.zeros(4)},
-        "q": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
+        "q": {"weight": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
     }
     updates, _ = transform.update(zeros, transform.init(params), params)
     after = optax.apply_updates(params, updates)
     np.testing.assert_array_equal(after["norm"]["scale"], 1.0)
     np.testing.assert_array_equal(after["q"]["bias"], 1.0)
-    np.testing.assert_allclose(after["q"]["kernel"], 0.95, rtol=1e-6)
+    np.testing.assert_allclose(after["q"]["weight"], 0.95, rtol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_global_norm():
@@ -62,14 +62,14 @@ def test_gradients_are_clipped_to_the_global_norm():
 
 
 def test_muon_makes_kernel_updates_orthogonal_and_leaves_embeddings_to_adam():
-    params = {"embed": {"tokens": jnp.zeros((8, 4))}, "q": {"kernel": jnp.zeros((4, 4))}}
+    params = {"embed": {"tokens": jnp.zeros((8, 4))}, "q": {"weight": jnp.zeros((4, 4))}}
     grads = {
         "embed": {"tokens": jnp.ones((8, 4)).at[0].set(-5.0)},
-        "q": {"kernel": jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))},
+        "q": {"weight": jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))},
     }
     transform = muon(1.0, clip=None)
     updates, _ = transform.update(grads, transform.init(params), params)
-    scales = np.linalg.svd(updates["q"]["kernel"], compute_uv=False)
+    scales = np.linalg.svd(updates["q"]["weight"], compute_uv=False)
     assert scales.min() > 0.5 * scales.max()  # Newton-Schulz brings all singular values near one
     # Adam's first step: one size for all entries, whatever the gradient's.
     sizes = np.abs(updates["embed"]["tokens"])

@@ -1,0 +1,94 @@
+"""`ji.less`: over which policies, with which kernels, and how a prompt is read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.io.less_kernels import LessConfig, LessKernels
+from tests.factories import lm_of, random_tokens
+from tests.policies import random_kernels
+
+LM = lm_of("llama")
+RANK = 3
+TOKENS = random_tokens(2, 40)
+BASES = {
+    "h2o": ji.h2o(4, 3),
+    "streaming": ji.streaming(2, 6, positions="absolute"),
+    "in_cache": ji.streaming(2, 6),
+}
+
+
+def kernels(scale: float = 1.0, hidden: int = 8) -> LessKernels:
+    config = LessConfig.of(LM.config, LM.params, model="test", hidden=hidden, rank=RANK)
+    silent = {"scale", "mix_scale"} if scale == 0 else set()
+    layers = tuple(
+        {"feature_map": {n: jnp.zeros_like(x) if n in silent else x for n, x in maps.items()}}
+        for maps in (layer["feature_map"] for layer in random_kernels(LM.config).layers)
+    )
+    return LessKernels(config, layers)
+
+
+def log_probs(policy) -> np.ndarray:
+    found = LM.score([TOKENS[0].tolist()], policy=policy, chunk=1)[0].log_probs
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_kernels_of_zero_change_no_number_of_a_model(base):
+    np.testing.assert_array_equal(log_probs(ji.less(base, kernels(0))), log_probs(base))
+    assert np.abs(log_probs(ji.less(base, kernels())) - log_probs(base)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_how_a_prompt_is_read(name):
+    """Over positions in the text at once and dense, over those in the cache in whole windows."""
+    base, prompt = BASES[name], TOKENS[0, :30].tolist()
+
+    def first_logits(policy):
+        engine = LM.engine.serving(policy)
+        cache = engine.new_cache(policy, 1, 64)
+        return np.asarray(engine.prefill(cache, None, [prompt], empty=True)[1])
+
+    found = first_logits(ji.less(base, kernels()))
+    dense = first_logits(ji.full())
+    if name == "in_cache":
+        assert np.abs(found - dense).max() > 1e-2
+        assert np.abs(found - first_logits(base)).max() > 1e-3  # the state took part
+    else:
+        np.testing.assert_allclose(found, dense, rtol=0, atol=2e-4)
+
+
+def test_of_a_list_the_layers_that_evict_get_the_state():
+    mixed = ji.less([ji.h2o(4, 3), ji.full()], kernels())
+    assert [policy.name for policy in mixed.layers] == ["less-h2o", "full"]
+    listed = [ji.less(ji.h2o(4, 3), kernels()), ji.full()]
+    for policy in (mixed, listed):
+        (out,) = LM.generate([TOKENS[0, :20].tolist()], policy=policy, max_new_tokens=8)
+        assert len(out.tokens) == 8
+
+
+def test_a_base_may_be_given_by_name():
+    by_name = ji.less("streaming", kernels(), sinks=2, window=6, positions="absolute")
+    assert by_name == ji.less(BASES["streaming"], kernels())
+    assert ji.less(kernels=kernels()).tiers[:2] == ji.h2o(51, 51).tiers
+    assert ji.less(kernels=kernels(), heavy=9).tiers[:2] == ji.h2o(9, 51).tiers
+
+
+def test_what_does_not_fit_is_refused():
+    made = ji.less(ji.h2o(4, 3), kernels())
+    for base in (ji.full(), ji.kivi(), [ji.full(), ji.full()]):
+        with pytest.raises(ValueError, match="evicts nothing that LESS could absorb"):
+            ji.less(base, kernels())
+    with pytest.raises(ValueError, match="has a low-rank state already"):
+        ji.less(made, kernels())
+    with pytest.raises(ValueError, match="share one set of kernels"):
+        ji.per_layer([made, ji.less(ji.h2o(4, 3), kernels(hidden=4))])
+    with pytest.raises(ValueError, match="need a base policy given by name"):
+        ji.less(ji.h2o(4, 3), kernels(), heavy=3)
+    other = jax.tree.map(lambda x: 1.5 * x, LM.params)
+    with pytest.raises(ValueError, match="belong to test.*other weights"):
+        kernels().check(LM.config, other)
+    with pytest.raises(ValueError, match="num_heads 4, not 9|belong to"):
+        lm_of("learned").generate([[1, 2]], policy=made)
