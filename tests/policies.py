@@ -174,24 +174,24 @@ MATRIX = (
 MAIN_MODELS = ("llama", "mpt")
 
 
-def settings(smoke: bool = False) -> list:
-    """pytest parameters (model, policy) of every combination; equal settings appear once.
+def settings(which: tuple[str, ...] = ("easy", "hard"), smoke: bool = False) -> list:
+    """pytest parameters (model, policy); a policy with one setting has it as its hard one.
 
-    With `smoke` all models run by default, each policy in its hard setting.
+    With `smoke` all models run by default.
     """
     out = []
     for case in MATRIX:
         made = {"easy": case.easy(), "hard": case.hard()}
-        if made["easy"] == made["hard"]:
-            del made["hard"]
+        if made["easy"] == made["hard"] and "hard" in which:
+            del made["easy"]
         for model in MODELS:
             if model in case.refuses:
                 continue
-            for name, policy in made.items():
-                is_smoke = smoke and name == list(made)[-1]
-                is_slow = model not in MAIN_MODELS and case.name != "full" and not is_smoke
-                marks = [pytest.mark.slow] if is_slow else []
-                out.append(
-                    pytest.param(model, policy, id=f"{model}-{case.name}-{name}", marks=marks)
-                )
+            is_slow = model not in MAIN_MODELS and case.name != "full" and not smoke
+            marks = [pytest.mark.slow] if is_slow else []
+            out += [
+                pytest.param(model, policy, id=f"{model}-{case.name}-{name}", marks=marks)
+                for name, policy in made.items()
+                if name in which
+            ]
     return out

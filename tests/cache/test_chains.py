@@ -16,9 +16,11 @@ from tests.factories import CONFIGS, random_tokens
 from tests.policies import MAIN_MODELS, MATRIX, settings
 
 LENGTH = 24
-ALL, SMOKE = settings(), settings(smoke=True)
-MAIN = [param for param in ALL if param.values[0] in MAIN_MODELS]
-EASY = [param for param in settings() if param.id.endswith("easy")]
+ALL, EASY, HARD = settings(), settings(("easy",)), settings(("hard",))
+SMOKE = settings(("hard",), smoke=True)
+MAIN, MAIN_HARD = (
+    [param for param in params if param.values[0] in MAIN_MODELS] for params in (ALL, HARD)
+)
 SPLITS = {
     "one token at a time": (1,) * LENGTH,
     "full chunks": (8, 8, 8),
@@ -76,7 +78,7 @@ def test_ragged_rows_equal_every_row_alone(model, policy):
         assert int(cache.length[b]) == int(alone.length[0]) == counts[:, b].sum()
 
 
-@pytest.mark.parametrize("model, policy", ALL)
+@pytest.mark.parametrize("model, policy", HARD)
 def test_padded_queries_stay_finite(model, policy):
     stepper = Stepper(model, policy)
     cache = stepper.cache(3)
@@ -85,7 +87,7 @@ def test_padded_queries_stay_finite(model, policy):
         assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("model, policy", ALL)
+@pytest.mark.parametrize("model, policy", HARD)
 def test_a_row_that_commits_nothing_keeps_its_state(model, policy):
     stepper = Stepper(model, policy)
     before, _ = stepper.step(stepper.cache(3), random_tokens(3, 8))
@@ -94,7 +96,7 @@ def test_a_row_that_commits_nothing_keeps_its_state(model, policy):
     assert after.length.tolist() == [16, 8, 11]
 
 
-@pytest.mark.parametrize("model, policy", MAIN)
+@pytest.mark.parametrize("model, policy", MAIN_HARD)
 def test_a_row_of_nan_does_not_reach_other_rows(model, policy):
     stepper = Stepper(model, policy)
     tokens = random_tokens(3, 8)
@@ -129,7 +131,7 @@ def test_allocated_bytes_follow_the_documented_formula(case, setting, dtype, bac
     assert 3 * stepper.cfg.num_layers * declared == expected
 
 
-@pytest.mark.parametrize("model, policy", MAIN)
+@pytest.mark.parametrize("model, policy", MAIN_HARD)
 def test_the_gpu_layout_gives_the_same_logits(model, policy, tokens):
     sizes = SPLITS["odd chunks"]
     results = []
@@ -149,7 +151,7 @@ def test_bfloat16_follows_its_own_forward(model, policy, backend, tokens):
     np.testing.assert_allclose(logits, stepper.plain(tokens), **close("bfloat16"))
 
 
-@pytest.mark.parametrize("model, policy", MAIN)
+@pytest.mark.parametrize("model, policy", MAIN_HARD)
 def test_growing_keeps_what_is_stored(model, policy, tokens):
     stepper = Stepper(model, policy)
     cache, _ = stepper.run(stepper.cache(), tokens[:, :13], (8, 5))
@@ -160,7 +162,7 @@ def test_growing_keeps_what_is_stored(model, policy, tokens):
     assert grown.length.tolist() == [21]
 
 
-@pytest.mark.parametrize("model, policy", MAIN)
+@pytest.mark.parametrize("model, policy", MAIN_HARD)
 def test_growing_to_less_changes_nothing(model, policy, tokens):
     stepper = Stepper(model, policy)
     cache, _ = stepper.step(stepper.cache(), tokens[:, :8])

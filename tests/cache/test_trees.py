@@ -13,7 +13,7 @@ from tests.policies import settings
 PARENT = np.array([-1, 0, 0, 1, 1, 2, 5, 6])
 PATHS = ((0, 1, 3), (0, 1, 4), (0, 2, 5, 6, 7))
 HISTORY, ROWS = 17, 3
-CASES = settings()
+CASES = settings(("hard",))
 
 
 def ancestors_or_self() -> np.ndarray:
