@@ -18,7 +18,7 @@ RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 
 
 LARGEST = 2**31 - 1
-"""Of every integer; layers and heads have limits of their own, as loops run over them."""
+"""Of all integers; layers and heads have limits of their own, as loops run over them."""
 
 _LIMITS = dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_positions"), LARGEST
@@ -154,11 +154,12 @@ class ModelConfig:
                 self.rope.rotary_dim <= self.head_dim,
                 f"rotary_dim {self.rope.rotary_dim} exceeds head_dim {self.head_dim}",
             )
-        if self.positions == "alibi":
-            _require(
-                self.alibi_slopes is not None and len(self.alibi_slopes) == self.num_heads,
-                f"alibi needs one slope per head ({self.num_heads}), got {self.alibi_slopes!r}",
-            )
+        slopes = self.num_heads if self.positions == "alibi" else None
+        _require(
+            slopes == (None if self.alibi_slopes is None else len(self.alibi_slopes)),
+            f"positions={self.positions!r} and alibi_slopes={self.alibi_slopes!r} disagree: "
+            f"give one slope per head ({self.num_heads}) exactly for 'alibi'",
+        )
         if self.sliding_windows is not None:
             _require(
                 len(self.sliding_windows) == self.num_layers,
@@ -218,19 +219,17 @@ def _check_types(config: Any) -> None:
     """Raise unless every field of a dataclass holds a value of its annotated type."""
     for name, kind in _hints(type(config)).items():
         value = getattr(config, name)
-        _require(
-            _is_a(value, kind), f"{name} must be {_expected(kind)}, got {reprlib.repr(value)}"
-        )
+        _require(_is_a(value, kind), f"{name} must be {_expected(kind)}, got {reprlib.repr(value)}")
 
 
 _hints = functools.cache(get_type_hints)
 _EXPECTED = {
     bool: "true or false",
     float: "a finite number",
-    int: "an integer of 32 bits",
+    int: "a 32-bit integer",
     str: "a text",
     NoneType: "null",
-    RopeConfig: "a rope config",
+    RopeConfig: "a RopeConfig",
 }
 
 
@@ -245,9 +244,11 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_is_a(item, parts[0]) for item in value)
     if isinstance(value, bool):
         return kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) < 1e38
-    return isinstance(value, kind) and (kind is not int or abs(value) <= LARGEST)
+    if isinstance(value, int):
+        return kind in (int, float) and abs(value) <= LARGEST
+    if isinstance(value, float):
+        return kind is float and abs(value) < 1e38
+    return isinstance(value, kind)
 
 
 def _expected(kind: Any) -> str:
@@ -257,7 +258,7 @@ def _expected(kind: Any) -> str:
     if origin is UnionType:
         return " or ".join(map(_expected, parts))
     if origin is tuple:
-        return f"a list, each entry {_expected(parts[0])}"
+        return f"a list of ({_expected(parts[0])})"
     return _EXPECTED[kind]
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxinfer.lm import LM
 
 STEPS = 16  # decoded per measurement
-SYMBOLS, TRIGGERS, SINK = 64, 4, 64  # of the toy: tokens, those that copy, and the first of all
+SYMBOLS, TRIGGERS, SINK = 64, 8, 64  # of the toy: tokens, those that copy, and the first of all
 FAR = 4_000_000  # tokens streamed before, for the step that must not have become slower
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -271,9 +271,10 @@ def sinks(
 
 
 def backcopy(rows: int, tokens: int, seed: int) -> "np.ndarray":
-    """i32[rows, tokens] of a Markov chain in which every trigger is followed by what stood before
-    it ("bigram-backcopy", arXiv 2410.13835): a head that copies has nothing to look at most of the
-    time, and models learn to send it to the first token then."""
+    """i32[rows, tokens] of a Markov chain in which an even trigger is followed by the token before
+    it and an odd one by that before the latter, unless triggers are among these: "bigram-backcopy"
+    of arXiv 2410.13835. The head that copies has nothing to look at most of the time, and models
+    learn to send it to the first token then."""
     import numpy as np
 
     rng = np.random.default_rng(0)  # the chain is the same for every seed
@@ -283,12 +284,15 @@ def backcopy(rows: int, tokens: int, seed: int) -> "np.ndarray":
     for t in range(1, tokens):
         last = out[:, t - 1]
         drawn = (steps[last] < rng.random(rows)[:, None]).sum(axis=1).clip(0, SYMBOLS - 1)
-        out[:, t] = np.where((last < TRIGGERS) & (t > 1), out[:, t - 2], drawn)
+        before, far = out[:, max(t - 2, 0)], out[:, max(t - 3, 0)]
+        copies = (last < TRIGGERS) & (before >= TRIGGERS) & (far >= TRIGGERS) & (t > 2)
+        out[:, t] = np.where(copies, np.where(last % 2, far, before), drawn)
     return out
 
 
 def train_backcopy(layers: int, context: int, steps: int, seed: int = 0) -> "LM":
-    """A model of width 64 trained on windows of `backcopy` that all begin with the token SINK."""
+    """A model of width 64 trained on windows of `backcopy` that all begin with the token SINK. Of
+    one head per layer: two share the work so that one need not rest."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -301,8 +305,8 @@ def train_backcopy(layers: int, context: int, steps: int, seed: int = 0) -> "LM"
     from jaxinfer.train.loop import make_update, new_state
 
     cfg = ModelConfig(
-        family="llama", vocab_size=SYMBOLS + 1, hidden_size=64, intermediate_size=16,
-        num_layers=layers, num_heads=2, num_kv_heads=2, head_dim=32, max_positions=context,
+        family="llama", vocab_size=SYMBOLS + 1, hidden_size=64, intermediate_size=64,
+        num_layers=layers, num_heads=1, num_kv_heads=1, head_dim=32, max_positions=context,
         rope=RopeConfig(rotary_dim=32), bos_token_id=SINK,
     )  # fmt: skip
     schedule = optax.warmup_cosine_decay_schedule(0, 3e-3, steps // 6, steps)

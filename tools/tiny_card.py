@@ -21,7 +21,7 @@ it knows nothing and follows no instructions. A base model: no chat template.
 | Context | {cfg.max_positions} tokens, RoPE theta {cfg.rope.theta:g} |
 | Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
 | Stored as | bfloat16, trained in float32 |
-| Training | {tokens:,} tokens in {steps:,} steps, {optimizer}, final loss {loss:.3f} (mean of 10 steps) |
+| Training | {training} |
 | Speed | {speed:,.0f} tokens/s on two busy CPU cores |
 | SHA-256 of the parameters | `{digest}` |
 
@@ -74,7 +74,8 @@ def write_card(
     held_out = json.loads((run / "heldout.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     speed = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
-    tokens_per_step = options["batch"] * options["short"]
+    steps, tokens_per_step = options["steps"], options["batch"] * options["short"]
+    optimizer = {"muon": "Muon", "adamw": "AdamW"}[options["optimizer"]]
     sources = []
     for name in options["sources"]:
         entry = {"package": "?", "version": "?", "licence": "?"} | manifest.get(name, {})
@@ -88,10 +89,8 @@ def write_card(
     text = CARD.format(
         cfg=cfg,
         parameters=count_params(cfg),
-        tokens=options["steps"] * tokens_per_step,
-        steps=options["steps"],
-        optimizer={"muon": "Muon", "adamw": "AdamW"}[options["optimizer"]],
-        loss=mean(line["loss"] for line in log[-10:]),
+        training=f"{steps * tokens_per_step:,} tokens in {steps:,} steps, {optimizer}, "
+        f"final loss {mean(line['loss'] for line in log[-10:]):.3f} (mean of 10 steps)",
         speed=tokens_per_step
         * sum(line["steps"] for line in speed)
         / sum(line["seconds"] for line in speed),

@@ -191,7 +191,7 @@ def _weight_map(folder: Path) -> dict[str, Path] | None:
                 f"{path}: tensor {one_line(repr(name), 80)} is placed in "
                 f"{one_line(repr(shard), 80)}, expected the name of a .safetensors file beside it"
             )
-        if not (folder / shard).is_file():
+        if not os.path.isfile(folder / shard):  # a name too long is no error to os.path
             raise ValueError(f"{path} names the file {shard!r}, which is missing; download it")
         result[name] = folder / shard
     return result

@@ -1,7 +1,8 @@
 """A toy trained behind a learnable sink token cannot stream without it (arXiv 2309.17453, table 3).
 
 The tokens are those of "bigram-backcopy": a head copies at a few tokens and has nothing to look at
-elsewhere, so it looks at the first token there. The sink token is the model's BOS.
+elsewhere, so it looks at the first token there. The sink token is the model's BOS. Measured:
+14.3 without it, 8.63 with it and with four sinks, 8.63 recomputed.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import jaxinfer as ji
 from tools.figures import read_rows
-from tools.reproduce_streaming import SINK, backcopy, recomputed, train_backcopy
+from tools.reproduce_streaming import SINK, TRIGGERS, backcopy, recomputed, train_backcopy
 
 KEPT = 64
 
@@ -24,14 +25,17 @@ def test_a_trained_sink_token_suffices_and_without_it_the_stream_falls_apart():
         nll[sinks] = -log_probs[0, KEPT:].mean()
     oracle = -recomputed(lm, row, KEPT).mean()
     perplexity = {sinks: np.exp(value) for sinks, value in nll.items()}
-    assert perplexity[0] > 1.2 * np.exp(oracle), (perplexity, np.exp(oracle))
-    assert perplexity[1] < 1.05 * np.exp(oracle), (perplexity, np.exp(oracle))
+    assert perplexity[0] > 1.4 * np.exp(oracle), (perplexity, np.exp(oracle))
+    assert perplexity[1] < 1.02 * np.exp(oracle), (perplexity, np.exp(oracle))
     np.testing.assert_allclose(perplexity[4], perplexity[1], rtol=0.01)
 
 
 def test_a_trigger_is_followed_by_what_stood_before_it():
     rows = backcopy(4, 300, seed=2)
+    copied = 0
     for row in rows:
-        triggers = np.flatnonzero(row[1:-1] < 4) + 1
-        assert len(triggers) > 3 and (row[triggers + 1] == row[triggers - 1]).all()
-    assert (rows == backcopy(4, 300, seed=2)).all()
+        for t in range(3, 300):
+            if row[t - 1] < TRIGGERS <= min(row[t - 2], row[t - 3]):
+                copied += 1
+                assert row[t] == row[t - 3 if row[t - 1] % 2 else t - 2]
+    assert copied > 30 and (rows == backcopy(4, 300, seed=2)).all()

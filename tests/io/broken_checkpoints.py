@@ -191,6 +191,18 @@ def edited(change):
     return edit
 
 
+def own_model(**changes):
+    """A folder of our format with other fields in its model config."""
+    return ours(edited(lambda data: data["model"].update(changes)))
+
+
+def add_llama3(writer) -> None:
+    """Divisors of a context eight times as long."""
+    wave = 2 * np.pi * 10000.0 ** (np.arange(4) / 4)
+    blend = np.clip((8192 / wave - 1) / 3, 0, 1)
+    writer.add_tensor("rope_freqs.weight", (1 / ((1 - blend) / 8 + blend)).astype(np.float32))
+
+
 def remove_chunk(folder: Path) -> None:
     (folder / "params" / "layers.0.attn.q.weight" / "0.0").unlink()
 

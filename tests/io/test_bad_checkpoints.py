@@ -8,6 +8,7 @@ import pytest
 from broken_checkpoints import (
     FORTY,
     Q_NAME,
+    add_llama3,
     announced,
     config,
     cut_chunk,
@@ -22,6 +23,7 @@ from broken_checkpoints import (
     header_with,
     nan,
     ours,
+    own_model,
     pack,
     pickle,
     put,
@@ -195,6 +197,18 @@ CASES = {
         gguf_written(lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype="f4"))),
         "rope_freqs.weight",
     ),
+    "gguf with an unknown attention factor": (
+        gguf_written(lambda w: w.add_rope_scaling_attn_factors(2.0)),
+        "rope.scaling.attn_factor' is 2.0, expected 1",
+    ),
+    "gguf with two rope scalings": (
+        gguf_written(lambda w: [w.add_rope_scaling_factor(2.0), add_llama3(w)]),
+        "rope.scaling.factor' is 2.0, expected 1 beside",
+    ),
+    "gguf with half of each head rotated": (
+        gguf_written(lambda w: w.add_rope_dimension_count(4)),
+        "partial rotation (0.5)",
+    ),
     "gguf with a bos beyond its tokens": (
         gguf_key(b"tokenizer.ggml.bos_token_id", "<I", 4000),
         "bos_token_id is 4000",
@@ -212,6 +226,44 @@ CASES = {
         ours(edited(lambda d: d["model"].update(magic=1))),
         "unknown config fields ['magic']",
     ),
+    "own folder of an unknown family": (own_model(family="nope"), "'nope' is not implemented"),
+    "own folder with an unknown activation": (
+        own_model(activation="tanh"),
+        "activation must be one of 'silu', 'gelu', 'gelu_tanh', 'relu', got 'tanh'",
+    ),
+    "own folder with an unknown norm": (
+        own_model(norm="foo"),
+        "norm must be one of 'rms', 'layer'",
+    ),
+    "own folder with text for an epsilon": (
+        own_model(norm_eps="x"),
+        "norm_eps must be a finite number, got 'x'",
+    ),
+    "own folder with text for a scale": (
+        own_model(attention_scale="x"),
+        "attention_scale must be a finite number or null, got 'x'",
+    ),
+    "own folder with text for a token": (
+        own_model(bos_token_id="z"),
+        "bos_token_id must be a 32-bit integer or null, got 'z'",
+    ),
+    "own folder with a token beyond its vocabulary": (
+        own_model(eos_token_ids=[260]),
+        "must lie in the vocabulary of 260, got 260",
+    ),
+    "own folder with text for a flag": (
+        own_model(tie_embeddings="no"),
+        "tie_embeddings must be true or false, got 'no'",
+    ),
+    "own folder with windows of half tokens": (
+        own_model(sliding_windows=[7.5, None]),
+        "sliding_windows must be a list of (a 32-bit integer or null) or null, got (7.5, None)",
+    ),
+    "own folder with a rope that is a number": (own_model(rope=3), "RopeConfig must be an object"),
+    "own folder without its sizes": (
+        ours(edited(lambda d: d["model"].pop("num_layers"))),
+        "config fields ['num_layers'] are missing",
+    ),
     "own folder with another dtype": (
         ours(edited(put("dtype", "int8"))),
         "unknown dtype 'int8'",
@@ -226,6 +278,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_broken_input_gives_one_line_that_names_the_culprit(tmp_path, case):

@@ -211,6 +211,50 @@ def test_llama3_scaling_is_recognised_from_its_divisors(tmp_path):
     assert (rope.scaling, rope.factor, rope.original_max_positions) == ("llama3", 32.0, 8192)
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"scale_linear": 4.0}, ("linear", 4.0)),
+        ({"scaling.factor": 4.0}, ("linear", 4.0)),
+        ({"scaling.type": "linear", "scaling.factor": 4.0, "scale_linear": 8.0}, ("linear", 4.0)),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0}, ("yarn", 4.0)),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, ("none", 1.0)),
+        ({"scale_linear": 1.0}, ("none", 1.0)),
+        ({"scaling.attn_factor": 1.0}, ("none", 1.0)),
+    ],
+)
+def test_rope_scaling_is_read_with_the_defaults_of_llama_cpp(tmp_path, keys, expected):
+    writer = gguf_writer(tmp_path / "m.gguf")
+    for key, value in keys.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"llama.rope.{key}", value)
+    finish(writer)
+    rope = GGUFFile(tmp_path / "m.gguf").config.rope
+    assert rope is not None and (rope.scaling, rope.factor) == expected
+
+
+def test_the_whole_yarn_of_a_gguf_file_is_read(tmp_path):
+    writer = gguf_writer(tmp_path / "m.gguf")
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(16)
+    writer.add_rope_scaling_yarn_beta_fast(16.0)
+    writer.add_rope_scaling_yarn_beta_slow(2.0)
+    finish(writer)
+    rope = GGUFFile(tmp_path / "m.gguf").config.rope
+    assert rope is not None
+    assert (rope.original_max_positions, rope.beta_fast, rope.beta_slow) == (16, 16.0, 2.0)
+    assert rope.attention_factor == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_tensors_that_no_parameter_uses_are_named_in_a_warning(tmp_path):
+    writer = gguf_writer(tmp_path / "m.gguf")
+    writer.add_tensor("blk.0.attn_output.bias", np.ones(32, np.float32))
+    finish(writer)
+    with pytest.warns(UserWarning, match=r"1 tensors are not part .* blk\.0\.attn_output\.bias"):
+        load_checkpoint(tmp_path / "m.gguf", "float32")
+
+
 def test_the_tokenizer_of_a_gguf_file_splits_digits_and_knows_special_tokens(tmp_path):
     tokenizer = load_checkpoint(gguf_file(tmp_path / "m.gguf"), "float32").tokenizer
     assert tokenizer is not None

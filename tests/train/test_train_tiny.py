@@ -1,15 +1,24 @@
-"""The script behind `checkpoints/tiny-llama`: tokenizer, options, a very small run end to end."""
+"""The script behind `checkpoints/tiny-llama`: tokenizer, options, very small runs end to end."""
 
+import inspect
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxinfer.train.loop import read_log
 from jaxinfer.train.texts import write_source
 from tools import train_tiny
 
+ROOT = Path(__file__).parents[2]
 SENTENCES = [
     "In the beginning was a small model, and the model had 96 entries.",
     "It read what it was given; it knew no more than that.",
@@ -41,10 +50,21 @@ def test_held_out_and_skipped_documents_are_not_trained_on(tmp_path):
     assert texts == ["kept\n", "kept too\n"]
 
 
-def test_the_default_model_is_a_grouped_query_llama():
-    cfg = train_tiny.model_config(4096, 128, 6, 512)
-    assert (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) == (4, 2, 32)
-    assert train_tiny.model_config(4096, 192, 6, 512).group_size == 3
+def test_the_defaults_are_the_recipe_of_the_committed_model():
+    record = json.loads((ROOT / "checkpoints" / "tiny-llama" / "provenance.json").read_text())
+    parameters = inspect.signature(train_tiny.main).parameters
+    defaults = {name: parameters[name].default for name in train_tiny.COMMAND_OPTIONS}
+    # the record is older than the two choices, and its card says Muon
+    assert defaults == {"optimizer": "muon", "schedule": "wsd"} | {
+        name: record[name] for name in defaults if name in record
+    }
+    cfg = train_tiny.model_config(*(defaults[n] for n in ("vocab", "width", "layers", "context")))
+    assert (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) == (6, 2, 32)
+
+
+def test_a_full_run_makes_twelve_snapshots():
+    steps = train_tiny.log_spaced(3000)
+    assert len(steps) == 12 and steps[:4] == [0, 5, 10, 20] and steps[-2:] == [2560, 3000]
 
 
 def test_snapshot_steps_are_shared_by_runs_of_any_length():
@@ -54,14 +74,75 @@ def test_snapshot_steps_are_shared_by_runs_of_any_length():
 
 
 def test_a_run_refuses_other_options_but_a_new_length_before_the_decay(tmp_path):
-    options = {"steps": 1000, "width": 128}
+    options = {"steps": 1000, "width": 128, "schedule": "wsd"}
     train_tiny.check_options(tmp_path, options)
     (tmp_path / "state" / "600").mkdir(parents=True)
     train_tiny.check_options(tmp_path, options | {"steps": 800})
     with pytest.raises(typer.BadParameter, match="steps"):
         train_tiny.check_options(tmp_path, options | {"steps": 700})
     with pytest.raises(typer.BadParameter, match="width"):
-        train_tiny.check_options(tmp_path, {"steps": 800, "width": 64})
+        train_tiny.check_options(tmp_path, options | {"steps": 800, "width": 64})
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_cosine_run_keeps_its_length(tmp_path):
+    options = {"steps": 1000, "schedule": "cosine"}
+    train_tiny.check_options(tmp_path, options)
+    with pytest.raises(typer.BadParameter, match="steps"):
+        train_tiny.check_options(tmp_path, options | {"steps": 900})
+
+
+def test_a_write_that_fails_leaves_the_recorded_options(tmp_path, monkeypatch):
+    train_tiny.check_options(tmp_path, {"steps": 1000, "schedule": "wsd"})
+    before = (tmp_path / "options.json").read_text()
+
+    def refuse(*paths):
+        raise OSError("killed here")
+
+    monkeypatch.setattr(train_tiny.os, "replace", refuse)
+    with pytest.raises(OSError, match="killed here"):
+        train_tiny.check_options(tmp_path, {"steps": 900, "schedule": "wsd"})
+    assert (tmp_path / "options.json").read_text() == before
+
+
+def test_snapshots_that_a_resumed_run_has_passed_are_named(tmp_path, capsys):
+    run, snapshots = tmp_path / "run", tmp_path / "snapshots"
+    train_tiny.warn_of_lost_snapshots(run, snapshots, 3000)
+    (run / "state" / "20").mkdir(parents=True)
+    (snapshots / "step-000005").mkdir(parents=True)
+    assert capsys.readouterr().err == ""
+    train_tiny.warn_of_lost_snapshots(run, snapshots, 3000)
+    assert "at step 20 already, so there will be no snapshots of steps 0, 10;" in (
+        capsys.readouterr().err
+    )
+
+
+def write_texts(folder):
+    books = [("Genesis", " ".join(SENTENCES * 40)), ("Romans", " ".join(SENTENCES * 4))]
+    write_source(folder, "kjv", books)
+    return folder
+
+
+TINY = {
+    "batch": 2,
+    "context": 32,
+    "short": 16,
+    "width": 32,
+    "layers": 1,
+    "vocab": 320,
+    "peak": 1e-2,
+    "log_every": 1,
+    "eval_windows": 4,
+}
+
+
+def train(tmp_path, **options):
+    """Runs the script's `main` in this process, with its own defaults for the rest."""
+    parameters = inspect.signature(train_tiny.main).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    folders = {"run_dir": tmp_path / "run", "texts": write_texts(tmp_path / "texts")}
+    train_tiny.main(**(defaults | TINY | folders | options))
+    return read_log(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -69,19 +150,59 @@ def test_a_small_run_writes_a_model_its_card_and_its_snapshots(tmp_path):
     from jaxinfer.io.load import load_checkpoint
     from tools.tiny_card import parameters_digest
 
-    books = [("Genesis", " ".join(SENTENCES * 40)), ("Romans", " ".join(SENTENCES * 4))]
-    write_source(tmp_path / "texts", "kjv", books)
-    train_tiny.main(
-        run_dir=tmp_path / "run", out=tmp_path / "model", texts=tmp_path / "texts",
-        snapshots=tmp_path / "snapshots", source=None, steps=12, batch=2, context=32, short=16,
-        width=32, layers=1, vocab=320, peak=1e-2, seed=0, save_every=6, log_every=1, eval_windows=4,
-    )  # fmt: skip
+    train(tmp_path, steps=12, save_every=6, out=tmp_path / "model", snapshots=tmp_path / "all")
     checkpoint = load_checkpoint(tmp_path / "model", dtype="bfloat16")
     assert checkpoint.config.num_layers == 1
     text = SENTENCES[1]
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode(text)) == text
     card = (tmp_path / "model" / "README.md").read_text()
     assert parameters_digest(checkpoint.params) in card and "| kjv | 1 |" in card
-    steps = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
-    assert steps == ["step-000000", "step-000010", "step-000012"]
+    assert "--optimizer muon --schedule wsd" in card and "12 steps, Muon," in card
+    steps = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert steps == ["step-000000", "step-000005", "step-000010", "step-000012"]
     assert json.loads((tmp_path / "run" / "heldout.json").read_text())["kjv"]["documents"] == 1
+
+
+@pytest.mark.slow
+def test_snapshots_asked_for_late_are_made_from_there_on(tmp_path, capsys):
+    train(tmp_path, steps=12)
+    train(tmp_path, steps=12, snapshots=tmp_path / "all")
+    assert "there will be no snapshots of steps 0, 5, 10;" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["step-000012"]
+
+
+@pytest.mark.slow
+def test_the_script_killed_and_started_again_makes_the_same_model(tmp_path):
+    # with AdamW, clipping and a cosine, which the other tests leave out
+    from jaxinfer.io.load import load_checkpoint
+
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    options += ["--steps=60", "--save-every=5", "--optimizer=adamw", "--schedule=cosine"]
+    options += [f"--texts={write_texts(tmp_path / 'texts')}"]
+
+    def start(name):
+        folders = [f"--run-dir={tmp_path / name}", f"--out={tmp_path / 'models' / name}"]
+        command = [sys.executable, str(ROOT / "tools" / "train_tiny.py"), *options, *folders]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+
+    killed = start("killed")
+    log = tmp_path / "killed" / "log.jsonl"
+    while not (log.is_file() and log.read_bytes().count(b"\n") > 12):
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -9 and train_tiny.saved_step(tmp_path / "killed") < 60
+    finish(start("killed"))
+    finish(start("straight"))
+    assert log.read_bytes() == (tmp_path / "straight" / "log.jsonl").read_bytes()
+    both = [load_checkpoint(tmp_path / "models" / n, "bfloat16") for n in ("killed", "straight")]
+    jax.tree.map(np.testing.assert_array_equal, both[0].params, both[1].params)
+    losses = [line["loss"] for line in read_log(tmp_path / "straight")]
+    assert len(losses) == 60 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert not any("part" in name or "writing" in name for name in left)
