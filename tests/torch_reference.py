@@ -33,9 +33,7 @@ def torch_llama(lm):
         for step in path:
             value = value[step]
         value = np.asarray(value, np.float32)
-        state["model." + source.name.removeprefix("model.")] = torch.from_numpy(
-            np.array(value)
-        )
+        state["model." + source.name.removeprefix("model.")] = torch.from_numpy(np.array(value))
     if "model.lm_head.weight" in state:
         state["lm_head.weight"] = state.pop("model.lm_head.weight")
     missing, unexpected = reference.load_state_dict(state, strict=False)

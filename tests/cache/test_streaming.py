@@ -2,7 +2,6 @@
 with sliding windows, and what a far token can still change."""
 
 import functools
-import time
 from dataclasses import replace
 
 import jax
@@ -161,7 +160,7 @@ def test_an_answer_among_the_sinks_never_leaves():
     assert (found[0] != found[1]).any(axis=-1)[1:].all()
 
 
-def test_thousands_of_steps_are_one_program_and_the_last_are_as_fast_as_the_first():
+def test_thousands_of_steps_are_one_program():
     (cfg, params), traces = model_of(2), []
 
     def step(cache, token):
@@ -173,15 +172,10 @@ def test_thousands_of_steps_are_one_program_and_the_last_are_as_fast_as_the_firs
 
     step = quick_jit(step, static_argnums=(), donate_argnums=0)
     cache = stack.init_cache(cfg, params, streaming(4, 60), 1, 64)
-    token, seconds = jnp.zeros((1, 1), jnp.int32), []
+    token = jnp.zeros((1, 1), jnp.int32)
     for _ in range(3000):
-        start = time.perf_counter()
-        cache, token = jax.block_until_ready(step(cache, token))
-        seconds.append(time.perf_counter() - start)
+        cache, token = step(cache, token)
     assert len(traces) == 1 and int(cache.length[0]) == 3000
-    # once the ring is full; the fastest tenth of each part, since others use the machine too
-    first, last = (np.quantile(part, 0.1) for part in (seconds[100:400], seconds[-300:]))
-    assert last < 2 * first
 
 
 def test_layers_of_streaming_policies_are_endless_together():

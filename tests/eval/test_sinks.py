@@ -2,7 +2,7 @@
 
 The tokens are those of "bigram-backcopy": a head copies at a few tokens and has nothing to look at
 elsewhere, so it looks at the first token there. The sink token is the model's BOS. Measured:
-14.3 without it, 8.63 with it and with four sinks, 8.63 recomputed.
+perplexity 12.5 without it, 8.59 with it, with four sinks, and recomputed.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def test_a_trained_sink_token_suffices_and_without_it_the_stream_falls_apart():
         nll[sinks] = -log_probs[0, KEPT:].mean()
     oracle = -recomputed(lm, row, KEPT).mean()
     perplexity = {sinks: np.exp(value) for sinks, value in nll.items()}
-    assert perplexity[0] > 1.4 * np.exp(oracle), (perplexity, np.exp(oracle))
+    assert perplexity[0] > 1.25 * np.exp(oracle), (perplexity, np.exp(oracle))
     assert perplexity[1] < 1.02 * np.exp(oracle), (perplexity, np.exp(oracle))
     np.testing.assert_allclose(perplexity[4], perplexity[1], rtol=0.01)
 

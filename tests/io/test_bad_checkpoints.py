@@ -293,7 +293,9 @@ def test_broken_input_gives_one_line_that_names_the_culprit(tmp_path, case):
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("source", ["", "a\0b", "x" * 10_000, "https://huggingface.co/gpt2"])
+@pytest.mark.parametrize(
+    "source", ["", "a\0b", "~nobody/m", "x" * 10_000, "https://huggingface.co/gpt2"]
+)
 def test_a_source_that_is_no_path_gives_one_line(source):
     with pytest.raises(ValueError) as caught:
         load_checkpoint(source, "float32")

@@ -80,7 +80,7 @@ def test_kernels_of_another_model_are_refused(folder):
     kernels = load_kernels(folder)
     kernels.check(BASE, params_of("llama"))
     kernels.check(BASE, params_of("llama", "bfloat16"))
-    other = params_of("llama") | {"final_norm": {"scale": np.full(32, 2.0)}}
+    other = params_of("llama") | {"embed": {"tokens": -params_of("llama")["embed"]["tokens"]}}
     with pytest.raises(ValueError, match="other weights"):
         kernels.check(BASE, other)
 

@@ -134,6 +134,19 @@ def test_keys_differ_between_steps_and_metrics_reach_the_log(tmp_path):
     assert seen == [0, 2]
 
 
+def test_a_resumed_run_snapshots_the_step_that_it_resumes_from(tmp_path):
+    def run(steps, **options):
+        params = {"w": jnp.ones(3)}
+        fit(
+            _square, params, optax.sgd(0.1), lambda s: None, steps=steps, folder=tmp_path, **options
+        )
+
+    seen = []
+    run(2)
+    run(3, snapshots=(0, 2, 3), on_snapshot=lambda step, params: seen.append(step))
+    assert seen == [2, 3]
+
+
 def test_the_given_parameters_survive_the_run(tmp_path):
     params = {"w": jnp.ones(3)}
     fit(
