@@ -5,6 +5,7 @@ weight as the left operand: 8 rows then take little more time than one. It would
 round again to save the transposition of the small result, which a barrier forbids.
 """
 
+import functools
 import math
 
 import jax
@@ -25,17 +26,24 @@ def product(
     x: Float[Array, "... I"], weight: Float[Array, "O I"], dtype: jax.typing.DTypeLike | None = None
 ) -> Float[Array, "... O"]:
     """`x @ weight.T`, without a transposed copy of the weight, in `dtype` if it is given."""
-
-    def rows_first(x: Array, weight: Array) -> Array:
-        contract = (((x.ndim - 1,), (1,)), ((), ()))
-        return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
-
-    def weight_first(x: Array, weight: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        contract = (((1,), (1,)), ((), ()))
-        y = jax.lax.dot_general(weight, rows, contract, preferred_element_type=dtype)
-        return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], weight.shape[0])
-
     if 1 < math.prod(x.shape[:-1]) <= FEW_ROWS:
-        return jax.lax.platform_dependent(x, weight, cpu=weight_first, default=rows_first)
-    return rows_first(x, weight)
+        return _few_rows(x, weight, dtype)
+    return _rows_first(x, weight, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=2)  # traced once for all layers
+def _few_rows(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
+    weight_first, rows_first = (
+        functools.partial(f, dtype=dtype) for f in (_weight_first, _rows_first)
+    )
+    return jax.lax.platform_dependent(x, weight, cpu=weight_first, default=rows_first)
+
+
+def _rows_first(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
+    contract = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
+
+
+def _weight_first(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
+    y = _rows_first(weight, x.reshape(-1, x.shape[-1]), dtype)
+    return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], weight.shape[0])
