@@ -7,9 +7,10 @@ whose attention needs its sink.
 
 "stream" reads one long held-out stream with a full cache past the model's context ("dense", until
 `--dense` tokens), with a plain window, with sinks and by re-computation of a window that moves by
-`--stride` tokens (arXiv 2309.17453, figure 3). "latency" times
-one decoded token with the streaming cache and one by sliding-window re-computation, its quality
-oracle, which reads the window anew for every token (figure 10). Both write to `bench/results/`.
+`--stride` tokens (arXiv 2309.17453, figure 3). "latency" times one decoded token with the streaming
+cache and one by sliding-window re-computation, its quality oracle, which reads the window anew for
+every token (figure 10). "sinks" trains the toy and reads it with 0 to 4 sinks. All write to
+`bench/results/`.
 """
 
 import statistics
