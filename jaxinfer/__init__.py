@@ -15,6 +15,8 @@ from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load
 from jaxinfer.lm import LM, Score
 from jaxinfer.models.stack import Output, commit, forward
+from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
+from jaxinfer.speculative.topology import Topology, expected_tokens
 
 __version__ = "0.1.0"
 
@@ -28,10 +30,14 @@ __all__ = [
     "Sampler",
     "Score",
     "Session",
+    "Speculator",
     "Stats",
     "Stream",
+    "Topology",
     "commit",
     "convert",
+    "early_exit",
+    "expected_tokens",
     "forward",
     "full",
     "h2o",
@@ -39,5 +45,6 @@ __all__ = [
     "less",
     "load",
     "per_layer",
+    "speculate",
     "streaming",
 ]

@@ -88,6 +88,12 @@ class LM:
             )
         return self.generate([self.chat_tokens(messages)], **options)[0]
 
+    def ahead(self, draft: Any, run: Any) -> Any:
+        """What makes the steps of a run speculative; `draft` as in `Options`."""
+        from jaxinfer.speculative.speculate import Ahead, Speculator, speculate
+
+        return Ahead(draft if isinstance(draft, Speculator) else speculate(self, draft), run)
+
     def session(self, policy: Policy | str | None = None) -> Session:
         """A live cache to append turns to, generate from, fork and save."""
         return Session(self, resolve(policy))

@@ -4,7 +4,8 @@
 
 Perplexity of held-out text read through the cache token by token, context committed, under the
 choices of arXiv 2402.02750, table 3: keys grouped per channel and values per token, and the other
-three ways, at two bits; then KIVI itself at 2 and 4 bits. Writes `kivi-quality` and `kivi-memory`.
+three ways, at two bits; then KIVI itself at 2, 4 and 8 bits. Writes `kivi-quality` and
+`kivi-memory`.
 """
 
 import math
@@ -45,9 +46,12 @@ def quality_policies() -> dict:
     return {
         "full": full(),
         **grouped,
+        # as "K channel, V token" above, but every value leaves the tail alone, as in the paper
+        "KIVI-2, R 32": kivi(2, residual=32),
         "KIVI-2, R 128": kivi(2),
         "KIVI-4, R 32": kivi(4, residual=32),
         "KIVI-4, R 128": kivi(4),
+        "KIVI-8, R 128": kivi(8),
     }
 
 

@@ -82,6 +82,13 @@ def attend(
 
     queries = {phase: turn(q, phase).reshape(grouped) for phase in positions}
     items = Items(k=turn(k, "absolute"), v=v, pos=ctx.positions[:, None])
+    if ctx.pending is not None:
+        if policy.observe:
+            raise ValueError(
+                f"policy {policy.name!r} weighs tokens by what they receive, which a tree that "
+                "grows level by level does not know; draft with full, kivi or streaming"
+            )
+        items = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), ctx.pending, items)
     length, reads = ctx.length, ctx.reads
     commits_first = policy.commit_first and size == 1
     if commits_first:

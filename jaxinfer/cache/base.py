@@ -49,7 +49,9 @@ class StepContext:
 
     Fresh token i of row b has position `length[b] + offset[b, i]`. In a chain `offset` counts up
     and `visible` is None (token i sees tokens j <= i). In a tree `offset` is the depth, `visible`
-    the ancestors-or-self and `parent` the index of each node's parent (for recurrent mixers).
+    the ancestors-or-self and `parent` the index of each node's parent (for recurrent mixers). A
+    tree that grows level by level reads its new nodes behind the P that earlier calls added and
+    nobody has committed: `pending` are those of the layer, `visible` is bool[B|1, T, P + T].
     `reads` is False when every row is empty, so that stored segments need not be read at all.
     """
 
@@ -58,6 +60,7 @@ class StepContext:
     valid: Leaf  # bool[B, T]
     visible: Leaf = None  # bool[B|1, T, T] or None
     parent: Leaf = None  # i32[B, T] or None
+    pending: Leaf = None  # Items of one layer, or None
     is_tree: bool = field(default=False, metadata={"static": True})
     reads: bool = field(default=True, metadata={"static": True})
 
@@ -283,11 +286,13 @@ class PerLayer(Policy):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """All rows' committed tokens. `layers[i]` is layer i's mixer state."""
+    """All rows' committed tokens. `layers[i]` is layer i's mixer state. `pending` are the fresh
+    tokens, per layer, of earlier calls that the next one sees too (see `StepContext`)."""
 
     length: Leaf  # i32[B]
     layers: tuple[Leaf, ...]
     shared: Leaf = None  # what all layers share, such as a page table
+    pending: tuple[Leaf, ...] = ()
     policies: tuple[Policy, ...] = field(default=(), metadata={"static": True})
 
 

@@ -40,7 +40,10 @@ def seer(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> Se
 
 @dataclass(frozen=True, kw_only=True)
 class FreshTokens:
-    """The fresh tokens of one layer; `queries` [B, K, G, T, H] and `positions` [B, T] by phase."""
+    """The fresh tokens of one layer; `queries` [B, K, G, T, H] and `positions` [B, T] by phase.
+
+    There are more keys than queries where earlier calls left tokens pending.
+    """
 
     policy: Policy
     spec: AttentionSpec
@@ -95,9 +98,11 @@ class FreshTokens:
 
         `more` are (array, axis of its queries), `axis` is that of the queries in the results.
         """
-        ctx, size = self.ctx, self.items.v.shape[2]
+        ctx, size = self.ctx, self.ctx.valid.shape[1]
         split = len(self._parts()) > 1
         k_pos = self.items.pos[:, :, :keys]
+        pending = self.items.v.shape[2] - size
+        valid = jnp.pad(ctx.valid, [(0, 0), (pending, 0)], constant_values=True)[:, None, :keys]
 
         def run(first, count: int):
             def rows(x: Array, axis: int) -> Array:
@@ -110,7 +115,7 @@ class FreshTokens:
                 visible = below[None]
             else:
                 visible = rows(ctx.visible, 1)[:, :, :keys]
-            visible = (visible & ctx.valid[:, None, :keys])[:, None]
+            visible = (visible & valid)[:, None]
             if split:
                 is_sink = (k_pos < self.policy.sinks)[:, :, None]
                 visible = visible & (is_sink if phase == "in_cache" else ~is_sink)

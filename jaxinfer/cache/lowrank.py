@@ -4,7 +4,8 @@ The last tier of a policy absorbs what the others evict: with feature maps phi (
 (keys), `num += psi(k)^T v` and `den += psi(k)^T` (equations 4-5 there). A query sees the state as
 one more partial softmax, `phi(q) num` over `phi(q) den`, merged with the tokens that are kept
 (equation 3); with kernels of zero it is the identity of the merge, bit for bit. Everything is
-float32: the state sums over thousands of tokens. Bytes per row and layer: `4 * K * R * (H + 1)`.
+float32 (float64 of a float64 cache): the state sums over thousands of tokens. Bytes per row and
+layer: `4 * K * R * (H + 1)`.
 
 The maps see keys and queries as attention does, rotated; they are `FeatureMaps` of
 `jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less`.
@@ -50,7 +51,7 @@ class FeatureSegment:
         return Partial(
             jnp.where(some[..., None], acc, 0.0),
             jnp.where(some, jnp.log(total), NEGATIVE),
-            some.astype(jnp.float32),
+            some.astype(total.dtype),
         )
 
     def key_mass(self, spec, q, q_pos, see, lse):
@@ -78,10 +79,9 @@ class LowRank:
             )
 
     def init(self, geometry: Geometry, batch: int) -> LowRankState:
-        shape = (batch, geometry.num_kv_heads, self.rank)
+        shape, dtype = (batch, geometry.num_kv_heads, self.rank), _dtype(geometry)
         return LowRankState(
-            num=jnp.zeros((*shape, geometry.head_dim), jnp.float32),
-            den=jnp.zeros(shape, jnp.float32),
+            num=jnp.zeros((*shape, geometry.head_dim), dtype), den=jnp.zeros(shape, dtype)
         )
 
     def kept(self, n_in: Array) -> Array:
@@ -101,7 +101,7 @@ class LowRank:
         gone = jnp.arange(items.v.shape[2], dtype=jnp.int32) < count[:, None, None]
         # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
         psi = jnp.where(gone[..., None], psi, 0.0)
-        values = jnp.where(gone[..., None], items.v.astype(jnp.float32), 0.0)
+        values = jnp.where(gone[..., None], items.v.astype(state.num.dtype), 0.0)
         num = state.num + jnp.einsum("bkar,bkah->bkrh", psi, values)
         new = replace(state, num=num, den=state.den + psi.sum(axis=2))
         return new, None, jnp.zeros_like(count)
@@ -110,15 +110,20 @@ class LowRank:
         return state
 
     def bytes_per_row(self, geometry: Geometry) -> int:
-        return 4 * geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)
+        numbers = geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)
+        return numbers * _dtype(geometry).itemsize
 
 
 def features(which: str, kernels: Params, x: Array) -> Array:
-    """phi of queries or psi of keys, f32[B, N or K, T, R]."""
+    """phi of queries or psi of keys, [B, N or K, T, R]."""
     from jaxinfer.nn.feature_map import FeatureMaps  # flax is slow to import
 
     maps = FeatureMaps.for_kernels(kernels)
-    return jnp.asarray(maps.apply({"params": kernels}, x.astype(jnp.float32), method=which))
+    return jnp.asarray(maps.apply({"params": kernels}, x, method=which))
+
+
+def _dtype(geometry: Geometry) -> jnp.dtype:
+    return jnp.result_type(jnp.dtype(geometry.dtype), jnp.float32)
 
 
 def _kernels(aux: Params | None) -> Params:

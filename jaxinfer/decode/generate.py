@@ -25,6 +25,7 @@ from jaxinfer.decode.engine import (
     repeat_rows,
     seen_tokens,
 )
+from jaxinfer.decode.loop import plain_step
 from jaxinfer.decode.options import ENDLESS, Options, parse_options
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.decode.text import TextStream, special_tokens
@@ -47,6 +48,7 @@ class Stats(Mapping):
     tokens_per_s: float
     tokens_per_step: float
     cache_bytes: int
+    step_tokens: tuple[int, ...] = ()  # speculative steps of a row by tokens emitted: 0, 1, 2, ...
 
     def __getitem__(self, name: str) -> Any:
         return asdict(self)[name]
@@ -167,6 +169,9 @@ class Run:
         check_fits(lm, self.policy, len(self.rows), self.capacity, read, allocates=allocates)
 
         self.endless = most == ENDLESS
+        self.contexts = [self.prefix_tokens + row for row in self.rows]
+        self.ahead = None if opts.draft is None else lm.ahead(opts.draft, self)
+        self.step = plain_step if self.ahead is None else self.ahead.step
         # A session remembers all of its text; its tokens are read out as they come.
         kept = ENDLESS_KEPT if self.endless and not consume else None
         self.tokens: list[deque[int]] = [deque(maxlen=kept) for _ in self.rows]
@@ -178,7 +183,9 @@ class Run:
         self.has_stop_strings = any(strings)
         self.state: DecodeState | None = None
         self.read_out = np.zeros(len(self.rows), np.int64)  # tokens of each row that were
+        self.dropped = np.zeros(len(self.rows), np.int64)  # of these, behind a stop string
         self.steps, self.finished = 0, False
+        self.step_tokens: tuple[int, ...] = ()
         self.times = {"prefill": 0.0, "decode": 0.0}
         self._compiled = self.engine.compile_s
         self._cache_bytes = 0
@@ -194,16 +201,21 @@ class Run:
     def pieces(self, steps: int) -> Iterator[list[str]]:
         """Runs to the end, `steps` model steps at a time, yielding each row's new text.
 
-        With stop strings one step at a time, so that no token behind a stop string is kept.
+        With stop strings one step at a time, so that little is made behind one.
         """
         steps = 1 if self.has_stop_strings else steps
+        if self.endless and self.ahead is not None:  # the buffer must hold what they emit
+            steps = max(1, min(steps, ENDLESS_BUFFER // self.ahead.most))
         cache, logits = self._prefilled()
-        contexts = [self.prefix_tokens + row for row in self.rows]
-        seen = seen_tokens(self.requests, contexts, self.lm.config.vocab_size)
+        seen = seen_tokens(self.requests, self.contexts, self.lm.config.vocab_size)
         size = ENDLESS_BUFFER if self.endless else max(self.limits)
         with self._timed("decode"):
             self.state = state = self.engine.begin(cache, logits, self.requests, seen, size)
             state.done.block_until_ready()
+        if self.ahead is not None:
+            with self._timed("prefill"):
+                self.state = state = self.ahead.begin(state)
+            self.engine = self.ahead.engine
         self._cache_bytes = bytes_of(state.cache.layers)
         while True:
             self.finished = bool(np.asarray(state.done).all())
@@ -215,7 +227,7 @@ class Run:
                 state = replace(state, done=state.done | jnp.asarray(stopped))
             with self._timed("decode"):
                 # Kept before it is waited for: an interrupt of the wait must find it.
-                self.state = state = self.engine.decode(self.requests, state, steps)
+                self.state = state = self.engine.decode(self.requests, state, steps, self.step)
                 state.done.block_until_ready()
 
     def new_text(self) -> list[str]:
@@ -224,20 +236,39 @@ class Run:
         assert state is not None
         tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
         self.steps = int(state.steps)
+        if self.ahead is not None:
+            self.step_tokens = self.ahead.step_tokens(state)
         pieces = []
         for row, stream in enumerate(self.streams):
             new = np.arange(self.read_out[row], written[row]) % tokens.shape[1]
             ids = tokens[row, new].tolist()
-            self.tokens[row] += ids
-            self.log_probs[row] += log_probs[row, new].tolist()
+            piece, kept = self._pushed(stream, ids)
+            self.tokens[row] += ids[:kept]
+            self.log_probs[row] += log_probs[row, new].tolist()[:kept]
             self.read_out[row] = written[row]
-            pieces.append("" if stream is None else stream.push(ids, last=self.finished))
+            self.dropped[row] += len(ids) - kept
+            pieces.append(piece)
         return pieces
+
+    def _pushed(self, stream: TextStream | None, ids: list[int]) -> tuple[str, int]:
+        """The text that `ids` add, and how many of them there are up to a stop string's end."""
+        if stream is None:
+            return "", len(ids)
+        if not self.has_stop_strings:
+            return stream.push(ids, last=self.finished), len(ids)
+        piece = ""
+        for number, token in enumerate(ids):
+            if stream.stopped:
+                return piece, number
+            piece += stream.push([token], last=self.finished and number == len(ids) - 1)
+        return piece + (stream.push([], last=True) if self.finished and not ids else ""), len(ids)
 
     def completions(self) -> list[Completion]:
         """One per row, in order, of what was read out so far."""
-        total, rows = int(self.read_out.sum()), len(self.rows)
-        decode_s = self.times["decode"]
+        total, rows = int((self.read_out - self.dropped).sum()), len(self.rows)
+        decode_s, steps = self.times["decode"], self.steps * rows
+        if self.step_tokens:
+            steps = sum(self.step_tokens)
         stats = Stats(
             prompt_tokens=sum(map(len, self.rows)),
             new_tokens=total,
@@ -245,8 +276,9 @@ class Run:
             decode_s=decode_s,
             compile_s=self.lm.engine.compile_s - self._compiled,
             tokens_per_s=(total - rows) / decode_s if total > rows and decode_s > 0 else 0.0,
-            tokens_per_step=(total - rows) / (self.steps * rows) if self.steps else 1.0,
+            tokens_per_step=(total - rows) / steps if steps else 1.0,
             cache_bytes=self._cache_bytes,
+            step_tokens=self.step_tokens,
         )
         return [
             Completion(

@@ -20,6 +20,7 @@ from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit,
 from jaxinfer.models.stack import commit, forward, unembed
 from jaxinfer.typing import Params
 
+ROWS_OF_LOGITS = 128  # tokens of a row whose logits are held at once
 Step = Callable[[ModelConfig, Params, Requests, DecodeState], DecodeState]
 
 
@@ -109,6 +110,37 @@ def decode(
     return jax.lax.while_loop(unfinished, body, state)
 
 
+def judge(
+    cfg: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """log p(targets) in f32 and whether each is the likeliest token.
+
+    Logits are made for at most 128 tokens of a row at a time: never T x V of them.
+    """
+    batch, size = targets.shape
+    part = size if size <= ROWS_OF_LOGITS else math.gcd(size, ROWS_OF_LOGITS)
+
+    def one(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        states, wanted = piece
+        logits = unembed(cfg, params, states)
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        best = jnp.argmax(logits, axis=-1) == wanted
+        return chosen - jax.nn.logsumexp(logits, axis=-1), best
+
+    pieces = (
+        hidden.reshape(batch, size // part, part, -1).swapaxes(0, 1),
+        targets.reshape(batch, size // part, part).swapaxes(0, 1),
+    )
+    log_probs, best = jax.lax.map(one, pieces)
+    return (
+        log_probs.swapaxes(0, 1).reshape(batch, size),
+        best.swapaxes(0, 1).reshape(batch, size),
+    )
+
+
 def score(
     cfg: ModelConfig,
     params: Params,
@@ -117,25 +149,8 @@ def score(
     targets: Int[Array, "B T"],
     count: Int[Array, " B"],
 ) -> tuple[Cache, Float[Array, "B T"]]:
-    """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens.
-
-    Logits are made for at most 128 tokens at a time, so that a chunk never holds T x V of them.
-    """
-    size = tokens.shape[1]
-    ctx = chain_context(cache.length, count, size)
+    """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens."""
+    ctx = chain_context(cache.length, count, tokens.shape[1])
     out = forward(cfg, params, tokens, cache, ctx, logits="none")
-    part = size if size <= 128 else math.gcd(size, 128)
-
-    def log_probs(piece: tuple[Array, Array]) -> Array:
-        hidden, wanted = piece
-        logits = unembed(cfg, params, hidden)
-        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    batch = tokens.shape[0]
-    pieces = (
-        out.hidden.reshape(batch, size // part, part, -1).swapaxes(0, 1),
-        targets.reshape(batch, size // part, part).swapaxes(0, 1),
-    )
-    found = jax.lax.map(log_probs, pieces).swapaxes(0, 1).reshape(batch, size)
+    found, _ = judge(cfg, params, out.hidden, targets)
     return commit(cfg, params, cache, out.fresh, None, count, found), found

@@ -32,7 +32,8 @@ class Options:
     token. samples: completions per prompt; sample i of seed s draws with
     `fold_in(key(s), i)`, so sample 0 is what one sample gives. policy: cache policy (`ji.full()`, a
     name, a mapping, a list with one per layer). prefix: a `Session` whose tokens come before every
-    prompt, read only once, under its own policy. draft, sparsity: methods of other modules.
+    prompt, read only once, under its own policy. draft: what guesses ahead, a smaller `LM`,
+    "prompt-lookup" or an object of `ji.speculate`. sparsity: no method yet.
     """
 
     policy: Any = None
@@ -48,11 +49,8 @@ class Options:
     limit: int | None = None  # emit fewer tokens than the buffers hold: warm-up
 
     def __post_init__(self):
-        for name in ("draft", "sparsity"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not supported by this model object"
-                )
+        if self.sparsity is not None:
+            raise ValueError(f"sparsity={self.sparsity!r} is not supported by this model object")
         object.__setattr__(self, "samples", _plain(self.samples))
         if not isinstance(self.samples, int) or self.samples < 1:
             raise ValueError(f"samples must be a whole number, at least 1, got {self.samples!r}")

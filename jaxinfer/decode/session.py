@@ -215,9 +215,11 @@ class Session:
         """Takes over what a run has read and made; of one that read nothing, nothing."""
         if run.state is None:
             return
-        lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state))
-        if not lost:
+        deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state))
+        if not deleted:
             run.new_text()  # of an interrupted run, what nobody has seen yet
+        # A speculative step may have committed tokens behind a stop string.
+        lost = deleted or bool(run.dropped.any())
         new = list(run.tokens[0])
         self.capacity = max(self.capacity, run.capacity)
         # The loop read every emitted token but the last one.

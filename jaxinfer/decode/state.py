@@ -38,6 +38,7 @@ class DecodeState:
     done: Leaf  # bool[B]
     seen: Leaf  # bool[B, V], tokens of prompt and output, or bool[B, 1] without a penalty
     steps: Leaf  # i32[], model calls so far
+    speculation: Leaf = None  # what speculative steps carry: `jaxinfer.speculative.step`
 
 
 def step_keys(requests: Requests, state: DecodeState) -> Array:

@@ -5,25 +5,23 @@ the device never holds more than one chunk beside the cache. `peek` reads withou
 how continuations of a session are compared. Adds no shape letters.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from jaxinfer.cache.base import Cache, Policy, bytes_of, chain_context
 from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, grow, padded
 from jaxinfer.decode.generate import check_fits
-from jaxinfer.models.stack import commit, forward, unembed
+from jaxinfer.decode.loop import judge
+from jaxinfer.models.stack import commit, forward
 from jaxinfer.typing import Params
 
 SMALLEST_PIECE = 8  # tokens that a piece is padded to; fewer shapes mean fewer compilations
-ROWS_OF_LOGITS = 128  # tokens whose logits are held at once
 
 
 class Reading(NamedTuple):
@@ -31,35 +29,6 @@ class Reading(NamedTuple):
 
     log_probs: np.ndarray  # f32[B, T]
     best: np.ndarray  # bool[B, T]
-
-
-def judge(
-    cfg: ModelConfig,
-    params: Params,
-    hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """log p(targets) in f32 and whether each is the argmax; never more than 128 logit rows a
-    row."""
-    batch, size = targets.shape
-    part = size if size <= ROWS_OF_LOGITS else math.gcd(size, ROWS_OF_LOGITS)
-
-    def one(piece: tuple[Array, Array]) -> tuple[Array, Array]:
-        states, wanted = piece
-        logits = unembed(cfg, params, states)
-        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-        best = jnp.argmax(logits, axis=-1) == wanted
-        return chosen - jax.nn.logsumexp(logits, axis=-1), best
-
-    pieces = (
-        hidden.reshape(batch, size // part, part, -1).swapaxes(0, 1),
-        targets.reshape(batch, size // part, part).swapaxes(0, 1),
-    )
-    log_probs, best = jax.lax.map(one, pieces)
-    return (
-        log_probs.swapaxes(0, 1).reshape(batch, size),
-        best.swapaxes(0, 1).reshape(batch, size),
-    )
 
 
 def _read(
@@ -131,6 +100,7 @@ class Reader:
     ):
         self.lm = lm
         self.policy = policy.sized(bucket(context, 1))
+        self.policy.warn_beyond(lm.config.max_positions)
         self.chunk = (CHUNK if policy.chunk_invariant else 1) if chunk is None else chunk
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, got {chunk}")

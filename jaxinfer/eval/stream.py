@@ -23,8 +23,9 @@ from jaxinfer.cache.base import Policy
 from jaxinfer.cache.presets import resolve
 from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
+from jaxinfer.decode.loop import judge
 from jaxinfer.eval.documents import regrouped
-from jaxinfer.eval.reader import Reader, judge
+from jaxinfer.eval.reader import Reader
 from jaxinfer.models.stack import forward
 from jaxinfer.typing import Params
 
@@ -112,7 +113,6 @@ def stream_perplexity(
     """
     policy = resolve(policy)
     most = lm.config.max_positions
-    policy.warn_beyond(most)
     end = limit if limit is not None else LONGEST if policy.endless else most
     end = min(end, most if lm.config.positions == "learned" else LONGEST)
     reader = Reader(lm, policy, most, chunk=chunk)

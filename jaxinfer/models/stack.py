@@ -6,6 +6,7 @@ pipeline stage can run a part of them.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ NO_CACHE = Policy(name="none")
 
 class Output(NamedTuple):
     """`logits` f32 [B, T, V] ("last": [B, 1, V], "none": None), `hidden` [B, T, D] after the final
-    norm, `fresh` per layer."""
+    norm, `fresh` per layer: all that is not committed, so `cache.pending` and the T tokens."""
 
     logits: Leaf
     hidden: Leaf
@@ -129,16 +130,18 @@ def blocks(
     layers = range(cfg.num_layers) if layers is None else layers
     phases: dict[Policy, dict] = {}
     fresh = []
-    for index, layer, state, policy in zip(
-        layers, params["layers"], cache.layers, cache.policies, strict=True
+    pending = cache.pending or (None,) * len(layers)
+    for index, layer, state, policy, waiting in zip(
+        layers, params["layers"], cache.layers, cache.policies, pending, strict=True
     ):
         if policy not in phases:
             phases[policy] = rotations(policy, cfg.rope, ctx)
         name, mixer = mixer_of(layer)
         with jax.named_scope(f"layer{index}"):
             normed = norm(layer["attn_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+            here = ctx if waiting is None else replace(ctx, pending=waiting)
             mixed, added = mixer.read(
-                cfg, policy, layer[name], state, normed, ctx, phases[policy], index
+                cfg, policy, layer[name], state, normed, here, phases[policy], index
             )
             fresh.append(added)
             if not cfg.parallel_block:

@@ -1,6 +1,6 @@
 """LESS's learned kernels: feature maps of queries and keys whose product stands for exp(logit).
 
-arXiv 2402.09398, section 3 (equations 1-2); per head, without biases, erf GELU, all float32:
+arXiv 2402.09398, section 3 (equations 1-2); per head, without biases, erf GELU, float32 or wider:
 
     phi(q) = | gelu(gelu(q Wq1) Wq2) |                                      queries, N heads
     u = |s| gelu(gelu(k Wk1) Wk2),   psi(k) = | u + (u W3) s' |             keys, K heads
@@ -84,7 +84,8 @@ class FeatureMaps(nn.Module):
     def _two_layers(self, x: Array, inner: Array, outer: Array, train: bool) -> Array:
         # Heads first: XLA CPU differentiates batched products with inner batch axes 3 times slower.
         batch, heads, size, width = x.shape
-        x = x.astype(jnp.float32).transpose(1, 0, 2, 3).reshape(heads, batch * size, width)
+        x = x.astype(jnp.result_type(x, jnp.float32))
+        x = x.transpose(1, 0, 2, 3).reshape(heads, batch * size, width)
         x = jnp.einsum("nth,nhe->nte", x, inner)
         x = _gelu(self.drop(x, deterministic=not train))
         x = _gelu(jnp.einsum("nte,ner->ntr", x, outer))

@@ -10,7 +10,7 @@ Axis letter R: rotary_dim / 2.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxinfer.typing import Leaf
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles, times the attention factor: two f32[B, T, R]."""
+    """Cosines and sines of the angles, times the attention factor: two arrays [B, T, R]."""
 
     cos: Leaf
     sin: Leaf
@@ -44,8 +44,10 @@ def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
     raise ValueError(f"unknown rope scaling {rope.scaling!r}; known are none, linear, llama3, yarn")
 
 
-def rotation(rope: RopeConfig, positions: Int[Array, "B T"], *, exact: bool = False) -> Rotation:
-    """The rotation of tokens at `positions`, f32.
+def rotation(
+    rope: RopeConfig, positions: Int[Array, "B T"], *, exact: bool = False, dtype: Any = jnp.float32
+) -> Rotation:
+    """The rotation of tokens at `positions`, in `dtype`.
 
     The angles are those of the reference implementations, whose float32 products are wrong by
     1e-3 radian at position 1e5 and 2e-2 at 4e6. `exact` counts turns in integers instead, which
@@ -56,19 +58,20 @@ def rotation(rope: RopeConfig, positions: Int[Array, "B T"], *, exact: bool = Fa
         turns = np.round(frequencies.astype(np.float64) / (2 * math.pi) * 2.0**32)
         phase = positions[..., None].astype(jnp.uint32) * jnp.asarray(turns.astype(np.uint32))
         signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
-        angles = signed.astype(jnp.float32) * jnp.float32(2 * math.pi / 2.0**32)
+        angles = signed.astype(dtype) * jnp.asarray(2 * math.pi / 2.0**32, dtype)
     else:
-        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies)
-    scale = jnp.float32(rope.attention_factor)
+        angles = positions[..., None].astype(dtype) * jnp.asarray(frequencies)
+    scale = jnp.asarray(rope.attention_factor, dtype)
     return Rotation(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
 
 
 def rotate(x: Float[Array, "B N T H"], rotation: Rotation) -> Float[Array, "B N T H"]:
-    """`x` with its first 2 R channels rotated; computed in f32, returned in the dtype of `x`."""
-    half = rotation.cos.shape[-1]
+    """`x` with its first 2 R channels rotated; computed in f32 or wider, returned in the dtype of
+    `x`."""
+    half, dtype = rotation.cos.shape[-1], jnp.result_type(x, jnp.float32)
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
-    first = x[..., :half].astype(jnp.float32)
-    second = x[..., half : 2 * half].astype(jnp.float32)
+    first = x[..., :half].astype(dtype)
+    second = x[..., half : 2 * half].astype(dtype)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     rotated = rotated.astype(x.dtype)
     if 2 * half == x.shape[-1]:

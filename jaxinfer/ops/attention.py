@@ -5,7 +5,7 @@ running maximum and the running normaliser, all float32. `merge` is associative,
 packed tokens and the fresh tokens of a call are attended to apart and merged (flash decoding, arXiv
 2311.01282, section 3). Extra letter: J keys of one segment, G query heads per key/value head.
 Queries come grouped, [B, K, G, T, H]. The matrix products read keys and values in their storage
-dtype and accumulate in float32.
+dtype and accumulate in float32; where inputs are float64 (a check of the algebra) so is everything.
 """
 
 from dataclasses import dataclass
@@ -40,20 +40,21 @@ class AttentionSpec:
 
 def empty_partial(q: Float[Array, "B K G T H"]) -> Partial:
     """The identity of `merge`."""
+    dtype = jnp.result_type(q, jnp.float32)
     return Partial(
-        jnp.zeros(q.shape, jnp.float32),
-        jnp.full(q.shape[:-1], NEGATIVE, jnp.float32),
-        jnp.zeros(q.shape[:-1], jnp.float32),
+        jnp.zeros(q.shape, dtype),
+        jnp.full(q.shape[:-1], NEGATIVE, dtype),
+        jnp.zeros(q.shape[:-1], dtype),
     )
 
 
 def sink_partial(q: Float[Array, "B K G T H"], sink: Float[Array, " N"]) -> Partial:
     """A softmax that has seen one key of logit `sink` per head and value 0 (arXiv 2309.17453,
     section 3.3: a logit of 0 is SoftMax-off-by-one)."""
-    peak = sink.astype(jnp.float32).reshape(1, q.shape[1], q.shape[2], 1)
     empty = empty_partial(q)
+    peak = sink.astype(empty.peak.dtype).reshape(1, q.shape[1], q.shape[2], 1)
     peak = jnp.broadcast_to(jnp.maximum(peak, NEGATIVE), empty.peak.shape)
-    return Partial(empty.acc, peak, jnp.where(peak > NEGATIVE, 1.0, 0.0))
+    return Partial(empty.acc, peak, (peak > NEGATIVE).astype(peak.dtype))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
@@ -86,12 +87,13 @@ def scores(
     to a constant that the softmax removes.
     """
     dims = "bkgth,bkhj->bkgtj" if layout == "BKHS" else "bkgth,bkjh->bkgtj"
-    s = jnp.einsum(dims, q, k, preferred_element_type=jnp.float32) * spec.scale
+    dtype = jnp.result_type(q, k, jnp.float32)
+    s = jnp.einsum(dims, q, k, preferred_element_type=dtype) * spec.scale
     if spec.softcap is not None:
         s = spec.softcap * jnp.tanh(s / spec.softcap)
     if spec.slopes is not None:
-        slopes = jnp.asarray(spec.slopes, jnp.float32).reshape(1, q.shape[1], q.shape[2], 1, 1)
-        s = s - slopes * distance[:, :, None].astype(jnp.float32)
+        slopes = jnp.asarray(spec.slopes, dtype).reshape(1, q.shape[1], q.shape[2], 1, 1)
+        s = s - slopes * distance[:, :, None].astype(dtype)
     return s
 
 
@@ -110,7 +112,7 @@ def partial_attention(
     s = jnp.where(mask, s, NEGATIVE)  # before the exponential: no overflow, so no NaN in gradients
     peak = jnp.max(s, axis=-1)
     p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
-    acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=s.dtype)
     return Partial(acc, peak, p.sum(axis=-1))
 
 

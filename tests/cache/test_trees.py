@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import StepContext, chain_context
+from jaxinfer.cache.base import StepContext
 from tests.cache.stepping import Stepper, close
 from tests.factories import random_tokens
 from tests.policies import settings
@@ -53,11 +53,8 @@ def test_every_path_of_a_tree_equals_the_same_tokens_as_a_chain(model, policy):
     nodes = random_tokens(ROWS, len(PARENT), seed=5)
     logits, _ = stepper.read(cache, nodes, tree_context(cache.length))
     for path in PATHS:
-        chain = np.zeros_like(nodes)
-        chain[:, : len(path)] = nodes[:, list(path)]
-        count = jnp.full((ROWS,), len(path), jnp.int32)
-        linear, _ = stepper.read(cache, chain, chain_context(cache.length, count, nodes.shape[1]))
-        np.testing.assert_allclose(logits[:, list(path)], linear[:, : len(path)], **close())
+        _, linear = stepper.step(cache, nodes[:, list(path)])
+        np.testing.assert_allclose(logits[:, list(path)], linear, **close())
 
 
 @pytest.mark.parametrize("model, policy", CASES)

@@ -4,6 +4,7 @@ The model is a random Llama of two layers. Compiling takes seconds, so that one 
 is fast and the other combinations are marked slow.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -33,6 +34,8 @@ CFG = ModelConfig(
     max_positions=32768,
     rope=RopeConfig(rotary_dim=16),
 )
+# Another layer would be compiled the same way; the dense cache has two above.
+ONE_LAYER = replace(CFG, num_layers=1)
 SMALL, LARGE = 512, 16384
 slow = pytest.mark.slow
 needs_compiler = pytest.mark.skipif(
@@ -42,7 +45,7 @@ needs_compiler = pytest.mark.skipif(
 
 def assert_structure(case, executable, batch, capacity, backend):
     leaves = case.cache_leaves
-    assert len(leaves) >= 2 * CFG.num_layers
+    assert len(leaves) >= 2
     assert hlo.cache_sized_copies(executable, leaves) == []
     assert hlo.unaliased_leaves(executable, leaves) == []
     memory = hlo.memory(executable)
@@ -95,8 +98,8 @@ def test_decoding_on_an_h200_copies_no_cache(dtype, batch, capacity):
     assert hlo.fusion_count(executable) <= 40 * CFG.num_layers  # measured: 50 to 67 for two layers
 
 
-def less(base):
-    return with_random_kernels(over(base), CFG)
+def less(base, cfg=ONE_LAYER):
+    return with_random_kernels(over(base), cfg)
 
 
 # Sizes at which a block of a read is no half of a leaf with keys, values, codes or scales, and the
@@ -114,9 +117,8 @@ HUGE = 65536
 
 
 def case_of(name: str, dtype: str, backend: str):
-    return decode_case(
-        CFG, abstract_params(CFG, jnp.dtype(dtype)), POLICIES[name], HUGE, 2, backend
-    )
+    params = abstract_params(ONE_LAYER, jnp.dtype(dtype))
+    return decode_case(ONE_LAYER, params, POLICIES[name], HUGE, 2, backend)
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=slow)])
@@ -136,7 +138,7 @@ def test_no_policy_copies_its_cache_on_an_h200(name, dtype):
         case.program, *case.arguments, compiler_options=gpu_target.SPILLS_ARE_ERRORS
     )
     assert_structure(case, executable, 2, HUGE, "gpu")
-    assert hlo.fusion_count(executable) <= 80 * CFG.num_layers  # measured: 67 to 152 for two layers
+    assert hlo.fusion_count(executable) <= 90  # measured: 86 at most
 
 
 STEPPED = {  # state changes within a few steps
@@ -144,7 +146,7 @@ STEPPED = {  # state changes within a few steps
     "kivi": kivi(bits=4, group=8, residual=8),
     "streaming": streaming(sinks=2, window=6),
     "h2o": h2o(heavy=4, recent=4),
-    "less": less(h2o(heavy=4, recent=4)),
+    "less": less(h2o(heavy=4, recent=4), CFG),
 }
 
 

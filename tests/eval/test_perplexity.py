@@ -128,6 +128,13 @@ def test_a_reader_judges_rows_side_by_side():
     assert (best == (likeliest == tokens[:, 1:])).all()
 
 
+def test_a_reader_warns_of_more_positions_than_were_trained():
+    lm = lm_of()
+    Reader(lm, ji.streaming(4, 4091), 64)
+    with pytest.warns(UserWarning, match="spans 4097 positions .* exceed the 4096 positions"):
+        Reader(lm, ji.streaming(4, 4092), 64)
+
+
 def test_a_token_stream_has_its_limit_and_repeats_its_texts():
     lm = lm_of()
     texts = [[1, 2, 3], [4, 5]]

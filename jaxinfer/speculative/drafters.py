@@ -1,0 +1,238 @@
+"""Drafters: what grows a tree of guesses in front of the target.
+
+A drafter is static (hashable, closed over by the compiled step); its state is a pytree inside the
+loop. `propose` reads and never writes, `commit` keeps what the target accepted.
+
+Letters: N nodes with the root; L levels; A accepted tokens at most (= L).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxinfer.cache.base import Cache, StepContext, chain_context
+from jaxinfer.compile.layout import row_major
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.sampling import SamplerRows
+from jaxinfer.models.stack import commit, forward
+from jaxinfer.speculative.proposal import Draws, Proposal, draw_children, support
+from jaxinfer.speculative.topology import Topology
+from jaxinfer.speculative.verify import Rule, seen_at
+from jaxinfer.typing import Leaf, Params
+
+Method = Literal["sequoia", "specinfer", "top-k", "naive"]
+
+# How children are drawn from a model's distribution, and how they are verified.
+METHODS: dict[Method, tuple[Draws, Rule]] = {
+    "sequoia": ("without_replacement", "without_replacement"),  # arXiv 2402.12374
+    "specinfer": ("with_replacement", "with_replacement"),  # arXiv 2305.09781
+    "top-k": ("top", "point"),
+    "naive": ("with_replacement", "point"),
+}
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    @property
+    def rule(self) -> Rule:
+        """How its proposals are verified."""
+        ...
+
+    def check(self, topology: Topology) -> None:
+        """Refuses a tree that it cannot fill."""
+        ...
+
+    def propose(
+        self,
+        params: Params,
+        topology: Topology,
+        sampler: SamplerRows,
+        keys: Array,
+        state: Leaf,
+        root: Array,
+        seen: Array,
+    ) -> tuple[Proposal, Leaf]:
+        """The tree behind the token `root` i32[B], and what `commit` needs of it."""
+        ...
+
+    def commit(
+        self,
+        params: Params,
+        topology: Topology,
+        state: Leaf,
+        drafted: Leaf,
+        proposal: Proposal,
+        path: Array,
+        emitted: Array,
+        count: Array,
+    ) -> Leaf:
+        """The state after `emitted[b, :count[b]]`, whose nodes are `path` shifted by one."""
+        ...
+
+
+class ModelState(NamedTuple):
+    """A draft model's cache holds every committed token but the last one, which is `previous`: the
+    last token of an accepted path may be a leaf, which no draft pass has read."""
+
+    cache: Cache
+    previous: Leaf  # i32[B]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDrafter:
+    """A smaller model, an early exit of the target, or the target under a cheaper policy.
+
+    `size`: tokens of the support (M). Draft passes per step: L - 1, since leaves need none.
+    """
+
+    cfg: ModelConfig
+    size: int = 64
+    method: Method = "sequoia"
+
+    @property
+    def rule(self) -> Rule:
+        return METHODS[self.method][1]
+
+    def check(self, topology: Topology) -> None:
+        if topology.branching > self.size:
+            raise ValueError(
+                f"a node of the tree has {topology.branching} children, but the draft proposes "
+                f"{self.size} tokens; raise support={self.size}"
+            )
+
+    def propose(self, params, topology, sampler, keys, state: ModelState, root, seen):
+        batch, cache = root.shape[0], state.cache
+        known = jnp.stack([state.previous, root], axis=1)
+        two = jnp.full((batch,), 2, jnp.int32)
+        ctx = chain_context(cache.length, two, 2)
+        out = forward(self.cfg, params, self._readable(known), cache, ctx, logits="last")
+        tokens, picks = root[:, None], jnp.zeros((batch, 1), jnp.int32)
+        draws = METHODS[self.method][0]
+        ids, logits = [], []
+        for level, (parents, breadth, row, rank) in enumerate(topology.growth):
+            if level > 0:
+                ctx = level_context(topology, level, cache.length)
+                cache = replace(cache, pending=out.fresh)
+                out = forward(self.cfg, params, self._readable(tokens[:, parents]), cache, ctx)
+            above = topology.ancestors[parents][:, : tokens.shape[1]]
+            found, log_q = support(
+                out.logits, self.size, sampler, seen_at(above, tokens, seen),
+                params.get("draft_vocabulary"),
+            )  # fmt: skip
+            level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, level)
+            place = draw_children(draws, level_keys, log_q, sampler, breadth)
+            pick = place[:, row, rank]
+            drawn = jnp.take_along_axis(found[:, row], pick[..., None], axis=-1)[..., 0]
+            tokens = jnp.concatenate([tokens, drawn], axis=1)
+            picks = jnp.concatenate([picks, pick], axis=1)
+            ids.append(found)
+            logits.append(log_q)
+        proposal = Proposal(
+            tokens, picks, jnp.concatenate(ids, axis=1), jnp.concatenate(logits, axis=1)
+        )
+        return proposal, out.fresh
+
+    def commit(self, params, topology, state, drafted, proposal, path, emitted, count):
+        place = np.zeros(topology.nodes, np.int32)
+        order = pass_order(topology)
+        place[order] = 1 + np.arange(len(order))
+        first = jnp.zeros_like(path[:, :1])  # `previous`
+        take = jnp.concatenate([first, jnp.asarray(place)[path[:, :-1]]], axis=1)
+        cache = commit(self.cfg, params, state.cache, drafted, take, count, proposal.tokens[:, -1])
+        # The last token that is committed now: the one before the last that was emitted.
+        end = jnp.maximum(count - 1, 0)[:, None]
+        nodes = jnp.take_along_axis(path, end, axis=1)
+        last = jnp.take_along_axis(proposal.tokens, nodes, axis=1)[:, 0]
+        cache = replace(cache, layers=row_major(cache.layers))
+        return ModelState(cache, jnp.where(count > 0, last, state.previous))
+
+    def _readable(self, tokens: Array) -> Array:
+        """A draft may know fewer tokens than the target; it reads another one for those."""
+        return jnp.minimum(tokens, self.cfg.vocab_size - 1)
+
+
+def pass_order(topology: Topology) -> np.ndarray:
+    """The nodes that a draft model reads, in order: those with children."""
+    return np.flatnonzero(topology.child_count)
+
+
+def level_context(topology: Topology, level: int, length: Int[Array, " B"]) -> StepContext:
+    """The context of a level's branching nodes behind the draft cache, the token before the root,
+    the root and the branching nodes above."""
+    nodes = topology.growth[level].parents
+    order = pass_order(topology)
+    order = order[order <= nodes[-1]]
+    visible = topology.ancestors[nodes][:, order]
+    visible = np.concatenate([np.ones((len(nodes), 1), bool), visible], axis=1)
+    shape = (length.shape[0], len(nodes))
+    return StepContext(
+        length=length,
+        offset=jnp.full(shape, 1 + level, jnp.int32),
+        valid=jnp.ones(shape, bool),
+        visible=jnp.asarray(visible)[None],
+        is_tree=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupDrafter:
+    """Prompt lookup: the tokens that followed the text's last tokens when these came before.
+
+    No model. The longest match of up to `longest` tokens wins, of equals the latest; chain i of the
+    tree follows the i-th best match. A text that ends where it repeats itself is continued
+    periodically. Without a match the guesses are worthless but harmless.
+    """
+
+    longest: int = 4
+
+    @property
+    def rule(self) -> Rule:
+        return "point"
+
+    def check(self, topology: Topology) -> None:
+        if (topology.child_count[1:] > 1).any():
+            raise ValueError(
+                f"prompt lookup continues chains and cannot fill this tree ({topology}); choose "
+                "Topology.chain(n) or Topology.k_chains(k, n)"
+            )
+
+    def propose(self, params, topology, sampler, keys, state: Array, root, seen):
+        history, length = state
+        batch, room = history.shape
+        place = jnp.arange(room)
+        end = length - 1  # of the root
+        same = jnp.zeros((batch, room), jnp.int32)
+        going = place < end[:, None]
+        for back in range(self.longest):
+            wanted = jnp.take_along_axis(history, jnp.maximum(end - back, 0)[:, None], axis=1)
+            earlier = jnp.roll(history, back, axis=1)
+            going = going & (earlier == wanted) & (place >= back) & (end[:, None] >= back)
+            same = same + going
+        chains = max(int(topology.child_count[0]), 1)
+        score = jnp.where(same > 0, same * room + place, -1)
+        _, start = jax.lax.top_k(score, min(chains, room))
+        node = np.arange(topology.nodes)
+        chain = np.zeros(topology.nodes, np.int32)  # the child of the root above each node
+        for child in range(1, topology.nodes):
+            parent = topology.parent[child]
+            chain[child] = topology.rank[child] if parent == 0 else chain[parent]
+        begin = start[:, np.minimum(chain, start.shape[1] - 1)]
+        period = jnp.maximum(end[:, None] - begin, 1)
+        index = begin + 1 + (jnp.asarray(topology.depth) - 1) % period
+        tokens = jnp.take_along_axis(history, jnp.minimum(index, room - 1), axis=1)
+        tokens = jnp.where(node == 0, root[:, None], tokens)
+        parents = pass_order(topology)
+        children = topology.first_child[parents][:, None] + np.arange(topology.branching)
+        ids = tokens[:, np.minimum(children, topology.nodes - 1)]
+        picks = jnp.broadcast_to(jnp.asarray(topology.rank, jnp.int32), tokens.shape)
+        return Proposal(tokens, picks, ids, jnp.zeros(ids.shape, jnp.float32)), None
+
+    def commit(self, params, topology, state, drafted, proposal, path, emitted, count):
+        history, length = state
+        rows, order = jnp.arange(history.shape[0])[:, None], jnp.arange(emitted.shape[1])
+        index = jnp.where(order < count[:, None], length[:, None] + order, history.shape[1])
+        return history.at[rows, index].set(emitted, mode="drop"), length + count

@@ -1,0 +1,211 @@
+"""`speculate`: a target with a draft in front of it, an object like an `LM`.
+
+spec = ji.speculate(target=lm, draft=small, topology=ji.Topology.optimal(p, nodes=16, levels=6))
+spec.generate(["The capital of France is"])[0].stats.tokens_per_step
+
+The text is the target's own: at temperature 0 the same tokens, else the same distribution.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache.base import Policy
+from jaxinfer.cache.presets import full, resolve
+from jaxinfer.decode.engine import Engine, bucket
+from jaxinfer.decode.generate import Completion, Run, Stream, capacity_for, check_fits
+from jaxinfer.decode.state import DecodeState
+from jaxinfer.lm import LM
+from jaxinfer.speculative.drafters import (
+    METHODS,
+    Drafter,
+    LookupDrafter,
+    Method,
+    ModelDrafter,
+    ModelState,
+)
+from jaxinfer.speculative.step import TreeStep
+from jaxinfer.speculative.topology import Topology
+
+PROMPT_LOOKUP = "prompt-lookup"
+DEFAULT_TREE = Topology.chain(4)  # pays nearly everywhere; `topology="auto"` measures instead
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Speculator:
+    """See `speculate`. `generate`, `stream`, `chat` and `score` take the options of `LM`."""
+
+    target: LM
+    draft: LM | None  # None: prompt lookup
+    topology: Topology
+    draft_policy: Policy | None = None
+    drafter: Drafter = field(repr=False)
+
+    def generate(self, prompts: Any, **options: Any) -> list[Completion]:
+        return self.target.generate(prompts, **{**options, "draft": self})
+
+    def stream(self, prompt: Any, **options: Any) -> Stream:
+        return self.target.stream(prompt, **{**options, "draft": self})
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Completion:
+        return self.target.chat(messages, **{**options, "draft": self})
+
+    def score(self, *arguments: Any, **options: Any) -> Any:
+        """The target's: a draft changes no probability."""
+        return self.target.score(*arguments, **options)
+
+
+def speculate(
+    target: LM,
+    draft: "LM | Speculator | str",
+    topology: Topology | None = None,
+    *,
+    method: Method = "sequoia",
+    support: int = 64,
+    policy: Any = None,
+) -> Speculator:
+    """Puts a draft in front of `target`.
+
+    Args:
+        target: the model whose text is wanted.
+        draft: a smaller `LM` of the same tokenizer, or "prompt-lookup" (arXiv 2304.04487), which
+            continues the text as it went on before.
+        topology: the tree that is drafted per step; the default is a chain of three tokens.
+        method: "sequoia" (arXiv 2402.12374) draws children without replacement; "specinfer" with
+            replacement (arXiv 2305.09781), "top-k" and "naive" are there to compare with.
+        support: tokens that a draft model proposes from, at a node (section 4.2 of the notes: the
+            likeliest ones of the draft; more of them pay at high temperatures).
+        policy: the draft's cache policy; the default keeps everything.
+
+    Raises:
+        ValueError: for a draft whose tokens are not the target's, or a tree that it cannot fill.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
+    topology = DEFAULT_TREE if topology is None else topology
+    if not isinstance(topology, Topology):
+        raise ValueError(f"topology must be a Topology, got {topology!r:.80}")
+    if isinstance(draft, str):
+        if draft != PROMPT_LOOKUP:
+            raise ValueError(f'draft must be a model or "{PROMPT_LOOKUP}", got {draft!r}')
+        model, drafter = None, LookupDrafter()
+    elif isinstance(draft, LM):
+        check_vocabularies(target, draft)
+        size = min(support, draft.config.vocab_size, target.config.vocab_size)
+        model = draft
+        drafter = ModelDrafter(cfg=draft.config, size=max(size, 1), method=method)
+    else:
+        raise ValueError(f'draft must be an LM or "{PROMPT_LOOKUP}", got {type(draft).__name__}')
+    drafter.check(topology)
+    return Speculator(
+        target=target,
+        draft=model,
+        topology=topology,
+        draft_policy=None if policy is None else resolve(policy),
+        drafter=drafter,
+    )
+
+
+def early_exit(lm: LM, layers: int) -> LM:
+    """The first `layers` layers of a model with its own final norm and head, as a draft of it;
+    shares its arrays."""
+    if not 1 <= layers < lm.config.num_layers:
+        raise ValueError(
+            f"an early exit of {lm.config.num_layers} layers has 1 to {lm.config.num_layers - 1} "
+            f"of them, got {layers}"
+        )
+    windows = lm.config.sliding_windows
+    cfg = replace(
+        lm.config,
+        num_layers=layers,
+        sliding_windows=windows[:layers] if isinstance(windows, tuple) else windows,
+    )
+    params = {**lm.params, "layers": tuple(lm.params["layers"][:layers])}
+    return LM(cfg, params, lm.tokenizer, name=f"{lm.name}[:{layers}]")
+
+
+def check_vocabularies(target: LM, draft: LM) -> None:
+    """Refuses a draft whose token ids mean something else; a padded vocabulary may differ in
+    size."""
+    ours, theirs = target.tokenizer, draft.tokenizer
+    if ours is not None and theirs is not None and ours is not theirs:
+        shared = min(ours.vocab_size, theirs.vocab_size)
+        probes = np.unique(np.linspace(0, shared - 1, 257).astype(int)).tolist()
+        for token in probes:
+            mine, other = (x.decode([token], skip_special=False) for x in (ours, theirs))
+            if mine != other:
+                raise ValueError(
+                    f"token {token} is {mine!r} for the target and {other!r} for the draft; a "
+                    "draft needs the target's tokenizer"
+                )
+    sizes = target.config.vocab_size, draft.config.vocab_size
+    if max(sizes) - min(sizes) > max(sizes) // 8:
+        raise ValueError(
+            f"the target has {sizes[0]} tokens and the draft {sizes[1]}; a draft needs the "
+            "target's tokenizer"
+        )
+
+
+class Ahead:
+    """One run's speculation: checks it before anything is compiled, then sets up the draft."""
+
+    def __init__(self, speculator: Speculator, run: Run):
+        self.speculator, self.run = speculator, run
+        if speculator.target is not run.lm:
+            raise ValueError(
+                "the draft was made for another model; call ji.speculate with this one"
+            )
+        self.step = TreeStep(topology=speculator.topology, drafter=speculator.drafter)
+        self.most = speculator.topology.levels  # tokens that a step emits at most
+        if not run.policy.lossless_under_tree:
+            warnings.warn(
+                f"policy {run.policy.name!r} decides what to keep after every token; with several "
+                "tokens per step the text may differ from plain decoding's",
+                stacklevel=4,
+            )
+        lm, limit = speculator.draft, max(run.limits)
+        context = max(map(len, run.contexts))
+        if lm is None:
+            if run.endless:
+                raise ValueError(
+                    "prompt lookup remembers the whole text; give max_new_tokens, or a draft model"
+                )
+            self.engine = run.engine
+            self.capacity = bucket(context + limit, 64)
+            return
+        policy = speculator.draft_policy
+        if policy is None:
+            policy = run.policy if run.endless and run.policy.kernels is None else full()
+        self.policy = policy.sized(bucket(context, 64))
+        self.capacity = capacity_for(lm, self.policy, context, limit)
+        check_fits(lm, self.policy, len(run.rows), self.capacity, context)
+        self._engine = lm.engine.serving(self.policy)
+        params = run.engine.params | {"draft": self._engine.params}
+        self.engine: Engine = replace(run.engine, params=params)
+
+    def begin(self, state: DecodeState) -> DecodeState:
+        """The state with the draft's, which has read the same text."""
+        contexts = self.run.contexts
+        if self.speculator.draft is None:
+            history = np.zeros((len(contexts), self.capacity), np.int32)
+            for row, context in zip(history, contexts, strict=True):
+                row[: len(context)] = context
+            lengths = np.array([len(context) for context in contexts], np.int32)
+            history[np.arange(len(contexts)), lengths] = np.asarray(state.token)
+            drafter: Any = (jnp.asarray(history), jnp.asarray(lengths + 1))
+        else:
+            cache = self._engine.new_cache(self.policy, len(contexts), self.capacity)
+            read = [context[:-1] for context in contexts]
+            if max(map(len, read)) > 0:
+                cache, _ = self._engine.prefill(cache, None, read, empty=True)
+            last = jnp.asarray([context[-1] for context in contexts], jnp.int32)
+            drafter = ModelState(cache, last)
+        return replace(state, speculation=self.step.begin(drafter))
+
+    def step_tokens(self, state: DecodeState) -> tuple[int, ...]:
+        """Steps of a row by the number of tokens that they emitted, from 0."""
+        return tuple(np.asarray(state.speculation.emitted).tolist())

@@ -1,0 +1,113 @@
+"""The step of speculative decoding: draft a tree, read it with the target in one pass, keep the
+accepted path.
+
+It takes the place of `jaxinfer.decode.loop.plain_step` in the same compiled loop. Nothing is
+written before the verdict, so a rejected draft leaves no trace in any cache.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxinfer.cache.base import Cache, StepContext
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
+from jaxinfer.models.stack import commit, forward
+from jaxinfer.speculative.drafters import Drafter
+from jaxinfer.speculative.topology import Topology
+from jaxinfer.speculative.verify import verify
+from jaxinfer.typing import Leaf, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """What speculative steps carry beside `DecodeState`."""
+
+    drafter: Leaf  # the drafter's state
+    emitted: Leaf  # i32[L + 1], steps of a row by the number of tokens that they emitted
+    chosen: Leaf  # i32[L, C + 1], by depth and rank: children accepted; the last column: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeStep:
+    """One speculative step; hashable, a static argument of the loop. `params["draft"]` are the
+    drafter's parameters."""
+
+    topology: Topology
+    drafter: Drafter
+
+    def begin(self, drafter: Leaf) -> Speculation:
+        levels, widest = self.topology.levels, max(self.topology.branching, 1)
+        return Speculation(
+            drafter=drafter,
+            emitted=jnp.zeros((levels + 1,), jnp.int32),
+            chosen=jnp.zeros((levels, widest + 1), jnp.int32),
+        )
+
+    def __call__(
+        self, cfg: ModelConfig, params: Params, requests: Requests, state: DecodeState
+    ) -> DecodeState:
+        topology, drafter, old = self.topology, self.drafter, state.speculation
+        rows = jnp.arange(state.token.shape[0])[:, None]
+        keys = step_keys(requests, state)
+        draw_keys, verify_keys = (
+            jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2)
+        )
+        proposal, drafted = drafter.propose(
+            params.get("draft"), topology, requests.sampler, draw_keys, old.drafter, state.token,
+            state.seen,
+        )  # fmt: skip
+        out = forward(
+            cfg, params, proposal.tokens, state.cache, tree_context(topology, state.cache.length)
+        )
+        verdict = verify(
+            topology, drafter.rule, requests.sampler, verify_keys, out.logits, proposal, state.seen,
+            acceptable(topology, state.cache),
+        )  # fmt: skip
+        order = jnp.arange(topology.levels)
+        tokens = jnp.roll(proposal.tokens[rows, verdict.path], -1, axis=1)
+        tokens = jnp.where(order == verdict.accepted[:, None], verdict.bonus[:, None], tokens)
+        log_probs = jax.vmap(chosen_log_probs)(out.logits[rows, verdict.path], tokens)
+        active = ~state.done
+        cache = state.cache
+        state, count = emit(state, requests, tokens, log_probs, verdict.accepted + 1)
+        # The root and all emitted tokens but the last one, which is the next root.
+        cache = commit(cfg, params, cache, out.fresh, verdict.path, count, verdict.bonus)
+        kept = drafter.commit(
+            params.get("draft"), topology, old.drafter, drafted, proposal, verdict.path, tokens,
+            count,
+        )  # fmt: skip
+        tried = jnp.where(active[:, None], verdict.chosen, -1)
+        outcome = jnp.arange(old.chosen.shape[1])
+        speculation = Speculation(
+            drafter=kept,
+            emitted=old.emitted.at[count].add(active.astype(jnp.int32)),
+            chosen=old.chosen + (tried[..., None] == outcome).sum(axis=0, dtype=jnp.int32),
+        )
+        return replace(state, cache=cache, steps=state.steps + 1, speculation=speculation)
+
+
+def tree_context(topology: Topology, length: Int[Array, " B"]) -> StepContext:
+    """The context of a whole tree behind `length` committed tokens."""
+    shape = (length.shape[0], topology.nodes)
+    parent = jnp.maximum(jnp.asarray(topology.parent, jnp.int32), 0)
+    return StepContext(
+        length=length,
+        offset=jnp.broadcast_to(jnp.asarray(topology.depth, jnp.int32), shape),
+        valid=jnp.ones(shape, bool),
+        visible=jnp.asarray(topology.ancestors)[None],
+        parent=jnp.broadcast_to(parent, shape),
+        is_tree=True,
+    )
+
+
+def acceptable(topology: Topology, cache: Cache) -> Int[Array, " B"]:
+    """Nodes below the root that may be accepted: the policies' horizon counts the root too."""
+    limits = [policy.horizon(cache.length) for policy in dict.fromkeys(cache.policies)]
+    finite = [limit for limit in limits if limit is not None]
+    most = jnp.full_like(cache.length, topology.levels - 1)
+    return functools.reduce(jnp.minimum, [most, *(limit - 1 for limit in finite)])
