@@ -90,9 +90,9 @@ class LM:
 
     def ahead(self, draft: Any, run: Any) -> Any:
         """What makes the steps of a run speculative; `draft` as in `Options`."""
-        from jaxinfer.speculative.speculate import Ahead, Speculator, speculate
+        from jaxinfer.speculative.speculate import ahead
 
-        return Ahead(draft if isinstance(draft, Speculator) else speculate(self, draft), run)
+        return ahead(self, draft, run)
 
     def session(self, policy: Policy | str | None = None) -> Session:
         """A live cache to append turns to, generate from, fork and save."""

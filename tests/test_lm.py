@@ -12,6 +12,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.lm import LM, Score
+from tests.cache.stepping import quick_jit
 from tests.factories import (
     CONFIGS,
     MODELS,
@@ -161,10 +162,11 @@ def test_a_model_without_a_chat_template_says_so():
 def test_a_forward_is_committed_with_or_without_an_order():
     lm, count = lm_of("llama"), jnp.asarray([5, 3], jnp.int32)
     cache = lm.engine.new_cache(ji.full(), 2, 64)
-    out = ji.forward(lm.config, lm.params, jnp.asarray(random_tokens(2, 5)), cache)
+    forward, commit = quick_jit(ji.forward), quick_jit(ji.commit)
+    out = forward(lm.config, lm.params, jnp.asarray(random_tokens(2, 5)), cache)
     assert isinstance(out, ji.Output)
-    plain = ji.commit(lm.config, lm.params, cache, out.fresh, None, count)
-    ordered = ji.commit(lm.config, lm.params, cache, out.fresh, None, count, out.hidden[:, :, 0])
+    plain = commit(lm.config, lm.params, cache, out.fresh, None, count)
+    ordered = commit(lm.config, lm.params, cache, out.fresh, None, count, out.hidden[:, :, 0])
     assert plain.length.tolist() == [5, 3]
     jax.tree.map(np.testing.assert_array_equal, plain.layers, ordered.layers)
 

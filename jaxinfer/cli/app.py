@@ -22,9 +22,10 @@ from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
 from jaxinfer.cli.score import score
 from jaxinfer.cli.train import train
+from jaxinfer.cli.tree import tree
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
-VERBS = (generate, chat, score, convert, info, bench, env)
+VERBS = (generate, chat, score, convert, info, tree, bench, env)
 
 app = typer.Typer(
     name="jaxinfer",

@@ -41,6 +41,7 @@ def chat(
     stop: o.StopOption = [],  # noqa: B006
     dtype: o.DtypeOption = None,
     draft: o.DraftOption = None,
+    tree: o.TreeOption = None,
     sparsity: o.SparsityOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -48,7 +49,7 @@ def chat(
 
     Commands: /reset starts again, /save FILE, /restore FILE, /exit. Ctrl-C ends a reply early.
     """
-    o.refuse_planned(draft, sparsity)
+    o.refuse_planned(sparsity)
     sampler = o.make_sampler(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
     chosen = o.make_policy(policy, policy_args)
 
@@ -56,6 +57,7 @@ def chat(
 
     lm = open_model(model, dtype)
     settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "stop": tuple(stop)}
+    settings |= o.speculation(lm, draft, tree, dtype)
     talk = Conversation(lm, chosen, system, settings | {"seed": seed}, as_json)
     if restore is not None:
         talk.command("/restore", restore)

@@ -41,6 +41,7 @@ def generate(
     stop: o.StopOption = [],  # noqa: B006
     dtype: o.DtypeOption = None,
     draft: o.DraftOption = None,
+    tree: o.TreeOption = None,
     sparsity: o.SparsityOption = None,
     as_json: o.JsonOption = False,
     log_probs: Annotated[
@@ -51,7 +52,7 @@ def generate(
 
     One prompt streams; several run as one batch. With --json: one object per completion.
     """
-    o.refuse_planned(draft, sparsity)
+    o.refuse_planned(sparsity)
     settings: dict[str, Any] = {
         "policy": o.make_policy(policy, policy_args),
         "sampler": o.make_sampler(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias),
@@ -67,6 +68,7 @@ def generate(
     from jaxinfer.cli.models import open_model
 
     lm = open_model(model, dtype)
+    settings |= o.speculation(lm, draft, tree, dtype)
     inputs = [_input(lm, text, raw) for text in texts]
     if len(inputs) == 1 and samples == 1 and not as_json and lm.tokenizer is not None:
         return _stream(lm, inputs[0], settings)

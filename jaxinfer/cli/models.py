@@ -31,6 +31,20 @@ def open_model(source: str | None, dtype: str | None = None) -> "LM":
     return lm
 
 
+def open_draft(target: "LM", draft: str, dtype: str | None = None) -> "LM | str":
+    """What `--draft` names: a model, "prompt-lookup", or "exit:N", the target's first N layers."""
+    from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
+
+    if draft == PROMPT_LOOKUP:
+        return draft
+    kind, colon, layers = draft.partition(":")
+    if kind == "exit" and colon:
+        if not layers.isdigit():
+            raise ValueError(f"--draft exit:N expects a number of layers, got {draft!r}")
+        return early_exit(target, int(layers))
+    return _load(draft, dtype)
+
+
 def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 

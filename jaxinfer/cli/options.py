@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from jaxinfer.cache.base import Policy
     from jaxinfer.decode.sampling import Sampler
+    from jaxinfer.lm import LM
 
 LARGEST = 2**31 - 1  # what an int32 counts
 
@@ -56,7 +57,14 @@ StopOption = Annotated[
     list[str], typer.Option("--stop", help="End the text before this string; repeatable.")
 ]
 DraftOption = Annotated[
-    str | None, typer.Option("--draft", help="Speculative decoding (planned; refused for now).")
+    str | None,
+    typer.Option(
+        "--draft", help="Guess ahead with this model, prompt-lookup, or exit:N (first N layers)."
+    ),
+]
+TreeOption = Annotated[
+    str | None,
+    typer.Option("--tree", help="Tree file of `jaxinfer tree --save`; default: measure."),
 ]
 SparsityOption = Annotated[
     str | None, typer.Option("--sparsity", help="Contextual sparsity (planned; refused for now).")
@@ -91,11 +99,26 @@ def make_sampler(
     )
 
 
-def refuse_planned(draft: str | None, sparsity: str | None) -> None:
-    """Options that exist so that scripts can be written, before their methods do."""
-    for name, value in (("--draft", draft), ("--sparsity", sparsity)):
-        if value is not None:
-            raise ValueError(f"{name} {value} is not available in this version; leave {name} out")
+def refuse_planned(sparsity: str | None) -> None:
+    """An option that exists so that scripts can be written, before its method does."""
+    if sparsity is not None:
+        raise ValueError(
+            f"--sparsity {sparsity} is not available in this version; leave --sparsity out"
+        )
+
+
+def speculation(lm: "LM", draft: str | None, tree: str | None, dtype: str | None) -> dict[str, Any]:
+    """The generation options that `--draft` and `--tree` mean."""
+    if draft is None:
+        if tree is not None:
+            raise ValueError("--tree says what --draft drafts; add --draft")
+        return {}
+    from jaxinfer.cli.models import open_draft
+    from jaxinfer.speculative.speculate import speculate
+    from jaxinfer.speculative.topology import Topology
+
+    shape = "auto" if tree is None else Topology.load(tree)
+    return {"draft": speculate(lm, open_draft(lm, draft, dtype), shape)}
 
 
 def key_values(text: str, option: str) -> dict[str, Any]:

@@ -149,8 +149,9 @@ class Run:
         self.stop_tokens = [[special[s] for s in one.stop if s in special] for one in asked]
         self.eos_tokens = [() if one.ignore_eos else cfg.eos_token_ids for one in asked]
         self.limits = [one.max_new_tokens for one in asked]
+        self.samplers = [one.sampler for one in asked]
         self.requests = make_requests(
-            [one.sampler for one in asked],
+            self.samplers,
             [one.seed for one in asked],
             [min(n, opts.limit) for n in self.limits] if opts.limit else self.limits,
             # -1 matches no token; the width stays, so that both need one program

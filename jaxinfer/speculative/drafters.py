@@ -178,6 +178,11 @@ def level_context(topology: Topology, level: int, length: Int[Array, " B"]) -> S
     )
 
 
+class LookupState(NamedTuple):
+    history: Leaf  # i32[B, H], the text with the root
+    length: Leaf  # i32[B], its tokens
+
+
 @dataclass(frozen=True, kw_only=True)
 class LookupDrafter:
     """Prompt lookup: the tokens that followed the text's last tokens when these came before.
@@ -200,7 +205,7 @@ class LookupDrafter:
                 "Topology.chain(n) or Topology.k_chains(k, n)"
             )
 
-    def propose(self, params, topology, sampler, keys, state: Array, root, seen):
+    def propose(self, params, topology, sampler, keys, state: LookupState, root, seen):
         history, length = state
         batch, room = history.shape
         place = jnp.arange(room)
@@ -235,4 +240,5 @@ class LookupDrafter:
         history, length = state
         rows, order = jnp.arange(history.shape[0])[:, None], jnp.arange(emitted.shape[1])
         index = jnp.where(order < count[:, None], length[:, None] + order, history.shape[1])
-        return history.at[rows, index].set(emitted, mode="drop"), length + count
+        history = history.at[rows, index].set(emitted, mode="drop")
+        return LookupState(history, length + count)

@@ -38,7 +38,7 @@ def support(
     seen: Array,
     vocab: Int[Array, " V"] | None = None,
 ) -> tuple[Int[Array, "B W M"], Float[Array, "B W M"]]:
-    """Ids and log-probabilities of the draft's `size` likeliest tokens after the sampler's settings.
+    """Ids and log-probabilities of the draft's `size` likeliest tokens, by the sampler's settings.
 
     `seen` bool[B, W, V'] are the tokens that a node's text holds, [B, 1, 1] without a penalty.
     `vocab` names the tokens of a draft with a reduced vocabulary. Rows with temperature 0 get the

@@ -24,6 +24,7 @@ from jaxinfer.speculative.drafters import (
     METHODS,
     Drafter,
     LookupDrafter,
+    LookupState,
     Method,
     ModelDrafter,
     ModelState,
@@ -32,7 +33,6 @@ from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 
 PROMPT_LOOKUP = "prompt-lookup"
-DEFAULT_TREE = Topology.chain(4)  # pays nearly everywhere; `topology="auto"` measures instead
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +41,7 @@ class Speculator:
 
     target: LM
     draft: LM | None  # None: prompt lookup
-    topology: Topology
+    topology: Topology | None  # None: measured and chosen for the sampler and policy of a call
     draft_policy: Policy | None = None
     drafter: Drafter = field(repr=False)
 
@@ -58,11 +58,23 @@ class Speculator:
         """The target's: a draft changes no probability."""
         return self.target.score(*arguments, **options)
 
+    def tree_for(self, run: Run) -> Topology:
+        """The tree of a run; a root alone says that speculation does not pay."""
+        if self.topology is not None:
+            return self.topology
+        from jaxinfer.speculative.tuning import tune
+
+        tuned = tune(
+            self.target, self.draft, run.samplers[0], policy=run.policy,
+            draft_policy=self.draft_policy,
+        )  # fmt: skip
+        return tuned.choice().topology
+
 
 def speculate(
     target: LM,
     draft: "LM | Speculator | str",
-    topology: Topology | None = None,
+    topology: Topology | str = "auto",
     *,
     method: Method = "sequoia",
     support: int = 64,
@@ -74,7 +86,9 @@ def speculate(
         target: the model whose text is wanted.
         draft: a smaller `LM` of the same tokenizer, or "prompt-lookup" (arXiv 2304.04487), which
             continues the text as it went on before.
-        topology: the tree that is drafted per step; the default is a chain of three tokens.
+        topology: the tree that is drafted per step. "auto" measures acceptance and times with this
+            machine, sampler and policy at the first call, which takes about a minute, keeps them in
+            the user's cache folder and takes the fastest tree, or none (see `tuning.tune`).
         method: "sequoia" (arXiv 2402.12374) draws children without replacement; "specinfer" with
             replacement (arXiv 2305.09781), "top-k" and "naive" are there to compare with.
         support: tokens that a draft model proposes from, at a node (section 4.2 of the notes: the
@@ -86,9 +100,9 @@ def speculate(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
-    topology = DEFAULT_TREE if topology is None else topology
-    if not isinstance(topology, Topology):
-        raise ValueError(f"topology must be a Topology, got {topology!r:.80}")
+    tree = None if topology == "auto" else topology
+    if not isinstance(tree, Topology | None):
+        raise ValueError(f'topology must be a Topology or "auto", got {topology!r:.80}')
     if isinstance(draft, str):
         if draft != PROMPT_LOOKUP:
             raise ValueError(f'draft must be a model or "{PROMPT_LOOKUP}", got {draft!r}')
@@ -100,11 +114,12 @@ def speculate(
         drafter = ModelDrafter(cfg=draft.config, size=max(size, 1), method=method)
     else:
         raise ValueError(f'draft must be an LM or "{PROMPT_LOOKUP}", got {type(draft).__name__}')
-    drafter.check(topology)
+    if tree is not None:
+        drafter.check(tree)
     return Speculator(
         target=target,
         draft=model,
-        topology=topology,
+        topology=tree,
         draft_policy=None if policy is None else resolve(policy),
         drafter=drafter,
     )
@@ -150,17 +165,23 @@ def check_vocabularies(target: LM, draft: LM) -> None:
         )
 
 
+def ahead(lm: LM, draft: Any, run: Run) -> "Ahead | None":
+    """The speculation of a run whose option `draft` is this; None where it does not pay."""
+    speculator = draft if isinstance(draft, Speculator) else speculate(lm, draft)
+    if speculator.target is not lm:
+        raise ValueError("the draft was made for another model; call ji.speculate with this one")
+    topology = speculator.tree_for(run)
+    return None if topology.nodes == 1 else Ahead(speculator, topology, run)
+
+
 class Ahead:
     """One run's speculation: checks it before anything is compiled, then sets up the draft."""
 
-    def __init__(self, speculator: Speculator, run: Run):
+    def __init__(self, speculator: Speculator, topology: Topology, run: Run):
         self.speculator, self.run = speculator, run
-        if speculator.target is not run.lm:
-            raise ValueError(
-                "the draft was made for another model; call ji.speculate with this one"
-            )
-        self.step = TreeStep(topology=speculator.topology, drafter=speculator.drafter)
-        self.most = speculator.topology.levels  # tokens that a step emits at most
+        speculator.drafter.check(topology)
+        self.step = TreeStep(topology=topology, drafter=speculator.drafter)
+        self.most = topology.levels  # tokens that a step emits at most
         if not run.policy.lossless_under_tree:
             warnings.warn(
                 f"policy {run.policy.name!r} decides what to keep after every token; with several "
@@ -196,7 +217,7 @@ class Ahead:
                 row[: len(context)] = context
             lengths = np.array([len(context) for context in contexts], np.int32)
             history[np.arange(len(contexts)), lengths] = np.asarray(state.token)
-            drafter: Any = (jnp.asarray(history), jnp.asarray(lengths + 1))
+            drafter: Any = LookupState(jnp.asarray(history), jnp.asarray(lengths + 1))
         else:
             cache = self._engine.new_cache(self.policy, len(contexts), self.capacity)
             read = [context[:-1] for context in contexts]

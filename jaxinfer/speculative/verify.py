@@ -28,8 +28,7 @@ Rule = Literal["without_replacement", "with_replacement", "point"]
 class Verdict(NamedTuple):
     """`path[:, : accepted + 1]` are the accepted nodes from the root on; L levels.
 
-    `ranks` counts, at every node of the path that has children, by depth and rank which child was
-    accepted; the last column: none.
+    `chosen` says which child was accepted at the path's nodes that have children.
     """
 
     path: Leaf  # i32[B, L]
@@ -38,12 +37,34 @@ class Verdict(NamedTuple):
     chosen: Leaf  # i32[B, L], rank of the accepted child at each depth, C where none was, -1 beyond
 
 
+class Residual(NamedTuple):
+    """A distribution over the vocabulary: `inside` on the draft's support, elsewhere the target's
+    probability times `factor`."""
+
+    inside: Leaf  # f32[B, M]
+    factor: Leaf  # f32[B]
+
+    def without(self, offered: Float[Array, "B M"], outside: Float[Array, " B"]) -> "Residual":
+        """What is left when a draft distribution's child was rejected: norm(max(R - D, 0)).
+
+        `outside` is the target's mass off the support. If nothing is left, which happens with
+        probability 0 and so by rounding only, it stays as it is.
+        """
+        left = jnp.maximum(self.inside - offered, 0.0)
+        total = left.sum(axis=-1) + self.factor * outside
+        some = total > 0
+        total = jnp.where(some, total, 1.0)
+        return Residual(
+            jnp.where(some[:, None], left / total[:, None], self.inside),
+            jnp.where(some, self.factor / total, self.factor),
+        )
+
+
 class _Trial(NamedTuple):
     """The trial of one node's children per row."""
 
     rank: Leaf  # i32[], of the child on trial
-    inside: Leaf  # f32[B, M], the residual on the support
-    outside: Leaf  # f32[B], what the target's probability is multiplied by elsewhere
+    residual: "Residual"
     draft: Leaf  # f32[B, M], logits of the draft distribution
     taken: Leaf  # i32[B], rank of the accepted child, -1 so far
 
@@ -97,48 +118,16 @@ def verify(
         outside = target.at[rows[:, None], ids].set(0.0, mode="drop").sum(axis=-1)
         inside = jnp.take_along_axis(target, jnp.minimum(ids, vocab - 1), axis=-1)
 
-        def untried(trial: _Trial) -> Array:
-            return ((trial.taken < 0) & (trial.rank < children)).any()
-
-        def attempt(trial: _Trial) -> _Trial:
-            child = jnp.minimum(first[node] + trial.rank, nodes - 1)
-            place = proposal.picks[rows, child]
-            on_trial = (trial.taken < 0) & (trial.rank < children)
-            one = jax.nn.one_hot(place, trial.inside.shape[1])
-            offered = one if rule == "point" else jax.nn.softmax(trial.draft, axis=-1)
-            wanted, given = trial.inside[rows, place], offered[rows, place]
-            # Strict and without a division: a token of probability 0 is never accepted.
-            accepts = on_trial & (uniforms[rows, child] * given < wanted)
-            rejects = on_trial & ~accepts
-            left = jnp.maximum(trial.inside - offered, 0.0)
-            total = left.sum(axis=-1) + trial.outside * outside
-            possible = rejects & (total > 0)  # a total of 0 is rounding: it has probability 0
-            total = jnp.where(possible, total, 1.0)
-            used = (rejects[:, None] & (one > 0)) if rule == "without_replacement" else False
-            return _Trial(
-                rank=trial.rank + 1,
-                inside=jnp.where(possible[:, None], left / total[:, None], trial.inside),
-                outside=jnp.where(possible, trial.outside / total, trial.outside),
-                draft=jnp.where(used, USED, trial.draft),
-                taken=jnp.where(accepts, trial.rank, trial.taken),
-            )
-
-        trial = jax.lax.while_loop(
-            untried,
-            attempt,
-            _Trial(
-                rank=jnp.int32(0),
-                inside=inside,
-                outside=jnp.ones((batch,), jnp.float32),
-                draft=proposal.logits[rows, slots[node]],
-                taken=jnp.full((batch,), -1, jnp.int32),
-            ),
-        )
+        trial = _try_children(rule, first[node], children, proposal, uniforms, _Trial(
+            rank=jnp.int32(0),
+            residual=Residual(inside, jnp.ones((batch,), jnp.float32)),
+            draft=proposal.logits[rows, slots[node]],
+            taken=jnp.full((batch,), -1, jnp.int32),
+        ), outside)  # fmt: skip
         moves = trial.taken >= 0
         ends = ~walk.done & ~moves
-        residual = (
-            (target * trial.outside[:, None]).at[rows[:, None], ids].set(trial.inside, mode="drop")
-        )
+        left, factor = trial.residual
+        residual = (target * factor[:, None]).at[rows[:, None], ids].set(left, mode="drop")
         child = jnp.where(moves, first[node] + trial.taken, node)
         accepted = walk.accepted + moves
         size = walk.path.shape[1]
@@ -174,6 +163,44 @@ def verify(
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab,)))(bonus_keys)
     bonus = jnp.argmax(jnp.log(walk.residual) + noise, axis=-1).astype(jnp.int32)
     return Verdict(walk.path, walk.accepted, bonus, walk.chosen)
+
+
+def _try_children(
+    rule: Rule,
+    first: Int[Array, " B"],
+    count: Int[Array, " B"],
+    proposal: Proposal,
+    uniforms: Float[Array, "B N"],
+    trial: _Trial,
+    outside: Float[Array, " B"],
+) -> _Trial:
+    """Tries each row's children `first`, `first + 1`, ... in turn until one is accepted."""
+    rows = jnp.arange(len(first))
+    last = proposal.tokens.shape[1] - 1
+
+    def waiting(trial: _Trial) -> Array:
+        return (trial.taken < 0) & (trial.rank < count)
+
+    def attempt(trial: _Trial) -> _Trial:
+        child = jnp.minimum(first + trial.rank, last)
+        place = proposal.picks[rows, child]
+        one = jax.nn.one_hot(place, trial.draft.shape[1])
+        offered = one if rule == "point" else jax.nn.softmax(trial.draft, axis=-1)
+        # Strict and without a division: a token of probability 0 is never accepted.
+        wanted = trial.residual.inside[rows, place]
+        accepts = waiting(trial) & (uniforms[rows, child] * offered[rows, place] < wanted)
+        rejects = waiting(trial) & ~accepts
+        residual = jax.tree.map(
+            lambda new, old: jnp.where(rejects.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+            trial.residual.without(offered, outside),
+            trial.residual,
+        )
+        used = rejects[:, None] & (one > 0)
+        draft = jnp.where(used, USED, trial.draft) if rule == "without_replacement" else trial.draft
+        taken = jnp.where(accepts, trial.rank, trial.taken)
+        return _Trial(trial.rank + 1, residual, draft, taken)
+
+    return jax.lax.while_loop(lambda trial: waiting(trial).any(), attempt, trial)
 
 
 def _greedy(

@@ -11,15 +11,14 @@ from jaxinfer.cache.attend import attend, commit_layer, rotations
 from jaxinfer.cache.base import Geometry, Policy, chain_context
 from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
+from tests.cache.stepping import quick_jit
 
 K, G, H = 2, 2, 8
 SPEC = AttentionSpec(scale=H**-0.5)
 ROPE = RopeConfig(rotary_dim=H, theta=10000.0)
 
 
-# Compiled as users do: some tests compare programs bit by bit.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length, count):
+def _step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length, count):
     """Output [B, N, T, H] of fresh tokens and the state after the first `count` of them."""
     ctx = chain_context(length, count, q.shape[2])
     phases = rotations(policy, rope, ctx)
@@ -27,11 +26,23 @@ def step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length,
     return out, commit_layer(policy, state, aux, fresh, length, None, count, out)
 
 
-class Layer:
-    """A cache of one layer for `batch` rows, `length` tokens of which count as read already."""
+STEPS = {
+    "quick": functools.partial(quick_jit, static_argnums=(0, 1, 2))(_step),
+    # For what is compared bit by bit, and for what must survive the compiler's liberties.
+    "as users do": jax.jit(_step, static_argnums=(0, 1, 2)),
+}
 
-    def __init__(self, policy, spec=SPEC, rope=ROPE, aux=None, batch=1, capacity=256, length=0):
+
+class Layer:
+    """A cache of one layer for `batch` rows, `length` tokens of which count as read already;
+    `compiled` names one of `STEPS`."""
+
+    def __init__(
+        self, policy, spec=SPEC, rope=ROPE, aux=None, batch=1, capacity=256, length=0,
+        compiled="quick",
+    ):  # fmt: skip
         self.policy, self.spec, self.rope, self.aux = policy, spec, rope, aux
+        self.step = STEPS[compiled]
         geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=capacity)
         self.state = tuple(tier.init(geometry, batch) for tier in policy.tiers)
         self.length = np.full((batch,), length, np.int32)
@@ -39,7 +50,7 @@ class Layer:
     def push(self, q, k, v, count=None) -> np.ndarray:
         """Attention output of the tokens, which are then committed."""
         count = np.full(len(q), q.shape[2]) if count is None else np.asarray(count)
-        out, self.state = step(
+        out, self.state = self.step(
             self.policy, self.spec, self.rope, self.state, self.aux,
             *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
             jnp.asarray(self.length), jnp.asarray(count, jnp.int32),

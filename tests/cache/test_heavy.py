@@ -12,6 +12,7 @@ from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.presets import h2o
 from jaxinfer.cache.ring import Ring
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
+from tests.cache.stepping import quick_jit
 
 HEAVY, RECENT = 4, 3
 
@@ -97,6 +98,18 @@ def test_the_order_of_slots_does_not_matter():
     assert kept_positions(layer) == kept_positions(permuted)
 
 
+@quick_jit
+def push(tier, state, items, n_in, count):
+    return tier.push(state, None, items, n_in, count, jnp.zeros((), jnp.int32))
+
+
+@quick_jit
+def choices(tier, state, items, n_in, count):
+    """Of a single token, by search and by sort."""
+    args = state, items, n_in, count
+    return tier._choose_one(*args), tier._choose(*args)
+
+
 def push_random(tier, state, n_in, tokens, seed, count=None):
     """Pushes `tokens` items whose position and key tell who they are."""
     rng = np.random.default_rng(seed)
@@ -106,10 +119,11 @@ def push_random(tier, state, n_in, tokens, seed, count=None):
     items = Items(k=jnp.asarray(k), v=jnp.asarray(-k), pos=jnp.asarray(pos), mass=jnp.asarray(mass))
     count = tokens if count is None else count
     n, c = jnp.asarray([n_in], jnp.int32), jnp.asarray([count], jnp.int32)
-    return tier.push(state, None, items, n, c, jnp.zeros((), jnp.int32)), mass
+    return push(tier, state, items, n, c), mass
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 14, (5, 9), (3, 1, 7, 3), (14,), (2, 0, 12)])
+# Below, at and above the tier's size of 5.
+@pytest.mark.parametrize("sizes", [(1,) * 14, (5, 9), (3, 1, 5, 5), (14,), (5, 0, 9)])
 def test_every_token_is_kept_or_spilled_exactly_once(sizes):
     tier = Heavy(size=5)
     state = Layer(h2o(5, 1)).state[1]
@@ -141,8 +155,7 @@ def test_one_token_at_a_time_and_the_sort_choose_alike():
         (new, items, _), mass = push_random(tier, state, n, 1, n)
         n_in, one = jnp.asarray([n], jnp.int32), jnp.ones((1,), jnp.int32)
         pushed = Items(k=items.k, v=items.v, pos=items.pos, mass=jnp.asarray(mass))
-        quick = tier._choose_one(state, pushed, n_in, one)
-        sorted_ = tier._choose(state, pushed, n_in, one)
+        quick, sorted_ = choices(tier, state, pushed, n_in, one)
         np.testing.assert_array_equal(quick[0], sorted_[0])
         if n >= 5:
             np.testing.assert_array_equal(quick[1], sorted_[1])

@@ -1,5 +1,6 @@
 """LESS: what the low-rank state holds, and how it joins the softmax."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -13,14 +14,17 @@ from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import h2o, streaming
 from jaxinfer.cache.slots import slot_bytes
 from jaxinfer.models import stack
+from jaxinfer.models.params import abstract_params
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import NEGATIVE, finish, merge, partial_attention
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated, softmax_attention
+from tests.cache.stepping import quick_jit
 from tests.cache.test_heavy import Simulation
-from tests.factories import CONFIGS, params_of
+from tests.factories import CONFIGS
 
 RANK = 3
 NOWHERE = jnp.zeros((1, 1), jnp.int32)  # the state forgets positions
+features = quick_jit(lowrank.features)
 BASES = {"h2o": h2o(4, 3), "streaming": streaming(2, 5), "window": streaming(0, 6)}
 
 
@@ -29,6 +33,7 @@ def over(base):
     return replace(base, name="less", tiers=(*base.tiers, LowRank(rank=RANK)))
 
 
+@functools.cache
 def kernels(scale: float = 0.5, seed: int = 0):
     """Random kernels whose psi is of size `scale`."""
     maps = FeatureMaps(K * G, K, H, 16, RANK)
@@ -41,8 +46,8 @@ def kernels(scale: float = 0.5, seed: int = 0):
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 def test_kernels_of_zero_equal_the_bare_policy_bitwise(base):
     q, k, v = random_qkv(40, batch=2)
-    bare = Layer(base, batch=2)
-    less = Layer(over(base), aux=kernels(scale=0.0), batch=2)
+    bare = Layer(base, batch=2, compiled="as users do")
+    less = Layer(over(base), aux=kernels(scale=0.0), batch=2, compiled="as users do")
     pieces = [slice(0, 12), *(slice(t, t + 1) for t in range(12, 40))]
     for piece in pieces:
         fresh = tuple(x[:, :, piece] for x in (q, k, v))
@@ -75,7 +80,7 @@ def test_the_state_is_the_sum_over_exactly_the_evicted_tokens():
         # LESS changes outputs, not who is evicted: scores leave its denominator out.
         simulation.read(t, 1)
     keys = jnp.asarray(simulation.k, jnp.float32)[None]
-    psi = np.asarray(lowrank.features("key", aux["feature_map"], keys))[0]
+    psi = np.asarray(features("key", aux["feature_map"], keys))[0]
     state = layer.state[-1]
     for head in range(K):
         gone = simulation.evicted[head]
@@ -94,8 +99,8 @@ def test_outputs_are_those_of_kept_and_evicted_tokens_together(prompt):
     layer.push(*(x[:, :, :prompt] for x in (q, k, v)))
     simulation.read(0, prompt)
     rotated_q, rotated_k = (jnp.asarray(x, jnp.float32)[None] for x in (simulation.q, simulation.k))
-    phi = np.asarray(lowrank.features("query", aux["feature_map"], rotated_q), np.float64)[0]
-    psi = np.asarray(lowrank.features("key", aux["feature_map"], rotated_k), np.float64)[0]
+    phi = np.asarray(features("query", aux["feature_map"], rotated_q), np.float64)[0]
+    psi = np.asarray(features("key", aux["feature_map"], rotated_k), np.float64)[0]
     for t in range(prompt, tokens):
         found = layer.push(*(x[:, :, t : t + 1] for x in (q, k, v)))[0, :, 0]
         for n in range(K * G):
@@ -119,7 +124,8 @@ def test_all_weights_of_a_query_sum_to_one(base):
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 def test_padding_never_enters_the_state_of_a_row(base):
     q, k, v = random_qkv(14, batch=2)
-    layer, alone = (Layer(over(base), aux=kernels(), batch=batch) for batch in (2, 1))
+    layer = Layer(over(base), aux=kernels(), batch=2, compiled="as users do")  # compiled above
+    alone = Layer(over(base), aux=kernels())
     padded = [x[:, :, :12].copy() for x in (q, k, v)]
     for x in padded:
         x[1, :, 7:] = np.nan
@@ -143,7 +149,7 @@ def test_features_of_keys_depend_on_where_the_text_starts():
     scores = [np.einsum("kth,kjh->ktj", *turned) for turned in at]
     np.testing.assert_allclose(*scores, atol=1e-9)
     first, second = (
-        lowrank.features("key", kernels()["feature_map"], jnp.asarray(turned[1][None]))
+        np.asarray(features("key", kernels()["feature_map"], jnp.asarray(turned[1][None])))
         for turned in at
     )
     assert np.abs(first - second).max() > 1e-2 * np.abs(first).max()
@@ -237,4 +243,5 @@ def test_missing_kernels_alibi_and_sliding_windows_are_refused():
         Layer(policy).push(*random_qkv(1))
     for model, message in (("mpt", "ALiBi"), ("sliding", "sliding windows")):
         with pytest.raises(ValueError, match=message):
-            stack.init_cache(CONFIGS[model], params_of(model, "float32"), policy, 1, 64)
+            params = abstract_params(CONFIGS[model], jnp.float32)
+            stack.init_cache(CONFIGS[model], params, policy, 1, 64)

@@ -1,5 +1,6 @@
 """A tiny model with a tokenizer and a chat template, and the command run in this process."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ import jax
 import pytest
 import tokenizers
 
-from jaxinfer.cli import main
+import jaxinfer as ji
+from jaxinfer.cli import main, models
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.tokenizer import Tokenizer
@@ -70,6 +72,21 @@ def plain_model(tmp_path_factory) -> str:
 def bare_model(tmp_path_factory) -> str:
     """The same without a tokenizer."""
     return str(save_model(tmp_path_factory.mktemp("cli") / "bare", None))
+
+
+@pytest.fixture(scope="session")
+def lm(model) -> ji.LM:
+    """What the library makes of `model`."""
+    return ji.load(model)
+
+
+loaded = functools.cache(models._load)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Commands on the same model share its compiled programs."""
+    monkeypatch.setattr(models, "_load", loaded)
 
 
 @dataclass(frozen=True)

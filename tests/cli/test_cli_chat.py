@@ -45,8 +45,7 @@ def test_reset_starts_again(chat):
     assert chat("one\n/reset\none\n").out == 2 * chat("one\n").out
 
 
-def test_the_cache_holds_the_whole_conversation_as_the_template_writes_it(model):
-    lm = ji.load(model)
+def test_the_cache_holds_the_whole_conversation_as_the_template_writes_it(lm):
     talk = Conversation(lm, ji.full(), "be kind", SETTINGS, as_json=False)
     for ends in (False, True):  # a reply that was cut, then one that ended by itself
         talk.session = lm.session()
@@ -63,8 +62,7 @@ def test_the_cache_holds_the_whole_conversation_as_the_template_writes_it(model)
         )
 
 
-def test_ctrl_c_ends_a_reply_and_the_conversation_goes_on(model, monkeypatch, capsys):
-    lm = ji.load(model)
+def test_ctrl_c_ends_a_reply_and_the_conversation_goes_on(lm, monkeypatch, capsys):
     talk = Conversation(lm, ji.full(), None, {"max_new_tokens": 40}, as_json=False)
     pieces = []
 

@@ -2,15 +2,12 @@
 
 import json
 
-import jaxinfer as ji
-
 STATS = {"prefill_s", "decode_s", "compile_s", "tokens_per_s", "tokens_per_step", "cache_bytes"}
 SHORT = ("-n", "6")
 
 
-def test_one_prompt_is_answered_in_the_chat_template(run, model):
+def test_one_prompt_is_answered_in_the_chat_template(run, model, lm):
     result = run("generate", "hello", "--model", model, *SHORT)
-    lm = ji.load(model)
     prompt = lm.tokenizer.encode(
         lm.chat_prompt([{"role": "user", "content": "hello"}]), add_special=False
     )
@@ -18,9 +15,9 @@ def test_one_prompt_is_answered_in_the_chat_template(run, model):
     assert result.out == lm.generate(prompt, max_new_tokens=6)[0].text + "\n"
 
 
-def test_raw_continues_the_text_as_it_is(run, model):
+def test_raw_continues_the_text_as_it_is(run, model, lm):
     result = run("generate", "hello", "--raw", "--model", model, *SHORT)
-    assert result.out == ji.load(model).generate("hello", max_new_tokens=6)[0].text + "\n"
+    assert result.out == lm.generate("hello", max_new_tokens=6)[0].text + "\n"
 
 
 def test_json_prints_one_object_per_prompt(run, model):
@@ -62,14 +59,13 @@ def test_a_model_without_a_tokenizer_takes_token_ids(run, bare_model):
     assert json.loads(result.out)["tokens"] == expected
 
 
-def test_score_prints_what_the_library_finds(run, model, tmp_path):
+def test_score_prints_what_the_library_finds(run, model, lm, tmp_path):
     (tmp_path / "text.txt").write_text("a few words to be scored")
     result = run(
         "score", str(tmp_path / "text.txt"), "--json", "--model", model, "--policy", "full",
         "--chunk", "8", "--max-tokens", "20",
     )  # fmt: skip
     record = json.loads(result.out)
-    lm = ji.load(model)
     (expected,) = lm.score([lm.encode("a few words to be scored")[:20]], chunk=8)
     assert {"tokens", "nll", "perplexity", "cache_bytes", "chunk"} <= set(record)
     assert (record["tokens"], record["chunk"]) == (20, 8)

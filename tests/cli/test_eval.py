@@ -22,12 +22,12 @@ def rows_of(result) -> list[dict]:
     return [json.loads(line) for line in result.out.splitlines()]
 
 
-def test_perplexity_has_a_row_for_full_policy_and_equal_memory(run, model, text):
+def test_perplexity_has_a_row_for_full_policy_and_equal_memory(run, model, lm, text):
     rows = rows_of(
         run("eval", "perplexity", model, "--text", text, "--context", "100", "--json", *STREAMING)
     )
     assert [row["row"] for row in rows] == ["full", "policy", "equal memory"]
-    expected = perplexity(ji.load(model), [TEXT], ji.streaming(2, 30), context=100)
+    expected = perplexity(lm, [TEXT], ji.streaming(2, 30), context=100)
     assert rows[1]["nll"] == expected.nll and rows[0]["share_of_full"] == 1
     assert rows[2]["bytes_per_token"] <= rows[1]["bytes_per_token"]
 

@@ -23,14 +23,18 @@ def lm() -> LM:
     return lm_of("llama")
 
 
+def plain_logits(lm: LM, tokens: list[int]) -> np.ndarray:
+    """Of the plain forward, padded to one shape for all lengths, that of tests/test_lm.py."""
+    padded = np.zeros((1, 60), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(lm.logits(padded))[0]  # numpy: an index compiles nothing
+
+
 def greedy(lm: LM, prompt: list[int], count: int) -> list[int]:
-    """Argmax of the plain forward, one padded shape for all lengths."""
+    """Argmax of the plain forward."""
     tokens = list(prompt)
     for _ in range(count):
-        padded = np.zeros((1, 48), np.int32)
-        padded[0, : len(tokens)] = tokens
-        logits = np.asarray(lm.logits(padded))  # numpy: an index compiles nothing
-        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+        tokens.append(int(plain_logits(lm, tokens)[len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -58,10 +62,8 @@ def test_log_probs_are_those_of_the_model_whatever_the_sampler(lm):
         for prompt, out in zip(
             PROMPTS, lm.generate(PROMPTS, max_new_tokens=12, sampler=sampler, seed=3), strict=True
         ):
-            tokens = np.zeros((1, 48), np.int32)
             text = prompt + out.tokens
-            tokens[0, : len(text)] = text
-            log_probs = jax.nn.log_softmax(lm.logits(tokens)[0])
+            log_probs = np.asarray(jax.nn.log_softmax(plain_logits(lm, text)))
             expected = log_probs[np.arange(len(prompt) - 1, len(text) - 1), np.asarray(out.tokens)]
             np.testing.assert_allclose(out.log_probs, expected, atol=2e-4)
 
@@ -238,7 +240,7 @@ def test_numpy_token_prompts_are_prompts(lm):
         ([[1]], {"samples": 0}, "samples must be a whole number, at least 1, got 0"),
         ([[1]], {"policy": "lru"}, "unknown cache policy 'lru'"),
         ([[1]], {"stop": "x"}, "stop strings need a tokenizer"),
-        ([[1]], {"draft": "prompt-lookup"}, "draft='prompt-lookup' is not supported"),
+        ([[1]], {"draft": "small"}, "draft must be a model or .prompt-lookup., got 'small'"),
         ([[1]], {"sampler": Sampler(logit_bias={61: 1.0})}, "logit_bias names token 61"),
     ],
 )

@@ -1,5 +1,6 @@
 """Training of LESS kernels on toy models: data, objective, resuming, and that it helps."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from jaxinfer.nn.norm import norm
 from jaxinfer.train.less import LessRecipe, row_errors, train_less
 from jaxinfer.train.less_data import Harvester, default_policies, text_windows
 from jaxinfer.train.texts import write_source
+from tests.cache.stepping import quick_jit
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
 
 CFG = CONFIGS["llama"]
@@ -29,9 +31,14 @@ RECIPE = LessRecipe(hidden=8, rank=4, steps=6, stride=8, evaluations=2, extra=4)
 POLICIES = (Eviction(heavy=3, recent=4), Eviction(sinks=2, recent=9))
 
 
+@functools.cache
+def harvester_of(model: str) -> Harvester:
+    return Harvester(CONFIGS[model], CONTEXT)
+
+
+@functools.cache
 def harvested(model: str = "llama", layer: int = 0, sequences: int = 2):
-    cfg, params = CONFIGS[model], params_of(model)
-    harvester = Harvester(cfg, CONTEXT)
+    params, harvester = params_of(model), harvester_of(model)
     tokens = random_tokens(sequences, CONTEXT)
     hidden = harvester.embed(params, tokens)
     for one in params["layers"][:layer]:
@@ -43,7 +50,12 @@ def harvested(model: str = "llama", layer: int = 0, sequences: int = 2):
 def test_walking_through_the_layers_is_a_forward_pass(model):
     cfg, params = CONFIGS[model], params_of(model)
     _, _, hidden, tokens = harvested(model, layer=cfg.num_layers - 1)
-    expected = forward(cfg, params, jnp.asarray(tokens), logits="none").hidden
+
+    @quick_jit
+    def hidden_of(cfg, params, tokens):
+        return forward(cfg, params, tokens, logits="none").hidden
+
+    expected = hidden_of(cfg, params, jnp.asarray(tokens))
     found = norm(params["final_norm"], jnp.asarray(hidden), kind=cfg.norm, eps=cfg.norm_eps)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -54,11 +66,36 @@ def test_targets_are_what_dense_attention_adds(model):
     _, data, _, _ = harvested(model)
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (data.q, data.k, data.v))
     dense = Eviction(heavy=0, recent=CONTEXT)
-    out = kept_attention(dense, attention_spec(cfg, 0), q, k, v).out
+    attention = functools.partial(quick_jit, static_argnums=(0, 1))(kept_attention)
+    out = attention(dense, attention_spec(cfg, 0), q, k, v).out
     out = out.transpose(0, 2, 1, 3).reshape(*data.target.shape[:2], -1)
     expected = linear(params["layers"][0]["attn"]["out"], out)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(data.target / scale, expected / scale, atol=4e-3)  # float16
+
+
+@quick_jit
+def strided_errors(maps, kernels, batch):
+    return row_errors(maps)(kernels, batch)
+
+
+@functools.partial(quick_jit, static_argnums=(0, 1, 2))
+def all_errors(maps, eviction, spec, kernels, out, data):
+    """Of every row: the reference."""
+    q, k, v, target = (x.astype(jnp.float32) for x in data)
+    kept = kept_attention(eviction, spec, q, k, v)
+    y = less_attention(kept, v, *maps.apply({"params": kernels}, q, k))
+    y = linear(out, y.transpose(0, 2, 1, 3).reshape(*target.shape[:2], -1))
+    return jnp.square(y - target).mean(axis=-1)
+
+
+def loud_maps(data):
+    """Feature maps, new kernels and loud ones."""
+    maps = FeatureMaps(CFG.num_heads, CFG.num_kv_heads, CFG.head_dim, 8, 4, 0.5)
+    kernels = quick_jit(lambda maps, *args: maps.init(*args)["params"])(
+        maps, jax.random.key(0), *(x.astype(np.float32) for x in (data.q, data.k))
+    )
+    return maps, kernels, kernels | {n: jnp.ones_like(kernels[n]) for n in ("scale", "mix_scale")}
 
 
 @pytest.mark.parametrize("shift", [1, 5, 8])
@@ -66,16 +103,12 @@ def test_targets_are_what_dense_attention_adds(model):
 def test_errors_of_strided_rows_are_those_of_less_attention(policy, shift):
     harvester, data, _, _ = harvested()
     out = params_of("llama")["layers"][0]["attn"]["out"]
-    q, k, v = (jnp.asarray(x, jnp.float32) for x in (data.q, data.k, data.v))
-    maps = FeatureMaps(CFG.num_heads, CFG.num_kv_heads, CFG.head_dim, 8, 4, 0.5)
-    kernels = maps.init(jax.random.key(0), q, k)["params"]
-    kernels |= {name: jnp.ones_like(kernels[name]) for name in ("scale", "mix_scale")}
+    maps, _, kernels = loud_maps(data)
     batch = data.batch([1, 0], POLICIES, [policy] * 2, [shift] * 2, 8) | {"out": out}
-    found = row_errors(maps)(kernels, batch)
-    kept = kept_attention(POLICIES[policy], harvester.spec, q, k, v)
-    y = less_attention(kept, v, *maps.apply({"params": kernels}, q, k))
-    y = linear(out, y.transpose(0, 2, 1, 3).reshape(*data.target.shape[:2], -1))
-    error = jnp.square(y - data.target).mean(axis=-1)
+    found = np.asarray(strided_errors(maps, kernels, batch))
+    arrays = data.q, data.k, data.v, data.target
+    error = all_errors(maps, POLICIES[policy], harvester.spec, kernels, out, arrays)
+    error = np.asarray(error)
     rows = np.arange(POLICIES[policy].capacity + shift, CONTEXT, 8)
     assert (batch["weight"].sum(axis=1) == len(rows)).all()
     np.testing.assert_allclose(found[:, : len(rows)], error[::-1, rows], rtol=2e-2, atol=1e-5)
@@ -84,14 +117,11 @@ def test_errors_of_strided_rows_are_those_of_less_attention(policy, shift):
 def test_new_kernels_have_the_loss_of_the_policy_and_dropout_needs_a_key():
     harvester, data, _, _ = harvested()
     out = params_of("llama")["layers"][0]["attn"]["out"]
-    maps = FeatureMaps(CFG.num_heads, CFG.num_kv_heads, CFG.head_dim, 8, 4, 0.5)
-    q, k = (jnp.asarray(x, jnp.float32) for x in (data.q, data.k))
-    kernels = maps.init(jax.random.key(0), q, k)["params"]
+    maps, kernels, loud = loud_maps(data)
     batch = data.batch([0], POLICIES, [0], [1], 8) | {"out": out}
-    errors = row_errors(maps)
+    errors = functools.partial(quick_jit, static_argnums=())(row_errors(maps))
     bare, new = errors(None, batch).sum(), errors(kernels, batch).sum()
     assert abs(new - bare) < 1e-3 * bare
-    loud = kernels | {name: jnp.ones_like(kernels[name]) for name in ("scale", "mix_scale")}
     assert (errors(loud, batch) == errors(loud, batch)).all()
     dropped = [errors(loud, batch, jax.random.key(i)) for i in range(2)]
     assert (dropped[0] != dropped[1]).any()

@@ -1,0 +1,243 @@
+"""Measures what the choice of a tree needs: acceptance on the target's own text, and times.
+
+Acceptance is measured by the Rao-Blackwell estimator (arXiv 2402.12374, section 3.2): children are
+drawn, but instead of accepting or rejecting them their probabilities of it are added up, which
+needs some fifty times fewer samples than counting.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.generate import Run
+from jaxinfer.decode.options import Options
+from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.lm import LM
+from jaxinfer.models.stack import forward
+from jaxinfer.speculative.acceptance import Acceptance
+from jaxinfer.speculative.proposal import USED, draw_children, support
+from jaxinfer.speculative.speculate import PROMPT_LOOKUP, Speculator, speculate
+from jaxinfer.speculative.topology import Topology
+from jaxinfer.speculative.verify import Residual
+from jaxinfer.typing import Params
+
+POSITIONS = 64  # whose logits exist at a time
+SIZES = (2, 3, 4, 6, 8, 12, 16)  # of trees whose verification is timed on a CPU
+PASSES = 4  # draft passes of the chain whose time, without the verification's, gives one pass
+
+
+def measure_acceptance(
+    target: LM,
+    draft: LM,
+    prompts: Sequence[Any],
+    sampler: Sampler,
+    *,
+    width: int = 16,
+    new_tokens: int = 64,
+    size: int = 64,
+    seed: int = 0,
+) -> Acceptance:
+    """How often the k-th child is the accepted one, on text that the target writes after `prompts`.
+
+    `size` is the support of the draft's distribution, as in `speculate`. At temperature 0 the
+    children are the draft's likeliest tokens, and p_k how often rank k is the target's choice.
+    """
+    rows = [target.encode(prompt) for prompt in prompts]
+    made = target.generate(
+        rows, sampler=sampler, max_new_tokens=new_tokens, seed=list(range(seed, seed + len(rows)))
+    )
+    size = min(size, draft.config.vocab_size)
+    width = min(width, size)
+    total, count = np.zeros(width), 0
+    longest = max(len(row) + len(one.tokens) for row, one in zip(rows, made, strict=True))
+    length = -(-longest // POSITIONS) * POSITIONS
+    for number, (row, one) in enumerate(zip(rows, made, strict=True)):
+        tokens = np.zeros((1, length), np.int32)
+        tokens[0, : len(row) + len(one.tokens)] = row + one.tokens
+        found = _along(
+            target.config, draft.config, size, width, target.params, draft.params,
+            jnp.asarray(tokens), SamplerRows.of([sampler], target.config.vocab_size),
+            jax.random.fold_in(jax.random.key(seed), number),
+        )  # fmt: skip
+        # The logits behind the prompt's last token chose the first new one.
+        own = np.asarray(found)[len(row) - 1 : len(row) - 1 + len(one.tokens)]
+        total, count = total + own.sum(axis=0), count + len(own)
+    p = np.clip(total / count, 0, 1)
+    p = p / max(p.sum(), 1.0)
+    return Acceptance(
+        p=tuple(p.tolist()),
+        temperature=sampler.temperature,
+        top_p=sampler.top_p,
+        pair=(target.name, draft.name),
+        samples=count,
+        seed=seed,
+    )
+
+
+def online_acceptance(
+    target: LM,
+    prompts: Sequence[Any],
+    sampler: Sampler,
+    topology: Topology,
+    *,
+    draft: "LM | str" = PROMPT_LOOKUP,
+    new_tokens: int = 64,
+    seed: int = 0,
+) -> Acceptance:
+    """How often each rank is accepted at each depth, counted while speculating with `topology`.
+
+    Depths that were hardly reached are left out.
+    """
+    plan = speculate(target, draft, topology)
+    counts = 0
+    for number, prompt in enumerate(prompts):
+        run = Run(
+            target,
+            [prompt],
+            Options(sampler=sampler, max_new_tokens=new_tokens, seed=seed + number, draft=plan),
+        )
+        run.finish()
+        assert run.state is not None
+        counts = counts + np.asarray(run.state.speculation.chosen)
+    tried = counts.sum(axis=1)
+    reached = max(int((tried >= 8).sum()), 1)
+    p = counts[:reached, :-1] / np.maximum(tried[:reached, None], 1)
+    return Acceptance(
+        p=tuple(tuple(row) for row in p.tolist()),
+        temperature=sampler.temperature,
+        top_p=sampler.top_p,
+        pair=(target.name, draft if isinstance(draft, str) else draft.name),
+        samples=int(tried[0]),
+        seed=seed,
+    )
+
+
+@jax.jit(static_argnums=(0, 1, 2, 3))
+def _along(
+    cfg: ModelConfig,
+    draft_cfg: ModelConfig,
+    size: int,
+    width: int,
+    params: Params,
+    draft_params: Params,
+    tokens: Int[Array, "1 T"],
+    sampler: SamplerRows,
+    key: Array,
+) -> Float[Array, "T W"]:
+    """Acceptance of each rank at every position of a text."""
+    readable = jnp.minimum(tokens, draft_cfg.vocab_size - 1)
+    logits = forward(cfg, params, tokens).logits[0]
+    guesses = forward(draft_cfg, draft_params, readable).logits[0]
+    vocabulary = draft_params.get("draft_vocabulary")
+    rows = jax.tree.map(lambda x: jnp.repeat(x, POSITIONS, axis=0), sampler)
+    unseen = jnp.zeros((POSITIONS, 1, 1), bool)
+
+    def piece(inputs: tuple[Array, Array, Array]) -> Array:
+        logits, guesses, key = inputs
+        target = jnp.exp(rows.log_probs(logits, unseen[:, 0]))
+        ids, log_q = support(guesses[:, None], size, rows, unseen, vocabulary)
+        keys = jax.random.split(key, POSITIONS)
+        picks = draw_children("without_replacement", keys, log_q, rows, width)[:, 0]
+        return rank_acceptance(target, ids[:, 0], log_q[:, 0], picks, sampler.features.sample)
+
+    shape = (-1, POSITIONS)
+    keys = jax.random.split(key, len(logits) // POSITIONS)
+    found = jax.lax.map(
+        piece,
+        (
+            logits.reshape(*shape, logits.shape[-1]),
+            guesses.reshape(*shape, guesses.shape[-1]),
+            keys,
+        ),
+    )
+    return found.reshape(-1, width)
+
+
+def rank_acceptance(
+    target: Float[Array, "B V"],
+    ids: Int[Array, "B M"],
+    log_q: Float[Array, "B M"],
+    picks: Int[Array, "B W"],
+    samples: bool,
+) -> Float[Array, "B W"]:
+    """The probability that each of the drawn children is the accepted one."""
+    rows = jnp.arange(len(target))
+    if not samples:  # a one-hot target accepts the child that it names
+        return jnp.take_along_axis(target, jnp.take_along_axis(ids, picks, axis=1), axis=1)
+    outside = target.at[rows[:, None], ids].set(0.0).sum(axis=-1)
+    residual = Residual(jnp.take_along_axis(target, ids, axis=-1), jnp.ones(len(target)))
+    alive, found = jnp.ones(len(target)), []
+    for place in picks.T:
+        offered = jax.nn.softmax(log_q, axis=-1)
+        accepts = jnp.minimum(residual.inside[rows, place] / offered[rows, place], 1.0)
+        found.append(alive * accepts)
+        alive = alive * (1 - accepts)
+        residual = residual.without(offered, outside)
+        log_q = log_q.at[rows, place].set(USED)
+    return jnp.stack(found, axis=1)
+
+
+def measure_times(
+    target: LM,
+    draft: LM | None,
+    sampler: Sampler,
+    *,
+    policy: Any = None,
+    draft_policy: Any = None,
+    sizes: Sequence[int] = SIZES,
+    context: int = 128,
+    rounds: int = 5,
+) -> tuple[dict[int, float], float]:
+    """Milliseconds of a step with n nodes for each n of `sizes` (1: plain decoding), and of one
+    draft pass; medians over interleaved rounds of one row behind `context` tokens.
+
+    The target's part is timed with prompt lookup, whose drafting costs nothing: reading n nodes,
+    the verdict, the commit.
+    """
+    trees = {n: Topology.chain(n) for n in sizes}
+    plans: dict[Any, Speculator | None] = {1: None}
+    plans |= {n: speculate(target, "prompt-lookup", tree) for n, tree in trees.items()}
+    if draft is not None:
+        deep = Topology.chain(PASSES + 1)
+        plans["drafted"] = speculate(target, draft, deep, policy=draft_policy)
+        plans["alone"] = speculate(target, "prompt-lookup", deep)
+    times: dict[Any, list[float]] = {name: [] for name in plans}
+    runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
+    for step in runs.values():
+        step()  # compiles
+    for _ in range(rounds):
+        for name, step in runs.items():
+            times[name].append(step())
+    median = {name: statistics.median(found) for name, found in times.items()}
+    passes = 0.0
+    if draft is not None:
+        passes = max((median.pop("drafted") - median.pop("alone")) / PASSES, 1e-3)
+    return median, passes
+
+
+def _steps(target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int) -> Any:
+    """A function that runs a few steps and returns the milliseconds of one."""
+    steps = 8
+    vocab = target.config.vocab_size
+    prompt = np.random.default_rng(0).integers(0, vocab, context).tolist()
+    options = Options(
+        policy=policy, sampler=sampler, max_new_tokens=256, draft=plan, ignore_eos=True
+    )
+
+    def once() -> float:
+        run = Run(target, [prompt], options)
+        pieces = run.pieces(steps)
+        next(pieces)
+        before = run.times["decode"]
+        next(pieces)
+        milliseconds = 1000 * (run.times["decode"] - before) / steps
+        pieces.close()
+        return milliseconds
+
+    return once

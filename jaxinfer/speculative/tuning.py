@@ -1,0 +1,154 @@
+"""`tune`: measures this machine, model pair and policy, and chooses the tree that pays.
+
+What was found is kept as a small JSON file in the user's cache folder, so that a second run starts
+at once. Delete the folder `trees` there, or pass `fresh=True`, to measure again.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinfer.cache.presets import resolve
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.io.model_index import cache_folder
+from jaxinfer.lm import LM
+from jaxinfer.speculative.acceptance import Acceptance
+from jaxinfer.speculative.files import write_text
+from jaxinfer.speculative.measure import SIZES, measure_acceptance, measure_times, online_acceptance
+from jaxinfer.speculative.optimizer import Choice, choose
+from jaxinfer.speculative.prompts import PROMPTS
+from jaxinfer.speculative.topology import Topology
+
+MOST_LEVELS = 10
+LOOKUP_LEVELS = 8
+VERSION = 1
+
+# Read bandwidth (bytes/s) and dense bf16 rate (operations/s) of devices that are not here.
+DEVICES = {"h200": (4.3e12, 989e12), "h100": (3.0e12, 989e12), "a100": (1.8e12, 312e12)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A choice and the measurements it follows from; milliseconds."""
+
+    acceptance: Acceptance
+    verify_ms: Mapping[int, float]  # of a step by its nodes; 1 is plain decoding
+    draft_ms: float  # one draft pass
+
+    def choice(self, max_levels: int = MOST_LEVELS) -> Choice:
+        """One node means: do not speculate."""
+        levels = max_levels
+        if isinstance(self.acceptance.p[0], tuple):
+            levels = min(levels, len(self.acceptance.p) + 1)
+        return choose(
+            self.acceptance,
+            {n: ms for n, ms in self.verify_ms.items() if n > 1},
+            self.draft_ms,
+            levels,
+            plain_time=self.verify_ms[1],
+        )
+
+
+def tune(
+    target: LM,
+    draft: LM | None,
+    sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
+    *,
+    policy: Any = None,
+    draft_policy: Any = None,
+    sizes: Sequence[int] = SIZES,
+    prompts: Sequence[Any] | None = None,
+    new_tokens: int = 64,
+    fresh: bool = False,
+) -> Tuned:
+    """Acceptance on the target's own text after `prompts` (default: a dozen of our own), and the
+    times of steps and draft passes; `draft` None is prompt lookup.
+
+    Takes about a minute the first time, most of it compilation.
+    """
+    settings = [repr(x) for x in (sampler, resolve(policy), draft_policy, tuple(sizes), new_tokens)]
+    settings += [identity(target), "prompt-lookup" if draft is None else identity(draft), prompts]
+    path = cache_folder() / "trees" / f"{_hash([_machine(), VERSION, *settings])}.json"
+    if not fresh:
+        found = _read(path)
+        if found is not None:
+            return found
+    if prompts is None:
+        prompts = PROMPTS if target.tokenizer is not None else _random_prompts(target.config)
+    if draft is None:
+        acceptance = online_acceptance(
+            target, prompts, sampler, Topology.chain(LOOKUP_LEVELS), new_tokens=new_tokens
+        )
+    else:
+        acceptance = measure_acceptance(target, draft, prompts, sampler, new_tokens=new_tokens)
+    times, passes = measure_times(
+        target, draft, sampler, policy=policy, draft_policy=draft_policy, sizes=sizes
+    )
+    tuned = Tuned(acceptance=acceptance, verify_ms=times, draft_ms=passes)
+    record = {"acceptance": acceptance.to_dict(), "verify_ms": times, "draft_ms": passes}
+    write_text(path, json.dumps(record) + "\n")
+    return tuned
+
+
+def roofline(tuned: Tuned, target: LM, draft: LM | None, device: str) -> Tuned:
+    """The same pair on a device that is not here: bf16 weights are read once per step, and n nodes
+    cost the operations of n tokens (arXiv 2402.12374, section 4.1)."""
+    if device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}; described are {', '.join(DEVICES)}")
+    bandwidth, rate = DEVICES[device]
+
+    def milliseconds(lm: LM, nodes: int) -> float:
+        weights = sum(x.size for x in jax.tree.leaves(lm.params["layers"]))
+        head = lm.params.get("head", {"weight": lm.params["embed"]["tokens"]})["weight"].size
+        size = weights + head
+        return 1e3 * max(2 * size / bandwidth, 2 * size * nodes / rate)
+
+    sizes = {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    return replace(
+        tuned,
+        verify_ms={n: milliseconds(target, n) for n in sorted(sizes)},
+        draft_ms=0.0 if draft is None else milliseconds(draft, 1),
+    )
+
+
+def identity(lm: LM) -> str:
+    """A short hash of a model's architecture and of some of its weights."""
+    some = [lm.params["embed"]["tokens"][:4], lm.params["layers"][-1], lm.params["final_norm"]]
+    weights = [np.asarray(x[:4], np.float32).tobytes() for x in jax.tree.leaves(some)]
+    return _hash([repr(lm.config), lm.engine.dtype, b"".join(weights).hex()])
+
+
+def _machine() -> str:
+    device = jax.devices()[0]
+    return f"{platform.machine()} {platform.processor()} {device.device_kind} {jax.__version__}"
+
+
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Tuned | None:
+    """What an earlier run wrote, or None; a file that makes no sense is measured again."""
+    try:
+        record = json.loads(path.read_text())
+        times = {int(n): float(ms) for n, ms in record["verify_ms"].items()}
+        return Tuned(
+            acceptance=Acceptance.from_dict(record["acceptance"], path),
+            verify_ms=times,
+            draft_ms=float(record["draft_ms"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _random_prompts(cfg: ModelConfig) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, cfg.vocab_size, (8, 8)).tolist()

@@ -1,0 +1,223 @@
+"""Trains a draft for speculative decoding: a small model that guesses what a target will say.
+
+It is distilled: the loss is the divergence of its next-token distribution from the target's, on
+texts and on the target's own text, since that is what it will have to continue. What speculation
+gains from is the overlap sum(min(p, q)), the probability that a first guess is accepted (arXiv
+2402.12374, section 3.2), which is logged.
+
+Two kinds: a model of its own width with an embedding of its own, or, for a target whose vocabulary
+would outweigh everything else, some of the target's layers between the target's own embedding and
+the head's rows of the most frequent tokens, so that only the layers are trained and stored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.lm import LM
+from jaxinfer.models.params import init_params
+from jaxinfer.models.stack import forward, unembed
+from jaxinfer.train import optimizers
+from jaxinfer.train.loop import Loss, fit, read_log
+from jaxinfer.typing import Params
+
+OWN_PROMPT = 16  # tokens of a text that the target continues
+OWN_TEMPERATURES = (0.0, 0.6, 1.0)
+HEAD_SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftRecipe:
+    """`width` None takes the target's first layers and its last; else a Llama of that width.
+
+    `vocabulary`: tokens that a draft of the target's layers can propose. `own`: share of the
+    windows that the target wrote itself.
+    """
+
+    layers: int = 2
+    width: int | None = 96
+    vocabulary: int = 8192
+    windows: int = 2048
+    context: int = 256
+    own: float = 0.5
+    steps: int = 2000
+    batch: int = 8
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A draft in training: `fixed` and `trained` together are its parameters."""
+
+    config: ModelConfig
+    fixed: Params
+    trained: Params
+
+    def params(self, trained: Params) -> Params:
+        return {**self.fixed, **trained}
+
+
+def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe) -> Student:
+    """The draft before its first step; `tokens` say which ones are frequent."""
+    cfg = target.config
+    if recipe.width is not None:
+        heads = max(recipe.width // HEAD_SIZE, 1)
+        if recipe.width != heads * HEAD_SIZE:
+            raise ValueError(f"width must be a multiple of {HEAD_SIZE}, got {recipe.width}")
+        small = replace(
+            cfg,
+            hidden_size=recipe.width,
+            intermediate_size=-(-recipe.width * 8 // 3 // 32) * 32,
+            num_layers=recipe.layers,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=HEAD_SIZE,
+            rope=None if cfg.rope is None else replace(cfg.rope, rotary_dim=HEAD_SIZE),
+            sliding_windows=None,
+            attention_scale=None,
+            tie_embeddings=True,
+        )
+        return Student(small, {}, init_params(small, jax.random.key(recipe.seed)))
+    if not 1 <= recipe.layers < cfg.num_layers:
+        raise ValueError(f"layers must be 1 to {cfg.num_layers - 1}, got {recipe.layers}")
+    size = min(recipe.vocabulary, cfg.vocab_size)
+    counts = np.bincount(tokens.ravel(), minlength=cfg.vocab_size)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)
+    chosen = [*range(recipe.layers - 1), cfg.num_layers - 1]
+    student = replace(cfg, num_layers=recipe.layers, tie_embeddings=False, sliding_windows=None)
+    return Student(
+        student,
+        shared_params(target, kept),
+        {
+            "layers": tuple(target.params["layers"][i] for i in chosen),
+            "final_norm": target.params["final_norm"],
+        },
+    )
+
+
+def shared_params(target: LM, vocabulary: np.ndarray) -> Params:
+    """What a draft of the target's layers takes from it: the embedding, and rows of the head."""
+    return {
+        "embed": target.params["embed"],
+        "head": {"weight": head_weight(target.params)[jnp.asarray(vocabulary)]},
+        "draft_vocabulary": jnp.asarray(vocabulary),
+    }
+
+
+def head_weight(params: Params) -> Array:
+    """[V, D], the rows that make logits."""
+    return params["head"]["weight"] if "head" in params else params["embed"]["tokens"]
+
+
+def distillation(cfg: ModelConfig, student: Student) -> Loss:
+    """A loss for `fit` on batches {"tokens": i32[B, T], "target": parameters, "fixed": ...}."""
+
+    def loss(trained: Params, batch: Any, key: Array):
+        del key
+        target, tokens = batch["target"], batch["tokens"]
+        hidden = forward(cfg, target, tokens, logits="none").hidden
+        vocabulary = batch["fixed"].get("draft_vocabulary")
+        if vocabulary is None:
+            wanted = unembed(cfg, target, hidden)
+        else:
+            wanted = hidden @ batch["fixed"]["head"]["weight"].T
+        wanted = jax.lax.stop_gradient(jax.nn.log_softmax(wanted.astype(jnp.float32), axis=-1))
+        params = {**batch["fixed"], **trained}
+        given = jax.nn.log_softmax(forward(student.config, params, tokens).logits, axis=-1)
+        p, q = jnp.exp(wanted), jnp.exp(given)
+        value = (p * (wanted - given)).sum(axis=-1).mean()
+        return value, {
+            "overlap": jnp.minimum(p, q).sum(axis=-1).mean(),
+            "agreement": (jnp.argmax(wanted, -1) == jnp.argmax(given, -1)).mean(),
+        }
+
+    return loss
+
+
+def own_text(
+    target: LM,
+    tokens: Int[np.ndarray, "Q T"],
+    path: Path,
+    *,
+    seed: int,
+    batch: int = 32,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Int[np.ndarray, "Q T"]:
+    """Windows of the same shape that the target wrote, behind the first tokens of each; kept in
+    `path`, which a killed run goes on with."""
+    done = np.load(path) if path.is_file() else tokens[:0]
+    length = tokens.shape[1] - OWN_PROMPT
+    while len(done) < len(tokens):
+        first = len(done)
+        prompts = tokens[first : first + batch, :OWN_PROMPT]
+        rows = [first + i for i in range(len(prompts))]
+        made = target.generate(
+            prompts.tolist(),
+            max_new_tokens=length,
+            sampler=[
+                Sampler(temperature=OWN_TEMPERATURES[i % len(OWN_TEMPERATURES)]) for i in rows
+            ],
+            seed=[seed + i for i in rows],
+            ignore_eos=True,
+        )
+        new = np.concatenate([prompts, np.array([one.tokens for one in made])], axis=1)
+        done = np.concatenate([done, new.astype(np.int32)])
+        part = path.with_suffix(".part.npy")
+        np.save(part, done)
+        part.replace(path)
+        report("own text", len(done), len(tokens))
+    return done[: len(tokens)]
+
+
+def train_draft(
+    target: LM,
+    tokens: Int[np.ndarray, "Q T"],
+    recipe: DraftRecipe,
+    run_dir: Path,
+    *,
+    progress: bool = False,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> tuple[Student, Params, dict[str, float]]:
+    """The student, its trained parameters, and the mean metrics of the last tenth of the steps.
+
+    `tokens` are windows of text; a share `recipe.own` of them becomes the target's own. A killed
+    run goes on from `run_dir`.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    own = round(recipe.own * len(tokens))
+    written = own_text(target, tokens[:own], run_dir / "own.npy", seed=recipe.seed, report=report)
+    student = new_student(target, np.concatenate([written, tokens]), recipe)
+    windows = np.concatenate([written, tokens[own:]])
+
+    def batches(step: int) -> dict[str, Any]:
+        per_epoch = max(len(windows) // recipe.batch, 1)
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(windows))
+        rows = order[place * recipe.batch : (place + 1) * recipe.batch]
+        return {
+            "tokens": jnp.asarray(windows[rows]),
+            "target": target.params,
+            "fixed": student.fixed,
+        }
+
+    rate = optimizers.warmup_cosine(
+        recipe.learning_rate, recipe.steps, warmup=min(50, recipe.steps // 10), final=0.0
+    )
+    state = fit(
+        distillation(target.config, student), student.trained, optimizers.muon(rate), batches,
+        steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
+        progress=progress,
+    )  # fmt: skip
+    log = read_log(run_dir / "fit")
+    tail = log[-max(len(log) // 10, 1) :]
+    names = ("loss", "overlap", "agreement")
+    return student, state.params, {n: float(np.mean([row[n] for row in tail])) for n in names}
