@@ -31,6 +31,19 @@ collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module 
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA dies of a segmentation fault there
 
+# These compile as users do, and so does everything that is slow.
+AS_USERS_DO = ("tests/compile", "tests/test_smollm2.py", "README.md")
+
+
+def pytest_runtest_setup(item):
+    """Lets most tests' engines compile quickly."""
+    from jaxinfer.compile.program import Program
+    from tests.quick import QUICK
+
+    path = item.path.relative_to(item.config.rootpath).as_posix()
+    full = path.startswith(AS_USERS_DO) or item.get_closest_marker("slow") is not None
+    Program.compiler_options = {} if full else QUICK
+
 
 def pytest_runtest_teardown(item, nextitem):
     """Forgets compiled programs when there are many: each takes several memory mappings."""

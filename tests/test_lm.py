@@ -12,7 +12,6 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.lm import LM, Score
-from tests.cache.stepping import quick_jit
 from tests.factories import (
     CONFIGS,
     MODELS,
@@ -23,6 +22,7 @@ from tests.factories import (
     scripted_lm,
 )
 from tests.policies import MATRIX, with_random_kernels
+from tests.quick import quick_jit
 
 TEXT = random_tokens(1, 60, seed=9)[0].tolist()
 

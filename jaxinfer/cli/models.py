@@ -42,7 +42,16 @@ def open_draft(target: "LM", draft: str, dtype: str | None = None) -> "LM | str"
         if not layers.isdigit():
             raise ValueError(f"--draft exit:N expects a number of layers, got {draft!r}")
         return early_exit(target, int(layers))
-    return _load(draft, dtype)
+    from jaxinfer.io.draft import is_draft, load_draft
+
+    if not is_draft(draft):
+        return _load(draft, dtype)
+    from jaxinfer.lm import LM
+
+    found = load_draft(draft, target.params)
+    return LM(
+        found.config, found.full_params(target.params), target.tokenizer, name=Path(draft).name
+    )
 
 
 def note(message: str) -> None:

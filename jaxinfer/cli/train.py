@@ -86,6 +86,64 @@ def _show(kernels: "LessKernels", out: Path, as_json: bool) -> None:
     print(f"{record['recovered_beyond_plus']:.0%} of what more tokens in the same memory leave")
 
 
+@train.command()
+def draft(
+    target: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the target.")],
+    out: Annotated[Path, typer.Option(help="Folder for the draft.")],
+    run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the draft.")] = 2,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Width of a draft of its own; left out: layers of the target."),
+    ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(min=16, help="Tokens that a draft of the target's layers proposes.")
+    ] = 8192,
+    windows: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 2048,
+    context: Annotated[int, typer.Option(min=32, max=32767, help="Tokens per window.")] = 256,
+    own: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of windows that the target writes.")
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(min=4, help="Updates.")] = 3000,
+    batch: Annotated[int, typer.Option(min=1, help="Windows per update.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak; falls to 0 as a cosine.")] = 3e-3,
+    texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
+    seed: o.SeedOption = 0,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Distil a draft for speculative decoding (arXiv 2402.12374).
+
+    Example: jaxinfer train draft tiny-llama --width 96 --out draft --run-dir run
+    """
+    from dataclasses import asdict
+
+    from jaxinfer.cli.models import note, open_model
+    from jaxinfer.train.draft import DraftRecipe, check_out, save_trained, train_draft
+    from jaxinfer.train.less_data import text_windows
+
+    recipe = DraftRecipe(
+        layers=layers, width=width, vocabulary=vocabulary, windows=windows, context=context,
+        own=own, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+    check_out(out, recipe)  # before hours of work
+    lm = open_model(target, "float32")
+    tokens = text_windows(
+        lm.encode, windows, context, seed=seed, sources=source or None, folder=texts
+    )
+    note(f"{tokens.size} tokens in {windows} windows")
+    with _progress() as report:
+        student, trained, metrics = train_draft(lm, tokens, recipe, run_dir, report=report)
+    save_trained(out, lm, student, trained, {"recipe": asdict(recipe), "results": metrics})
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if as_json:
+        o.print_json({"folder": str(out), "bytes": size} | metrics)
+        return
+    print(f"wrote {out} ({size / 1e6:.1f} MB)")
+    print(f"a first guess is accepted with probability {metrics['overlap']:.2f} at temperature 1,")
+    print(f"{metrics['agreement']:.2f} at temperature 0 (on training text)")
+
+
 class _progress:
     """`report(what, done, total)` as bars on a terminal's standard error."""
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -49,6 +49,10 @@ class Program:
       >>> double(jnp.ones(3), 2).tolist(), double(jnp.zeros(3), times=2).tolist(), double.traces
       ([2.0, 2.0, 2.0], [0.0, 0.0, 0.0], 1)
     """
+
+    # XLA options of every compilation; the test suite, which compiles thousands of tiny programs,
+    # trades their speed for that of the compiler.
+    compiler_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -169,7 +173,7 @@ class Program:
             start = time.perf_counter()
             lowered = self.jitted.trace(*positional, **named).lower()
             middle = time.perf_counter()
-            executable = lowered.compile()
+            executable = lowered.compile(compiler_options=self.compiler_options or None)
             end = time.perf_counter()
             made = Compiled(executable, middle - start, end - middle)
             self._compiled[key] = made

@@ -46,6 +46,7 @@ MODELS: dict[str, WheelModel | FolderModel] = {
         licence="Apache-2.0",
     ),
     FALLBACK: FolderModel("checkpoints/tiny-llama"),
+    "tiny-draft": FolderModel("checkpoints/tiny-draft"),
 }
 
 

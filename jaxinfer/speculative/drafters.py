@@ -48,7 +48,7 @@ class Drafter(Protocol):
 
     def propose(
         self,
-        params: Params,
+        params: Params | None,
         topology: Topology,
         sampler: SamplerRows,
         keys: Array,
@@ -61,7 +61,7 @@ class Drafter(Protocol):
 
     def commit(
         self,
-        params: Params,
+        params: Params | None,
         topology: Topology,
         state: Leaf,
         drafted: Leaf,

@@ -6,7 +6,7 @@ needs some fifty times fewer samples than counting.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,7 @@ def online_acceptance(
     Depths that were hardly reached are left out.
     """
     plan = speculate(target, draft, topology)
-    counts = 0
+    counts = np.zeros((1, 1), np.int64)
     for number, prompt in enumerate(prompts):
         run = Run(
             target,
@@ -221,7 +221,9 @@ def measure_times(
     return median, passes
 
 
-def _steps(target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int) -> Any:
+def _steps(
+    target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
+) -> Callable[[], float]:
     """A function that runs a few steps and returns the milliseconds of one."""
     steps = 8
     vocab = target.config.vocab_size
@@ -236,8 +238,6 @@ def _steps(target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, c
         next(pieces)
         before = run.times["decode"]
         next(pieces)
-        milliseconds = 1000 * (run.times["decode"] - before) / steps
-        pieces.close()
-        return milliseconds
+        return 1000 * (run.times["decode"] - before) / steps
 
     return once

@@ -9,7 +9,7 @@ The text is the target's own: at temperature 0 the same tokens, else the same di
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,10 +73,10 @@ class Speculator:
 
 def speculate(
     target: LM,
-    draft: "LM | Speculator | str",
+    draft: Any,
     topology: Topology | str = "auto",
     *,
-    method: Method = "sequoia",
+    method: str = "sequoia",
     support: int = 64,
     policy: Any = None,
 ) -> Speculator:
@@ -111,7 +111,8 @@ def speculate(
         check_vocabularies(target, draft)
         size = min(support, draft.config.vocab_size, target.config.vocab_size)
         model = draft
-        drafter = ModelDrafter(cfg=draft.config, size=max(size, 1), method=method)
+        kind = cast(Method, method)
+        drafter = ModelDrafter(cfg=draft.config, size=max(size, 1), method=kind)
     else:
         raise ValueError(f'draft must be an LM or "{PROMPT_LOOKUP}", got {type(draft).__name__}')
     if tree is not None:
@@ -225,8 +226,8 @@ class Ahead:
                 cache, _ = self._engine.prefill(cache, None, read, empty=True)
             last = jnp.asarray([context[-1] for context in contexts], jnp.int32)
             drafter = ModelState(cache, last)
-        return replace(state, speculation=self.step.begin(drafter))
+        return replace(state, speculation=self.step.begin(drafter, len(contexts)))
 
     def step_tokens(self, state: DecodeState) -> tuple[int, ...]:
         """Steps of a row by the number of tokens that they emitted, from 0."""
-        return tuple(np.asarray(state.speculation.emitted).tolist())
+        return tuple(np.asarray(state.speculation.emitted).sum(axis=0).tolist())

@@ -28,7 +28,7 @@ class Speculation:
     """What speculative steps carry beside `DecodeState`."""
 
     drafter: Leaf  # the drafter's state
-    emitted: Leaf  # i32[L + 1], steps of a row by the number of tokens that they emitted
+    emitted: Leaf  # i32[B, L + 1], steps of each row by the number of tokens that they emitted
     chosen: Leaf  # i32[L, C + 1], by depth and rank: children accepted; the last column: none
 
 
@@ -40,11 +40,11 @@ class TreeStep:
     topology: Topology
     drafter: Drafter
 
-    def begin(self, drafter: Leaf) -> Speculation:
+    def begin(self, drafter: Leaf, batch: int) -> Speculation:
         levels, widest = self.topology.levels, max(self.topology.branching, 1)
         return Speculation(
             drafter=drafter,
-            emitted=jnp.zeros((levels + 1,), jnp.int32),
+            emitted=jnp.zeros((batch, levels + 1), jnp.int32),
             chosen=jnp.zeros((levels, widest + 1), jnp.int32),
         )
 
@@ -85,7 +85,7 @@ class TreeStep:
         outcome = jnp.arange(old.chosen.shape[1])
         speculation = Speculation(
             drafter=kept,
-            emitted=old.emitted.at[count].add(active.astype(jnp.int32)),
+            emitted=old.emitted.at[rows[:, 0], count].add(active.astype(jnp.int32)),
             chosen=old.chosen + (tried[..., None] == outcome).sum(axis=0, dtype=jnp.int32),
         )
         return replace(state, cache=cache, steps=state.steps + 1, speculation=speculation)

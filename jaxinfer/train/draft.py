@@ -22,6 +22,7 @@ from jaxtyping import Array, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward, unembed
@@ -94,28 +95,12 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
     kept = np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)
     chosen = [*range(recipe.layers - 1), cfg.num_layers - 1]
     student = replace(cfg, num_layers=recipe.layers, tie_embeddings=False, sliding_windows=None)
-    return Student(
-        student,
-        shared_params(target, kept),
-        {
-            "layers": tuple(target.params["layers"][i] for i in chosen),
-            "final_norm": target.params["final_norm"],
-        },
-    )
-
-
-def shared_params(target: LM, vocabulary: np.ndarray) -> Params:
-    """What a draft of the target's layers takes from it: the embedding, and rows of the head."""
-    return {
-        "embed": target.params["embed"],
-        "head": {"weight": head_weight(target.params)[jnp.asarray(vocabulary)]},
-        "draft_vocabulary": jnp.asarray(vocabulary),
+    trained = {
+        "layers": tuple(target.params["layers"][i] for i in chosen),
+        "final_norm": target.params["final_norm"],
     }
-
-
-def head_weight(params: Params) -> Array:
-    """[V, D], the rows that make logits."""
-    return params["head"]["weight"] if "head" in params else params["embed"]["tokens"]
+    draft = BorrowingDraft(student, {}, kept, target.name, "")
+    return Student(student, draft.full_params(target.params), trained)
 
 
 def distillation(cfg: ModelConfig, student: Student) -> Loss:
@@ -221,3 +206,37 @@ def train_draft(
     tail = log[-max(len(log) // 10, 1) :]
     names = ("loss", "overlap", "agreement")
     return student, state.params, {n: float(np.mean([row[n] for row in tail])) for n in names}
+
+
+def check_out(folder: Path, recipe: DraftRecipe) -> None:
+    """Raises unless the draft may be written to `folder`."""
+    from jaxinfer.io import checkpoint, draft
+
+    if recipe.width is None:
+        draft.check_destination(folder)
+    else:
+        checkpoint.check_destination(folder)
+
+
+def save_trained(
+    folder: Path, target: LM, student: Student, trained: Params, record: dict[str, Any]
+) -> None:
+    """Writes a model folder in bfloat16, or for a draft of the target's layers one in int8."""
+    from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
+    from jaxinfer.io.draft import save_draft
+    from jaxinfer.io.less_kernels import fingerprint
+
+    if student.fixed:
+        vocabulary = np.asarray(student.fixed["draft_vocabulary"])
+        save_draft(
+            folder,
+            BorrowingDraft(
+                student.config, trained, vocabulary, target.name, fingerprint(target.params), record
+            ),
+        )
+        return
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained)
+    save_checkpoint(
+        folder,
+        Checkpoint(student.config, params, target.tokenizer, record | {"target": target.name}),
+    )

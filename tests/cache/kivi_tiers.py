@@ -16,7 +16,7 @@ from jaxinfer.ops.attention import (
     merge,
 )
 from tests.cache.kivi_lists import KiviLists
-from tests.cache.stepping import quick_jit
+from tests.quick import quick_jit
 
 K, G, H = 2, 2, 32
 SCALE = 0.3

@@ -11,7 +11,7 @@ from jaxinfer.cache.attend import attend, commit_layer, rotations
 from jaxinfer.cache.base import Geometry, Policy, chain_context
 from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
-from tests.cache.stepping import quick_jit
+from tests.quick import quick_jit
 
 K, G, H = 2, 2, 8
 SPEC = AttentionSpec(scale=H**-0.5)

@@ -1,7 +1,5 @@
 """Advances a cache through jitted steps of few shapes, so that the cache tests compile little."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,19 +9,9 @@ from jaxinfer.decode.engine import with_kernels
 from jaxinfer.models import stack
 from tests.factories import CONFIGS, params_of
 from tests.policies import with_random_kernels
+from tests.quick import quick_jit
 
 CHUNK = 8  # tokens of a padded step
-
-# Takes a third of the compile time; the decode tests run the programs as users do.
-quick_jit = functools.partial(
-    jax.jit,
-    static_argnums=0,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
 
 @quick_jit

@@ -21,6 +21,19 @@ SMOKE = settings(("hard",), smoke=True)
 MAIN, MAIN_HARD = (
     [param for param in params if param.values[0] in MAIN_MODELS] for params in (ALL, HARD)
 )
+BACKENDS = ("cpu", "gpu")
+
+
+def slow_but_on_llama(param, *values):
+    """The parameter with `values` behind it."""
+    marks = () if param.values[0] == "llama" else pytest.mark.slow
+    return pytest.param(*param.values, *values, id="-".join([param.id, *values]), marks=marks)
+
+
+# Growing does not know the model, and the layout serves the other one in float32 too.
+GROWING = [slow_but_on_llama(param) for param in MAIN_HARD]
+NARROW = [pytest.param(*param.values, "cpu", id=f"{param.id}-cpu") for param in MAIN]
+NARROW += [slow_but_on_llama(param, "gpu") for param in MAIN]
 SPLITS = {
     "one token at a time": (1,) * LENGTH,
     "full chunks": (8, 8, 8),
@@ -119,7 +132,7 @@ def test_a_row_of_nan_does_not_reach_other_rows(model, policy):
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
 @pytest.mark.parametrize("setting", ["easy", "hard"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_allocated_bytes_follow_the_documented_formula(case, setting, dtype, backend):
     policy = getattr(case, setting)()
     stepper = Stepper("llama", policy, dtype, backend)
@@ -135,14 +148,13 @@ def test_allocated_bytes_follow_the_documented_formula(case, setting, dtype, bac
 def test_the_gpu_layout_gives_the_same_logits(model, policy, tokens):
     sizes = SPLITS["odd chunks"]
     results = []
-    for backend in ("cpu", "gpu"):
+    for backend in BACKENDS:
         stepper = Stepper(model, policy, backend=backend)
         results.append(stepper.run(stepper.cache(), tokens, sizes)[1])
     np.testing.assert_allclose(results[0], results[1], **close())
 
 
-@pytest.mark.parametrize("model, policy", MAIN)
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("model, policy, backend", NARROW)
 def test_bfloat16_follows_its_own_forward(model, policy, backend, tokens):
     if policy not in [case.easy() for case in MATRIX]:
         pytest.skip("only a budget that loses nothing equals the plain forward")
@@ -151,7 +163,7 @@ def test_bfloat16_follows_its_own_forward(model, policy, backend, tokens):
     np.testing.assert_allclose(logits, stepper.plain(tokens), **close("bfloat16"))
 
 
-@pytest.mark.parametrize("model, policy", MAIN_HARD)
+@pytest.mark.parametrize("model, policy", GROWING)
 def test_growing_keeps_what_is_stored(model, policy, tokens):
     stepper = Stepper(model, policy)
     cache, _ = stepper.run(stepper.cache(), tokens[:, :13], (8, 5))

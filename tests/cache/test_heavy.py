@@ -12,7 +12,7 @@ from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.presets import h2o
 from jaxinfer.cache.ring import Ring
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
-from tests.cache.stepping import quick_jit
+from tests.quick import quick_jit
 
 HEAVY, RECENT = 4, 3
 

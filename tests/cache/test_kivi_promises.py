@@ -22,6 +22,7 @@ from jaxinfer.ops.attention import (
 )
 from jaxinfer.ops.quantize import dequantize, quantize
 from tests.cache.kivi_tiers import (
+    LAYOUTS,
     TIERS,
     WINDOWED,
     all_layouts,
@@ -73,8 +74,14 @@ def test_a_window_takes_the_same_bytes_for_any_capacity():
     assert short == long
 
 
-@all_layouts
-@pytest.mark.parametrize("name", ["2 bit", "block", "dense"])
+@pytest.mark.parametrize(
+    "name, layout",
+    [
+        *[(name, layout) for name in ("2 bit", "dense") for layout in LAYOUTS],
+        ("block", "BKHS"),
+        pytest.param("block", "BKSH", marks=slow),
+    ],
+)
 def test_growing_keeps_what_is_stored(name, layout):
     tier = TIERS[name]
     size = 2 * tier.residual

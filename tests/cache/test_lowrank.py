@@ -18,9 +18,9 @@ from jaxinfer.models.params import abstract_params
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import NEGATIVE, finish, merge, partial_attention
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated, softmax_attention
-from tests.cache.stepping import quick_jit
 from tests.cache.test_heavy import Simulation
 from tests.factories import CONFIGS
+from tests.quick import quick_jit
 
 RANK = 3
 NOWHERE = jnp.zeros((1, 1), jnp.int32)  # the state forgets positions
@@ -38,7 +38,7 @@ def kernels(scale: float = 0.5, seed: int = 0):
     """Random kernels whose psi is of size `scale`."""
     maps = FeatureMaps(K * G, K, H, 16, RANK)
     q, k = jnp.zeros((1, K * G, 1, H)), jnp.zeros((1, K, 1, H))
-    made = maps.init(jax.random.key(seed), q, k)["params"]
+    made = quick_jit(FeatureMaps.init)(maps, jax.random.key(seed), q, k)["params"]
     made = made | {name: jnp.full_like(made[name], scale) for name in ("scale", "mix_scale")}
     return {"feature_map": made}
 

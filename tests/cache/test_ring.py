@@ -30,8 +30,8 @@ from tests.cache.layer import (
     rotated,
     softmax_attention,
 )
-from tests.cache.stepping import quick_jit
 from tests.factories import CONFIGS, random_tokens
+from tests.quick import quick_jit
 
 SLOPES = mpt_slopes(K * G)
 

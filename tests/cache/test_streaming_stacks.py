@@ -14,8 +14,8 @@ from jaxinfer.cache.presets import full, h2o, per_layer, streaming
 from jaxinfer.models import stack
 from jaxinfer.models.params import init_params
 from tests.cache.layer import rotated
-from tests.cache.stepping import quick_jit
 from tests.factories import CONFIGS, random_tokens
+from tests.quick import quick_jit
 
 
 @functools.cache

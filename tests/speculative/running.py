@@ -44,6 +44,8 @@ class Rows:
     def __init__(self, speculator, prompt, rows: int, new: int):
         self.spec, self.prompt, self.rows, self.new = speculator, list(prompt), rows, new
         self.step = TreeStep(topology=speculator.topology, drafter=speculator.drafter)
+        self.limit_steps = 1000
+        self.room = 32 if new < 16 else 128
 
     def run(self, sampler: Sampler, seed: int):
         """(tokens [rows, new], the final state)."""
@@ -56,7 +58,7 @@ class Rows:
         engine = lm.engine
 
         def read(model: LM, tokens):
-            cache = model.engine.new_cache(full(), 1, 32)
+            cache = model.engine.new_cache(full(), 1, self.room)
             cache, logits = model.engine.prefill(cache, None, [tokens], empty=True)
             return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), (cache, logits))
 
@@ -65,7 +67,7 @@ class Rows:
         seen = jnp.repeat(seen, rows, axis=0)
         state = engine.begin(cache, logits, requests, seen, self.new)
         if self.spec.draft is None:
-            history = np.zeros((rows, 32), np.int32)
+            history = np.zeros((rows, self.room), np.int32)
             history[:, : len(prompt)] = prompt
             history[:, len(prompt)] = np.asarray(state.token)
             drafter = LookupState(
@@ -76,8 +78,8 @@ class Rows:
             engine = replace(engine, params=engine.params | {"draft": draft.params})
             last = jnp.full((rows,), prompt[-1], jnp.int32)
             drafter = ModelState(read(draft, prompt[:-1])[0], last)
-        state = replace(state, speculation=self.step.begin(drafter))
-        state = engine.decode(requests, state, 1000, step=self.step)
+        state = replace(state, speculation=self.step.begin(drafter, rows))
+        state = engine.decode(requests, state, self.limit_steps, step=self.step)
         return np.asarray(state.tokens)[:, : self.new], state
 
 

@@ -22,8 +22,8 @@ from jaxinfer.nn.norm import norm
 from jaxinfer.train.less import LessRecipe, row_errors, train_less
 from jaxinfer.train.less_data import Harvester, default_policies, text_windows
 from jaxinfer.train.texts import write_source
-from tests.cache.stepping import quick_jit
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
+from tests.quick import quick_jit
 
 CFG = CONFIGS["llama"]
 CONTEXT = 96
@@ -92,9 +92,8 @@ def all_errors(maps, eviction, spec, kernels, out, data):
 def loud_maps(data):
     """Feature maps, new kernels and loud ones."""
     maps = FeatureMaps(CFG.num_heads, CFG.num_kv_heads, CFG.head_dim, 8, 4, 0.5)
-    kernels = quick_jit(lambda maps, *args: maps.init(*args)["params"])(
-        maps, jax.random.key(0), *(x.astype(np.float32) for x in (data.q, data.k))
-    )
+    q, k = (jnp.asarray(x, jnp.float32) for x in (data.q, data.k))
+    kernels = quick_jit(FeatureMaps.init)(maps, jax.random.key(0), q, k)["params"]
     return maps, kernels, kernels | {n: jnp.ones_like(kernels[n]) for n in ("scale", "mix_scale")}
 
 

@@ -1,0 +1,161 @@
+"""Trained drafts that borrow the embedding and the head of their target, on disk.
+
+    config.json          format, version, the target's name and fingerprint, the draft's config,
+                         recipe, results
+    draft.safetensors    the layers and the final norm: matrices as int8 with one float32 scale per
+                         row, vectors as float32; `vocabulary`, the tokens that it can propose
+
+About one byte per parameter. A draft of its own embedding is an ordinary checkpoint instead.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.io.jsonfile import read_json
+from jaxinfer.io.less_kernels import fingerprint
+from jaxinfer.typing import Params
+
+FORMAT, VERSION = "jaxinfer-draft", 1
+WEIGHTS, CONFIG = "draft.safetensors", "config.json"
+SCALE = "#scale"
+
+
+@dataclass(frozen=True, eq=False)
+class BorrowingDraft:
+    """`params` has `layers` and `final_norm`; the rest is the target's."""
+
+    config: ModelConfig
+    params: Params
+    vocabulary: Int[np.ndarray, " V"]
+    target: str
+    fingerprint: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def full_params(self, target: Params) -> Params:
+        """All parameters, with the target's arrays shared."""
+        head = target["head"]["weight"] if "head" in target else target["embed"]["tokens"]
+        dtype = target["embed"]["tokens"].dtype
+        return {
+            "embed": target["embed"],
+            "head": {"weight": head[jnp.asarray(self.vocabulary)]},
+            "draft_vocabulary": jnp.asarray(self.vocabulary),
+            **jax.tree.map(lambda x: jnp.asarray(x, dtype), self.params),
+        }
+
+
+def is_draft(folder: str | Path) -> bool:
+    """Whether a folder holds such a draft."""
+    try:
+        return read_json(Path(folder) / CONFIG).get("format") == FORMAT
+    except (ValueError, OSError):
+        return False
+
+
+def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
+    """Writes a folder, whole or not at all; only an older draft is replaced."""
+    from safetensors.numpy import save
+
+    from jaxinfer.io.checkpoint import replacing
+
+    folder = Path(folder)
+    check_destination(folder)
+    tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(draft.params):
+        name, value = _name(path), np.asarray(leaf, np.float32)
+        if value.ndim < 2:
+            tensors[name] = value
+        else:
+            tensors[name], tensors[name + SCALE] = encode(value)
+    record = {
+        "format": FORMAT, "format_version": VERSION, "target": draft.target,
+        "fingerprint": draft.fingerprint, "model": draft.config.to_dict(), "record": draft.record,
+    }  # fmt: skip
+    with replacing(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(save(tensors))
+        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_draft(folder: str | Path, target: Params) -> BorrowingDraft:
+    """The draft in a folder; refused for another target than its own."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    data = read_json(folder / CONFIG)
+    if data.get("format") != FORMAT or data.get("format_version") != VERSION:
+        raise ValueError(f"{folder} holds no draft of version {VERSION}; train it again")
+    if data.get("fingerprint") != fingerprint(target):
+        raise ValueError(
+            f"the draft in {folder} belongs to other weights, those of {data.get('target')!r:.60}; "
+            "train one for this model with `jaxinfer train draft`"
+        )
+    try:
+        cfg = ModelConfig.from_dict(data["model"])
+        tensors = load_file(folder / WEIGHTS)
+        vocabulary = tensors.pop("vocabulary").astype(np.int32)
+        shapes = jax.eval_shape(lambda: _abstract(cfg))
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _decoded(tensors, _name(path), leaf.shape), shapes
+        )
+    except (SafetensorError, KeyError, OSError) as error:
+        raise ValueError(f"the draft in {folder} is damaged: {error}") from None
+    return BorrowingDraft(
+        cfg, params, vocabulary, str(data.get("target")), data["fingerprint"], data["record"]
+    )
+
+
+def check_destination(folder: Path) -> None:
+    """Raises unless `folder` is absent, empty or holds an older draft."""
+    if folder.exists() and any(folder.iterdir()) and not is_draft(folder):
+        raise ValueError(f"{folder} exists and holds no draft; choose another destination")
+
+
+def rounded(params: Params) -> Params:
+    """The parameters as a file gives them back; doing it again changes nothing."""
+
+    def one(leaf: Any) -> np.ndarray:
+        value = np.asarray(leaf, np.float32)
+        return value if value.ndim < 2 else decode(*encode(value))
+
+    return jax.tree.map(one, params)
+
+
+def encode(x: Float[np.ndarray, "R C"]) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes and the scale f32[R, 1]."""
+    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(2.0**-100))
+    # Scales of 16 significant bits, rounded up: codes times scale are exact.
+    bits = (largest / np.float32(127)).astype(np.float32).view(np.uint32)
+    scale = ((bits + np.uint32(0xFF)) & np.uint32(0xFFFFFF00)).view(np.float32)
+    return np.rint(x / scale).astype(np.int8), scale
+
+
+def decode(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return codes.astype(np.float32) * scale
+
+
+def _abstract(cfg: ModelConfig) -> Params:
+    from jaxinfer.models.params import init_params
+
+    params = init_params(cfg, jax.random.key(0))
+    return {"layers": params["layers"], "final_norm": params["final_norm"]}
+
+
+def _decoded(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = tensors[name]
+    if len(shape) > 1:
+        value = decode(value, tensors[name + SCALE])
+    if value.shape != shape or not np.isfinite(value).all():
+        raise KeyError(f"tensor {name!r} must be finite and of shape {shape}")
+    return value
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
