@@ -17,7 +17,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
-from jaxinfer.models.stack import init_cache
+from jaxinfer.models.stack import init_cache, logit_count
 from jaxinfer.typing import Leaf, Params
 
 CHUNK = 512
@@ -99,7 +99,8 @@ class Engine:
         """
         lengths = np.array([len(p) for p in prompts])
         if logits is None:
-            logits = jnp.zeros((len(prompts), self.config.vocab_size), jnp.float32)
+            width = logit_count(self.config, self.params)
+            logits = jnp.zeros((len(prompts), width), jnp.float32)
         for first, size in chunks(int(lengths.max()), piece_of(cache.policies)):
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             tokens = padded([p[first : first + size] for p in prompts], size)

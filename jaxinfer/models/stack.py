@@ -162,6 +162,11 @@ def unembed(
     return linear(params["head"], hidden).astype(jnp.float32)
 
 
+def logit_count(cfg: ModelConfig, params: Params) -> int:
+    """Logits per token: the vocabulary, or fewer where a draft has a reduced head."""
+    return cfg.vocab_size if cfg.tie_embeddings else params["head"]["weight"].shape[0]
+
+
 def commit(
     cfg: ModelConfig,
     params: Params,

@@ -26,6 +26,8 @@ from jaxinfer.typing import Leaf, Params
 
 Method = Literal["sequoia", "specinfer", "top-k", "naive"]
 
+NO_TOKEN = 2**31 - 1  # a place of a support that is not used
+
 # How children are drawn from a model's distribution, and how they are verified.
 METHODS: dict[Method, tuple[Draws, Rule]] = {
     "sequoia": ("without_replacement", "without_replacement"),  # arXiv 2402.12374
@@ -155,6 +157,22 @@ class ModelDrafter:
         return jnp.minimum(tokens, self.cfg.vocab_size - 1)
 
 
+def _support_of_children(topology: Topology, tokens: Array) -> tuple[Array, Array]:
+    """`ids` and `picks` of a proposal whose children are what they are: the support of a node are
+    its children's tokens, each once."""
+    parents = pass_order(topology)
+    order = np.arange(topology.branching)
+    children = np.minimum(topology.first_child[parents][:, None] + order, topology.nodes - 1)
+    exists = jnp.asarray(order < topology.child_count[parents][:, None])
+    ids = jnp.where(exists, tokens[:, children], NO_TOKEN)
+    same = ids[..., :, None] == ids[..., None, :]  # [B, I, C, C]
+    first = jnp.argmax(same, axis=-1)  # the place of the first child with the same token
+    ids = jnp.where(first == order, ids, NO_TOKEN)
+    row = np.searchsorted(parents, np.maximum(topology.parent, 0))
+    row = np.minimum(row, len(parents) - 1)
+    return ids, first[:, row, topology.rank].astype(jnp.int32)
+
+
 def pass_order(topology: Topology) -> np.ndarray:
     """The nodes that a draft model reads, in order: those with children."""
     return np.flatnonzero(topology.child_count)
@@ -230,10 +248,7 @@ class LookupDrafter:
         index = begin + 1 + (jnp.asarray(topology.depth) - 1) % period
         tokens = jnp.take_along_axis(history, jnp.minimum(index, room - 1), axis=1)
         tokens = jnp.where(node == 0, root[:, None], tokens)
-        parents = pass_order(topology)
-        children = topology.first_child[parents][:, None] + np.arange(topology.branching)
-        ids = tokens[:, np.minimum(children, topology.nodes - 1)]
-        picks = jnp.broadcast_to(jnp.asarray(topology.rank, jnp.int32), tokens.shape)
+        ids, picks = _support_of_children(topology, tokens)
         return Proposal(tokens, picks, ids, jnp.zeros(ids.shape, jnp.float32)), None
 
     def commit(self, params, topology, state, drafted, proposal, path, emitted, count):

@@ -22,8 +22,9 @@ USED = -1e30  # of a token that was drawn before
 
 
 class Proposal(NamedTuple):
-    """`ids` and `logits` describe the draft distribution of branching node i; `picks` is the place
-    of a node's token in the support of its parent (0 for the root)."""
+    """`ids` and `logits` describe the draft distribution of branching node i: distinct tokens, and
+    any number beyond the vocabulary for places that are not used. `picks` is the place of a node's
+    token in the support of its parent (0 for the root)."""
 
     tokens: Leaf  # i32[B, N], the root first
     picks: Leaf  # i32[B, N]

@@ -117,6 +117,7 @@ def verify(
         ids = jnp.where((children > 0)[:, None], ids, vocab)
         outside = target.at[rows[:, None], ids].set(0.0, mode="drop").sum(axis=-1)
         inside = jnp.take_along_axis(target, jnp.minimum(ids, vocab - 1), axis=-1)
+        inside = jnp.where(ids < vocab, inside, 0.0)
 
         trial = _try_children(rule, first[node], children, proposal, uniforms, _Trial(
             rank=jnp.int32(0),

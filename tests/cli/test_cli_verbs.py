@@ -125,3 +125,25 @@ def test_without_the_default_model_the_committed_one_answers(run, model, monkeyp
     result = run("generate", "hello", *SHORT)
     assert result.code == 0
     assert "no connection" in result.err and "tiny-llama" in result.err
+
+
+def test_a_tree_is_measured_saved_drawn_and_used(run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "cache"))
+    saved, drawn = tmp_path / "tree.json", tmp_path / "tree.png"
+    arguments = (
+        *("tree", "--target", model, "--draft", "exit:1", "--sizes", "2,4", "--tokens", "8"),
+        *("--roofline", "h200", "--save", str(saved), "--plot", str(drawn)),
+    )
+    record = json.loads(run(*arguments, "--json").out)
+    assert record["acceptance"]["width"] == 16 and {"this machine", "h200"} <= set(record)
+    assert set(record["this machine"]["verify_ms"]) == {"1", "2", "4"}
+    assert saved.is_file() and drawn.read_bytes()[:4] == b"\x89PNG"
+    shown = run(*arguments).out
+    assert "tokens/step" in shown and "one draft pass" in shown
+    chain = tmp_path / "chain.json"
+    chain.write_text('{"format": "jaxinfer-tree", "version": 1, "parent": [-1, 0, 1]}')
+    plain = run("generate", "hello", "--model", model, *SHORT)
+    ahead = run(
+        "generate", "hello", "--model", model, "--draft", "exit:1", "--tree", str(chain), *SHORT
+    )
+    assert ahead.code == 0 and ahead.out == plain.out

@@ -1,0 +1,68 @@
+"""Tuning measures once, chooses by what it measured, and says so when speculation does not pay."""
+
+import json
+
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.speculative import tuning
+from jaxinfer.speculative.acceptance import Acceptance
+from jaxinfer.speculative.tuning import Tuned, roofline, tune
+from tests.factories import lm_of, scripted_lm
+
+GOOD = Acceptance(p=(0.8, 0.1, 0.05))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def tuned(verify: dict[int, float], draft_ms: float, acceptance=GOOD) -> Tuned:
+    return Tuned(acceptance=acceptance, verify_ms=verify, draft_ms=draft_ms)
+
+
+def test_flat_times_ask_for_a_tree_and_steep_ones_for_none():
+    assert tuned({1: 1.0, 4: 1.1, 8: 1.2}, 0.05).choice().topology.nodes == 8
+    assert tuned({1: 1.0, 4: 3.9, 8: 7.8}, 0.2).choice().topology.nodes == 1
+
+
+def test_depths_that_were_not_measured_are_not_used():
+    by_depth = Acceptance(p=((0.9,), (0.8,)))
+    assert tuned({1: 1.0, 8: 1.0}, 0.0, by_depth).choice().topology.levels == 3
+
+
+def test_a_second_call_measures_nothing(cache, monkeypatch):
+    lm = scripted_lm([b"a", b"b"])
+    options = {"sizes": (2, 3), "new_tokens": 12, "prompts": [[0], [1]]}
+    first = tune(lm, None, Sampler(), **options)
+    assert set(first.verify_ms) == {1, 2, 3} and all(ms > 0 for ms in first.verify_ms.values())
+    monkeypatch.setattr(tuning, "measure_times", None)
+    assert tune(lm, None, Sampler(), **options) == first
+    (path,) = (cache / "trees").iterdir()
+    path.write_text(json.dumps({"acceptance": 3}))
+    with pytest.raises(TypeError):  # measures again, which the test has made impossible
+        tune(lm, None, Sampler(), **options)
+
+
+def test_auto_uses_the_measured_tree_or_none(monkeypatch):
+    lm = lm_of()
+    spec, new = ji.speculate(lm, lm), {"max_new_tokens": 10, "ignore_eos": True}
+    expected = lm.generate([[1, 2]], **new)[0].tokens
+    monkeypatch.setattr(tuning, "tune", lambda *a, **k: tuned({1: 1.0, 3: 1.0}, 0.0))
+    out = spec.generate([[1, 2]], **new)[0]
+    assert out.tokens == expected and out.stats.tokens_per_step > 2
+    monkeypatch.setattr(tuning, "tune", lambda *a, **k: tuned({1: 1.0, 3: 9.0}, 1.0))
+    out = spec.generate([[1, 2]], **new)[0]
+    assert out.tokens == expected and out.stats.step_tokens == ()
+
+
+def test_a_roofline_is_flat_until_operations_count():
+    lm = lm_of()
+    found = roofline(tuned({1: 1.0, 2: 2.0}, 1.0), lm, ji.early_exit(lm, 1), "h200")
+    assert found.verify_ms[1] == found.verify_ms[128] < found.verify_ms[256]
+    assert 0 < found.draft_ms < found.verify_ms[1]
+    with pytest.raises(ValueError, match="unknown device 'abacus'"):
+        roofline(found, lm, None, "abacus")
