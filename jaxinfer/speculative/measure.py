@@ -225,11 +225,12 @@ def _steps(
     target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
 ) -> Callable[[], float]:
     """A function that runs a few steps and returns the milliseconds of one."""
-    steps = 8
-    vocab = target.config.vocab_size
-    prompt = np.random.default_rng(0).integers(0, vocab, context).tolist()
+    steps, cfg = 8, target.config
+    context = min(context, cfg.max_positions // 4)
+    new = min(256, cfg.max_positions // 2)
+    prompt = np.random.default_rng(0).integers(0, cfg.vocab_size, context).tolist()
     options = Options(
-        policy=policy, sampler=sampler, max_new_tokens=256, draft=plan, ignore_eos=True
+        policy=policy, sampler=sampler, max_new_tokens=new, draft=plan, ignore_eos=True
     )
 
     def once() -> float:

@@ -2,9 +2,9 @@
 
 Letters: N nodes with the root; I nodes that have children; M tokens of a draft's support.
 
-A draft distribution is kept as the logits of its M likeliest tokens and is zero elsewhere: any
-distribution is a lossless one, as long as the children were drawn from the very same one that
-verifies them (arXiv 2402.12374, section 4.2), and noise, draws and residuals then cost M and not V.
+A draft distribution is kept as the logits of its M likeliest tokens and is zero elsewhere.
+Verification (arXiv 2402.12374, algorithm 2) is lossless for any distribution, as long as the
+children were drawn from the very same one; noise, draws and residuals then cost M and not V.
 """
 
 from typing import Literal, NamedTuple

@@ -91,8 +91,8 @@ def speculate(
             the user's cache folder and takes the fastest tree, or none (see `tuning.tune`).
         method: "sequoia" (arXiv 2402.12374) draws children without replacement; "specinfer" with
             replacement (arXiv 2305.09781), "top-k" and "naive" are there to compare with.
-        support: tokens that a draft model proposes from, at a node (section 4.2 of the notes: the
-            likeliest ones of the draft; more of them pay at high temperatures).
+        support: how many of the draft's likeliest tokens a node's children are drawn from; more pay
+            at high temperatures only.
         policy: the draft's cache policy; the default keeps everything.
 
     Raises:
