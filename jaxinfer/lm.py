@@ -23,6 +23,7 @@ from jaxinfer.decode import generate as generation
 from jaxinfer.decode.engine import CHUNK, Engine, bucket, padded
 from jaxinfer.decode.generate import Completion, Stream
 from jaxinfer.decode.session import Session
+from jaxinfer.models.offload import in_host_memory
 from jaxinfer.models.stack import forward
 from jaxinfer.typing import Params
 
@@ -93,6 +94,12 @@ class LM:
         from jaxinfer.speculative.speculate import ahead
 
         return ahead(self, draft, run)
+
+    def offloaded(self, stay: int = 0) -> "LM":
+        """The same model with its layers, but the first `stay`, in host memory, from where every
+        step fetches them: for models that the device cannot hold. Put a draft in front of it."""
+        params = in_host_memory(self.params, stay)
+        return LM(self.config, params, self.tokenizer, name=self.name)
 
     def session(self, policy: Policy | str | None = None) -> Session:
         """A live cache to append turns to, generate from, fork and save."""

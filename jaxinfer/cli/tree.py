@@ -31,7 +31,8 @@ def tree(
         int, typer.Option("--tokens", min=8, max=1024, help="Measured tokens per prompt.")
     ] = 64,
     device: Annotated[
-        str | None, typer.Option("--roofline", help="Also predict for h200, h100 or a100.")
+        str | None,
+        typer.Option("--roofline", help="Also predict for h200, h100, a100 or l40-offload."),
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the tree as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the tree.")] = None,

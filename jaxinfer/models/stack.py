@@ -17,6 +17,7 @@ from jaxinfer.cache.attend import rotations
 from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_context
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
+from jaxinfer.models.offload import fetched
 from jaxinfer.nn.linear import linear, product
 from jaxinfer.nn.mlp import dense_mlp
 from jaxinfer.nn.norm import norm
@@ -138,6 +139,7 @@ def blocks(
             phases[policy] = rotations(policy, cfg.rope, ctx)
         name, mixer = mixer_of(layer)
         with jax.named_scope(f"layer{index}"):
+            layer = fetched(layer)
             normed = norm(layer["attn_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
             here = ctx if waiting is None else replace(ctx, pending=waiting)
             mixed, added = mixer.read(

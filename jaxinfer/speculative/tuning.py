@@ -20,6 +20,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.io.model_index import cache_folder
 from jaxinfer.lm import LM
+from jaxinfer.models.offload import PCIE4
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.files import write_text
 from jaxinfer.speculative.measure import SIZES, measure_acceptance, measure_times, online_acceptance
@@ -31,8 +32,14 @@ MOST_LEVELS = 10
 LOOKUP_LEVELS = 8
 VERSION = 1
 
-# Read bandwidth (bytes/s) and dense bf16 rate (operations/s) of devices that are not here.
-DEVICES = {"h200": (4.3e12, 989e12), "h100": (3.0e12, 989e12), "a100": (1.8e12, 312e12)}
+# Of devices that are not here: bytes/s of the target's weights, those of the draft's, and dense
+# bf16 operations/s. Offloaded weights cross PCIe 4.0.
+DEVICES = {
+    "h200": (4.3e12, 4.3e12, 989e12),
+    "h100": (3.0e12, 3.0e12, 989e12),
+    "a100": (1.8e12, 1.8e12, 312e12),
+    "l40-offload": (PCIE4, 0.78e12, 181e12),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +110,19 @@ def roofline(tuned: Tuned, target: LM, draft: LM | None, device: str) -> Tuned:
     cost the operations of n tokens (arXiv 2402.12374, section 4.1)."""
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; described are {', '.join(DEVICES)}")
-    bandwidth, rate = DEVICES[device]
+    target_rate, draft_rate, operations = DEVICES[device]
 
-    def milliseconds(lm: LM, nodes: int) -> float:
+    def milliseconds(lm: LM, nodes: int, bandwidth: float) -> float:
         weights = sum(x.size for x in jax.tree.leaves(lm.params["layers"]))
         head = lm.params.get("head", {"weight": lm.params["embed"]["tokens"]})["weight"].size
         size = weights + head
-        return 1e3 * max(2 * size / bandwidth, 2 * size * nodes / rate)
+        return 1e3 * max(2 * size / bandwidth, 2 * size * nodes / operations)
 
-    sizes = {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    sizes = [2**i for i in range(10)]
     return replace(
         tuned,
-        verify_ms={n: milliseconds(target, n) for n in sorted(sizes)},
-        draft_ms=0.0 if draft is None else milliseconds(draft, 1),
+        verify_ms={n: milliseconds(target, n, target_rate) for n in sizes},
+        draft_ms=0.0 if draft is None else milliseconds(draft, 1, draft_rate),
     )
 
 

@@ -64,5 +64,7 @@ def test_a_roofline_is_flat_until_operations_count():
     found = roofline(tuned({1: 1.0, 2: 2.0}, 1.0), lm, ji.early_exit(lm, 1), "h200")
     assert found.verify_ms[1] == found.verify_ms[128] < found.verify_ms[256]
     assert 0 < found.draft_ms < found.verify_ms[1]
+    away = roofline(tuned({1: 1.0, 2: 2.0}, 1.0), lm, ji.early_exit(lm, 1), "l40-offload")
+    assert away.verify_ms[1] == away.verify_ms[512] and away.draft_ms < away.verify_ms[1] / 20
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         roofline(found, lm, None, "abacus")
