@@ -225,7 +225,7 @@ def _steps(
     target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
 ) -> Callable[[], float]:
     """A function that runs a few steps and returns the milliseconds of one."""
-    steps, cfg = 8, target.config
+    steps, cfg = 32, target.config
     context = min(context, cfg.max_positions // 4)
     new = min(256, cfg.max_positions // 2)
     prompt = np.random.default_rng(0).integers(0, cfg.vocab_size, context).tolist()
@@ -237,8 +237,8 @@ def _steps(
         run = Run(target, [prompt], options)
         pieces = run.pieces(steps)
         next(pieces)
-        before = run.times["decode"]
-        next(pieces)
-        return 1000 * (run.times["decode"] - before) / steps
+        before, first = run.times["decode"], run.steps
+        next(pieces)  # a text may end before so many steps
+        return 1000 * (run.times["decode"] - before) / (run.steps - first)
 
     return once
