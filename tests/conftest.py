@@ -31,8 +31,13 @@ collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module 
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA dies of a segmentation fault there
 
-# These compile as users do, and so does everything that is slow.
-AS_USERS_DO = ("tests/compile", "tests/test_smollm2.py", "README.md")
+# These compile as users do (one asks for equal bits of two programs), and so does all that is slow.
+AS_USERS_DO = (
+    "tests/compile",
+    "tests/test_smollm2.py",
+    "tests/cache/test_less_preset.py",
+    "README.md",
+)
 
 
 def pytest_runtest_setup(item):

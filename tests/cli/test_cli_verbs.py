@@ -2,6 +2,8 @@
 
 import json
 
+import jaxinfer as ji
+
 STATS = {"prefill_s", "decode_s", "compile_s", "tokens_per_s", "tokens_per_step", "cache_bytes"}
 SHORT = ("-n", "6")
 

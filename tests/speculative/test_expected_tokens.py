@@ -43,7 +43,14 @@ def ranks(temperature: float) -> np.ndarray:
     return p / max(p.sum(), 1.0)
 
 
-@pytest.mark.parametrize("temperature, published", [(0.2, 3.5425), (0.6, 3.3201), (1.0, 3.2492)])
+@pytest.mark.parametrize(
+    "temperature, published",
+    [
+        pytest.param(0.2, 3.5425, marks=pytest.mark.slow),
+        (0.6, 3.3201),
+        pytest.param(1.0, 3.2492, marks=pytest.mark.slow),
+    ],
+)
 def test_tokens_per_step_are_the_expected_ones(temperature, published):
     tree = Topology.optimal(ranks(temperature), nodes=16, levels=4)
     expected = expected_tokens(tree, ranks(temperature))
