@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.io.int8 import decode, encode
 from jaxinfer.io.jsonfile import read_json
 from jaxinfer.io.less_kernels import fingerprint
 from jaxinfer.typing import Params
@@ -126,19 +127,6 @@ def rounded(params: Params) -> Params:
         return value if value.ndim < 2 else decode(*encode(value))
 
     return jax.tree.map(one, params)
-
-
-def encode(x: Float[np.ndarray, "R C"]) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes and the scale f32[R, 1]."""
-    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(2.0**-100))
-    # Scales of 16 significant bits, rounded up: codes times scale are exact.
-    bits = (largest / np.float32(127)).astype(np.float32).view(np.uint32)
-    scale = ((bits + np.uint32(0xFF)) & np.uint32(0xFFFFFF00)).view(np.float32)
-    return np.rint(x / scale).astype(np.int8), scale
-
-
-def decode(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return codes.astype(np.float32) * scale
 
 
 def _abstract(cfg: ModelConfig) -> Params:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.io.int8 import decode, encode
 from jaxinfer.io.jsonfile import one_line, read_json
 from jaxinfer.typing import Params
 
@@ -194,18 +195,11 @@ _SIZES = (
 
 def _encode(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """int8 codes and the scale f32[heads, 1, outputs]; vectors stay as they are."""
-    if x.ndim < 3:
-        return x, None
-    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(2.0**-100))
-    # Scales of 16 significant bits, rounded up: codes times scale are exact, so that rounding what
-    # has been rounded changes nothing.
-    bits = (largest / np.float32(127)).astype(np.float32).view(np.uint32)
-    scale = ((bits + np.uint32(0xFF)) & np.uint32(0xFFFFFF00)).view(np.float32)
-    return np.rint(x / scale).astype(np.int8), scale
+    return (x, None) if x.ndim < 3 else encode(x)
 
 
 def _decode(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-    return codes if scale is None else codes.astype(np.float32) * scale
+    return codes if scale is None else decode(codes, scale)
 
 
 def _identity(cfg: ModelConfig) -> dict[str, int]:

@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxinfer.decode import state as decode_state
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.speculative import step as step_module
 from jaxinfer.speculative.topology import Topology
@@ -62,7 +61,6 @@ def test_filters_and_penalties_hold_at_every_node(sampler):
 def test_noise_that_is_used_again_in_the_next_step_is_seen_here(monkeypatch):
     """The test above has the power to find the defect of the original code."""
     monkeypatch.setattr(step_module, "step_keys", lambda requests, state: requests.keys)
-    monkeypatch.setattr(decode_state, "step_keys", lambda requests, state: requests.keys)
     rows = Rows(speculator("early exit", topology=Topology.chain(3)), PROMPT, ROWS, JOINT + 1)
     sampler = Sampler(temperature=0.7)
     _, _, z = compare(drawn(rows, sampler), joint(sampler, PROMPT, JOINT))
