@@ -8,7 +8,7 @@ out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from jaxinfer.decode.session import Session
 from jaxinfer.models.offload import in_host_memory
 from jaxinfer.models.stack import forward
 from jaxinfer.typing import Params
+from pallas_kernels.dispatch import Implementation
 
 Prompt = str | Sequence[int] | np.ndarray | jax.Array
 
@@ -52,16 +53,21 @@ class Score:
 @dataclass(eq=False)
 class LM:
     """A loaded model. `params` is the tree of `jaxinfer.models.params`; `tokenizer` may be None,
-    then prompts are token lists and completions have no text."""
+    then prompts are token lists and completions have no text.
+
+    `implementation` of attention over stored tokens: None takes Pallas kernels on a CUDA device and
+    XLA elsewhere; "reference", "triton" and "interpret" (slow, for tests) name one.
+    """
 
     config: ModelConfig
     params: Params
     tokenizer: Any = None
     name: str = ""
+    implementation: Implementation | None = None
     engine: Engine = field(init=False, repr=False)
 
     def __post_init__(self):
-        self.engine = Engine(self.config, self.params)
+        self.engine = Engine(self.config, self.params, self.implementation)
         self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
@@ -99,7 +105,7 @@ class LM:
         """The same model with its layers, but the first `stay`, in host memory, from where every
         step fetches them: for models that the device cannot hold. Put a draft in front of it."""
         params = in_host_memory(self.params, stay)
-        return LM(self.config, params, self.tokenizer, name=self.name)
+        return replace(self, params=params)
 
     def session(self, policy: Policy | str | None = None) -> Session:
         """A live cache to append turns to, generate from, fork and save."""

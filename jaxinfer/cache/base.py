@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int
 from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import KeyLayout, Partial
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
 
 QueryPhase = Literal["absolute", "in_cache"]
 
@@ -40,6 +41,7 @@ class Geometry:
     dtype: str = "float32"
     key_layout: KeyLayout = "BKHS"
     block: int | None = 128
+    implementation: Implementation | None = None  # of attention over stored tokens
 
 
 @jax.tree_util.register_dataclass

@@ -20,6 +20,7 @@ from jaxinfer.ops.attention import (
     merge,
     partial_attention,
 )
+from jaxinfer.ops.stored import attend_stored, stored_mass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,13 @@ class DenseSegment:
     holds_tokens: bool = True
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
-        def attend(k, v, pos, ok):
-            distance, visible = see(pos, ok)
-            return partial_attention(spec, q, k, v, distance, visible, self.slots.layout)
-
+        layout = self.slots.layout
         if not self._is_blocked:
-            return attend(load(self.slots.k), load(self.slots.v), self.pos, self.ok)
+            distance, visible = see(self.pos, self.ok)
+            return attend_stored(
+                spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop,
+                layout=layout, implementation=self.slots.implementation,
+            )  # fmt: skip
 
         start = 0
         if spec.window is not None and self.in_order:
@@ -51,21 +53,25 @@ class DenseSegment:
             first, ok = self._block(i)
             k, pos = self._keys(first), self._take(self.pos, first, 2)
             v = load(self._take(self.slots.v, first, 2))
-            return merge(partial, attend(k, v, pos, ok))
+            distance, visible = see(pos, ok)
+            new = partial_attention(spec, q, k, v, distance, visible, layout)
+            return merge(partial, new)
 
         return jax.lax.fori_loop(start, self._blocks, body, empty_partial(q))
 
     def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
-        def mass_of(k, pos, ok):
-            distance, visible = see(pos, ok)
-            return key_mass(spec, q, k, distance, visible, lse, self.slots.layout)
-
+        layout = self.slots.layout
         if not self._is_blocked:
-            return mass_of(load(self.slots.k), self.pos, self.ok)
+            distance, visible = see(self.pos, self.ok)
+            return stored_mass(
+                spec, q, load(self.slots.k), distance, visible, lse, self.stop, layout=layout,
+                implementation=self.slots.implementation,
+            )  # fmt: skip
 
         def body(i, mass):
             first, ok = self._block(i)
-            new = mass_of(self._keys(first), self._take(self.pos, first, 2), ok)
+            distance, visible = see(self._take(self.pos, first, 2), ok)
+            new = key_mass(spec, q, self._keys(first), distance, visible, lse, layout)
             # The first slots of an overlapping last block are masked there and have their mass.
             return mass.at[..., first + jnp.arange(self._size)].add(new)
 

@@ -229,6 +229,7 @@ class Kivi:
             stop=jnp.minimum(jnp.max(stored), size),
             layout=state.tail.layout,
             block=state.block,
+            implementation=state.tail.implementation,
             first=self.start if self.window is None else None,
         )
 

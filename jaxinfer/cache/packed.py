@@ -26,7 +26,9 @@ from jaxinfer.ops.attention import (
     partial_attention,
 )
 from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
+from jaxinfer.ops.stored import attend_packed
 from jaxinfer.typing import Leaf
+from pallas_kernels.dispatch import Implementation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +183,14 @@ class PackedSegment:
     layout: KeyLayout
     block: int | None
     first: int | None = 0
+    implementation: Implementation | None = None
     query_phase: QueryPhase = "absolute"
     holds_tokens: bool = True
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
         size = self.pos.shape[2]
+        if self.layout == "BKSH":
+            return self._attend_at_once(spec, q, see)
         if self.block is None or size <= self.block:
             return self._attend(spec, q, see, 0, size, self.ok)
         block, start = self.block, 0
@@ -227,6 +232,38 @@ class PackedSegment:
         values = decode(self.values.span(first, size), dtype)
         distance, visible = see(_cut(self.pos, first, size), _cut(ok, first, size))
         return partial_attention(spec, q, keys, values, distance, visible, self.layout)
+
+    def _attend_at_once(self, spec: AttentionSpec, q: Array, see) -> Partial:
+        """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
+        from pallas_kernels.kivi_attention.api import PackedHalf, supported
+
+        key_form, value_form = self.keys.format, self.values.format
+        distance, visible = see(self.pos, self.ok)
+        keys, values = (PackedHalf(x.words, x.scale, x.zero) for x in (self.keys, self.values))
+
+        def numbers(half, form: Format) -> Array:
+            packed = Packed(words=half.words, scale=half.scale, zero=half.zero, format=form)
+            return decode(packed.span(0, self.pos.shape[2]), q.dtype.name)
+
+        def reference(q, keys, values, distance, visible):
+            k, v = numbers(keys, key_form), numbers(values, value_form)
+            return partial_attention(spec, q, k, v, distance, visible, self.layout)
+
+        known = all(
+            supported(form.bits, form.group, q.shape[-1]) for form in (key_form, value_form)
+        )
+        if known and (key_form.grouping, value_form.grouping) == ("channel", "token"):
+            return attend_packed(
+                spec, q, keys, values, distance, visible, self.stop, key_bits=key_form.bits,
+                value_bits=value_form.bits, reference=reference, implementation=self.implementation,
+            )  # fmt: skip
+        if self.implementation in ("triton", "interpret"):
+            raise ValueError(
+                "the kernels read 2-, 4- and 8-bit keys per channel and values per token in groups "
+                f"of 16 to 128, got {key_form} and {value_form}; without `implementation` they are "
+                "read by XLA"
+            )
+        return reference(q, keys, values, distance, visible)
 
     def _dtype(self, q: Array) -> str:
         """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""

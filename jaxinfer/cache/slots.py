@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.cache.base import Geometry
 from jaxinfer.ops.attention import KeyLayout
 from jaxinfer.typing import Leaf
+from pallas_kernels.dispatch import Implementation
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +29,7 @@ class Slots:
     pos: Leaf = None  # i32[B, K, C] where it is no function of slot and length
     layout: KeyLayout = field(default="BKHS", metadata={"static": True})
     block: int | None = field(default=128, metadata={"static": True})
+    implementation: Implementation | None = field(default=None, metadata={"static": True})
 
     @property
     def capacity(self) -> int:
@@ -44,6 +46,7 @@ def new_slots(geometry: Geometry, batch: int, capacity: int, *, dtype: str | Non
         v=jnp.zeros((b, k, capacity, h), stored),
         layout=geometry.key_layout,
         block=geometry.block,
+        implementation=geometry.implementation,
     )
 
 

@@ -107,6 +107,7 @@ def draft(
     steps: Annotated[int, typer.Option(min=4, help="Updates.")] = 3000,
     batch: Annotated[int, typer.Option(min=1, help="Windows per update.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak; falls to 0 as a cosine.")] = 3e-3,
+    optimizer: Annotated[str, typer.Option(help="muon, or adamw: cheap steps.")] = "muon",
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
     seed: o.SeedOption = 0,
@@ -124,7 +125,8 @@ def draft(
 
     recipe = DraftRecipe(
         layers=layers, width=width, vocabulary=vocabulary, windows=windows, context=context,
-        own=own, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed,
+        own=own, steps=steps, batch=batch, learning_rate=learning_rate,
+        optimizer=optimizer, seed=seed,
     )  # fmt: skip
     check_out(out, recipe)  # before hours of work
     lm = open_model(target, "float32")

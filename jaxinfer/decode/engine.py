@@ -19,6 +19,7 @@ from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.stack import init_cache, logit_count
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
 
 CHUNK = 512
 WHOLE = 8192  # tokens read at once, at most, for policies that store what the prompt saw in full
@@ -37,6 +38,7 @@ class Engine:
 
     config: ModelConfig
     params: Params
+    implementation: Implementation | None = None  # of attention over stored tokens
     programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -87,7 +89,10 @@ class Engine:
         capacity: int,
         dtype: str | None = None,
     ) -> Cache:
-        return init_cache(self.config, self.params, policy, batch, capacity, dtype or self.dtype)
+        return init_cache(
+            self.config, self.params, policy, batch, capacity, dtype or self.dtype,
+            implementation=self.implementation,
+        )  # fmt: skip
 
     def prefill(
         self, cache: Cache, logits: Leaf, prompts: Sequence[Sequence[int]], *, empty: bool

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, load_checkpoint_folder
 from jaxinfer.io.dtypes import resolve_dtype
 from jaxinfer.io.weights import Progress, build_params
+from pallas_kernels.dispatch import Implementation
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
 
 
-def load(source: str | os.PathLike, *, dtype: Any = None) -> "LM":
+def load(
+    source: str | os.PathLike, *, dtype: Any = None, implementation: Implementation | None = None
+) -> "LM":
     """An `LM` from a model-index name, a Hugging Face folder, a GGUF file or our own folder.
 
     Args:
       source: a name such as "smollm2-135m" (fetched once, then kept), or a path.
       dtype: "float32", "bfloat16" or "float16"; None is float32 on CPU, bfloat16 on a GPU.
+      implementation: of attention over stored tokens, see `LM`; None takes Pallas kernels on a GPU.
 
     Raises:
       ValueError: one line on what is wrong with the source and what to do.
@@ -27,7 +31,9 @@ def load(source: str | os.PathLike, *, dtype: Any = None) -> "LM":
 
     checkpoint = load_checkpoint(source, dtype)
     name = Path(source).name if os.path.exists(source) else str(source)
-    return LM(checkpoint.config, checkpoint.params, checkpoint.tokenizer, name=name)
+    return LM(
+        checkpoint.config, checkpoint.params, checkpoint.tokenizer, name, implementation
+    )  # fmt: skip
 
 
 def load_checkpoint(

@@ -22,6 +22,7 @@ from jaxinfer.nn.linear import linear, product
 from jaxinfer.nn.mlp import dense_mlp
 from jaxinfer.nn.norm import norm
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
 
 Mlp = Callable[[ModelConfig, Params, Array, int], Array]
 NO_CACHE = Policy(name="none")
@@ -44,9 +45,10 @@ def init_cache(
     capacity: int,
     dtype: str = "float32",
     backend: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Cache:
     """An empty cache for `batch` rows of at most `capacity` tokens."""
-    geometry = cache_geometry(cfg, capacity, dtype, backend)
+    geometry = cache_geometry(cfg, capacity, dtype, backend, implementation)
     policies = policy.layer_policies(cfg.num_layers)
     for one in dict.fromkeys(policies):
         one.check(cfg, geometry)
@@ -58,10 +60,18 @@ def init_cache(
 
 
 def cache_geometry(
-    cfg: ModelConfig, capacity: int, dtype: str = "float32", backend: str | None = None
+    cfg: ModelConfig,
+    capacity: int,
+    dtype: str = "float32",
+    backend: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Geometry:
-    """One layer's cache geometry in the layout of `backend` (default: the one JAX uses)."""
+    """One layer's cache geometry in the layout of `backend` (default: the one JAX uses).
+
+    Kernels that are asked for by name get the layout of a GPU anywhere.
+    """
     on_cpu = (backend or jax.default_backend()) == "cpu"
+    on_cpu = on_cpu and implementation not in ("triton", "interpret")
     return Geometry(
         num_kv_heads=cfg.num_kv_heads,
         head_dim=cfg.head_dim,
@@ -69,6 +79,7 @@ def cache_geometry(
         dtype=str(jnp.dtype(dtype)),
         key_layout="BKHS" if on_cpu else "BKSH",
         block=128 if on_cpu else None,
+        implementation=implementation,
     )
 
 

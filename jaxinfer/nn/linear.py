@@ -2,17 +2,20 @@
 
 For a few rows (a batch, a tree, a short chunk) XLA CPU multiplies two to four times faster with the
 weight as the left operand: 8 rows then take little more time than one. It would turn the operands
-round again to save the transposition of the small result, which a barrier forbids.
+round again to save the transposition of the small result, which a barrier forbids. Where a weight
+stays in a core's cache, its product with each row by itself is faster still, up to 8 rows.
 """
 
 import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.typing import Params
 
+SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
 FEW_ROWS = 64  # from 2 to so many rows (XLA CPU, jax 0.10.2, float32, 576 x 1536 and 576 x 49152)
 
 
@@ -33,10 +36,13 @@ def product(
 
 @functools.partial(jax.jit, static_argnums=2)  # traced once for all layers
 def _few_rows(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
-    weight_first, rows_first = (
-        functools.partial(f, dtype=dtype) for f in (_weight_first, _rows_first)
+    rows = math.prod(x.shape[:-1])
+    one_by_one = rows <= SINGLE_ROWS and weight.nbytes <= CACHED_BYTES
+    on_cpu, rows_first = (
+        functools.partial(f, dtype=dtype)
+        for f in (_row_by_row if one_by_one else _weight_first, _rows_first)
     )
-    return jax.lax.platform_dependent(x, weight, cpu=weight_first, default=rows_first)
+    return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=rows_first)
 
 
 def _rows_first(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
@@ -47,3 +53,9 @@ def _rows_first(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> 
 def _weight_first(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
     y = _rows_first(weight, x.reshape(-1, x.shape[-1]), dtype)
     return jax.lax.optimization_barrier(y).T.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _row_by_row(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
+    rows = jax.lax.optimization_barrier(tuple(x.reshape(-1, x.shape[-1])))  # else merged again
+    y = jnp.stack(jax.lax.optimization_barrier([_rows_first(row, weight, dtype) for row in rows]))
+    return y.reshape(*x.shape[:-1], weight.shape[0])

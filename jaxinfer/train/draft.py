@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
@@ -33,6 +33,7 @@ from jaxinfer.typing import Params
 OWN_PROMPT = 16  # tokens of a text that the target continues
 OWN_TEMPERATURES = (0.0, 0.6, 1.0)
 HEAD_SIZE = 32
+OPTIMIZERS = {"muon": optimizers.muon, "adamw": optimizers.adamw}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class DraftRecipe:
     """`width` None takes the target's first layers and its last; else a Llama of that width.
 
     `vocabulary`: tokens that a draft of the target's layers can propose. `own`: share of the
-    windows that the target wrote itself.
+    windows that the target wrote itself. A step of Muon costs much where weights are large and
+    batches small, one of AdamW does not.
     """
 
     layers: int = 2
@@ -52,7 +54,14 @@ class DraftRecipe:
     steps: int = 2000
     batch: int = 8
     learning_rate: float = 3e-3
+    optimizer: str = "muon"
     seed: int = 0
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,20 +113,19 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
 
 
 def distillation(cfg: ModelConfig, student: Student) -> Loss:
-    """A loss for `fit` on batches {"tokens": i32[B, T], "target": parameters, "fixed": ...}."""
+    """A loss for `fit` on batches {"tokens": i32[B, T], "hidden": [B, T, D], "head": ..., "fixed":
+    ...}: `hidden` are the target's states in front of its head, `head` what `unembed` reads."""
 
     def loss(trained: Params, batch: Any, key: Array):
         del key
-        target, tokens = batch["target"], batch["tokens"]
-        hidden = forward(cfg, target, tokens, logits="none").hidden
-        vocabulary = batch["fixed"].get("draft_vocabulary")
-        if vocabulary is None:
-            wanted = unembed(cfg, target, hidden)
-        else:
+        hidden = batch["hidden"].astype(jnp.float32)
+        if "draft_vocabulary" in batch["fixed"]:
             wanted = hidden @ batch["fixed"]["head"]["weight"].T
-        wanted = jax.lax.stop_gradient(jax.nn.log_softmax(wanted.astype(jnp.float32), axis=-1))
+        else:
+            wanted = unembed(cfg, batch["head"], hidden)
+        wanted = jax.nn.log_softmax(wanted.astype(jnp.float32), axis=-1)
         params = {**batch["fixed"], **trained}
-        given = jax.nn.log_softmax(forward(student.config, params, tokens).logits, axis=-1)
+        given = jax.nn.log_softmax(forward(student.config, params, batch["tokens"]).logits, axis=-1)
         p, q = jnp.exp(wanted), jnp.exp(given)
         value = (p * (wanted - given)).sum(axis=-1).mean()
         return value, {
@@ -126,6 +134,36 @@ def distillation(cfg: ModelConfig, student: Student) -> Loss:
         }
 
     return loss
+
+
+def target_states(
+    target: LM,
+    windows: Int[np.ndarray, "Q T"],
+    folder: Path,
+    *,
+    batch: int = 8,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Float[np.ndarray, "B T D"]]:
+    """The target's states in front of its head, `batch` windows at a time, in float16.
+
+    Each window is read by the target once, however often it is trained on. The parts are files of
+    `folder`, read as they are needed; a killed run goes on behind the last whole one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    read = jax.jit(
+        lambda params, tokens: forward(target.config, params, tokens, logits="none").hidden
+    )
+    parts = []
+    for first in range(0, len(windows), batch):
+        path = folder / f"{first:06d}.npy"
+        if not path.is_file():
+            states = np.asarray(read(target.params, windows[first : first + batch]), np.float16)
+            part = path.with_suffix(".part.npy")
+            np.save(part, states)
+            part.replace(path)
+            report("target's states", min(first + batch, len(windows)), len(windows))
+        parts.append(np.load(path, mmap_mode="r"))
+    return parts
 
 
 def own_text(
@@ -182,23 +220,25 @@ def train_draft(
     written = own_text(target, tokens[:own], run_dir / "own.npy", seed=recipe.seed, report=report)
     student = new_student(target, np.concatenate([written, tokens]), recipe)
     windows = np.concatenate([written, tokens[own:]])
+    parts = target_states(target, windows, run_dir / "states", report=report)
+    head = {name: target.params[name] for name in ("embed", "head") if name in target.params}
 
     def batches(step: int) -> dict[str, Any]:
         per_epoch = max(len(windows) // recipe.batch, 1)
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng((recipe.seed, epoch)).permutation(len(windows))
         rows = order[place * recipe.batch : (place + 1) * recipe.batch]
+        hidden = np.stack([parts[row // len(parts[0])][row % len(parts[0])] for row in rows])
         return {
-            "tokens": jnp.asarray(windows[rows]),
-            "target": target.params,
+            "tokens": jnp.asarray(windows[rows]), "hidden": hidden, "head": head,
             "fixed": student.fixed,
-        }
+        }  # fmt: skip
 
     rate = optimizers.warmup_cosine(
         recipe.learning_rate, recipe.steps, warmup=min(50, recipe.steps // 10), final=0.0
     )
     state = fit(
-        distillation(target.config, student), student.trained, optimizers.muon(rate), batches,
+        distillation(target.config, student), student.trained, OPTIMIZERS[recipe.optimizer](rate), batches,
         steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
         progress=progress,
     )  # fmt: skip

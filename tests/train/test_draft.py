@@ -127,3 +127,8 @@ def test_own_text_goes_on_where_it_was_killed(tmp_path):
 def test_impossible_drafts_are_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         new_student(lm_of(), TOKENS, recipe)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer must be one of muon, adamw, got 'sgd'"):
+        DraftRecipe(optimizer="sgd")

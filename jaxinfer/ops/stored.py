@@ -1,0 +1,101 @@
+"""Attention over stored tokens: Pallas kernels on a CUDA device, XLA anywhere else.
+
+The kernels read caches in the layout that GPUs have here ("BKSH"). `implementation` None decides
+when a program is lowered; "reference", "triton" and "interpret" name one, which nothing replaces.
+Where a kernel does not exist for a format (odd head sizes, ablations of KIVI's grouping), None is
+XLA on every device, and naming "triton" or "interpret" is an error. The kernels are imported where
+a program is traced for them: a CPU never pays for Pallas.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
+from pallas_kernels.dispatch import Implementation, dispatch
+
+
+def attend_stored(
+    spec: AttentionSpec, q: Array, k: Array, v: Array, distance: Array, visible: Array,
+    stop: Array, *, layout: KeyLayout, implementation: Implementation | None,
+) -> Partial:  # fmt: skip
+    """`partial_attention` over slots of which none from `stop` (i32[]) on is visible."""
+
+    def reference(q, k, v, distance, visible, stop):
+        del stop
+        return tuple(partial_attention(spec, q, k, v, distance, visible, layout))
+
+    def kernel(q, k, v, distance, visible, stop, *, interpret):
+        from pallas_kernels.dense_attention import dense_attention
+
+        return dense_attention(
+            q, k, v, *_masks(spec, q, distance, visible, stop),
+            implementation=_of(interpret), **_form(spec),
+        )  # fmt: skip
+
+    if layout == "BKHS":
+        return partial_attention(spec, q, k, v, distance, visible, layout)
+    return Partial(*dispatch(implementation, reference, kernel, q, k, v, distance, visible, stop))
+
+
+def stored_mass(
+    spec: AttentionSpec, q: Array, k: Array, distance: Array, visible: Array,
+    lse: Float[Array, "B K G T"], stop: Array, *, layout: KeyLayout,
+    implementation: Implementation | None,
+) -> Float[Array, "B K T S"]:  # fmt: skip
+    """`key_mass` of such slots."""
+
+    def reference(q, k, distance, visible, lse, stop):
+        del stop
+        return key_mass(spec, q, k, distance, visible, lse, layout)
+
+    def kernel(q, k, distance, visible, lse, stop, *, interpret):
+        from pallas_kernels.dense_attention import key_mass
+
+        visible, distance, stop = _masks(spec, q, distance, visible, stop)
+        return key_mass(
+            q, k, visible, lse, distance, stop, implementation=_of(interpret),
+            **_form(spec),
+        )  # fmt: skip
+
+    if layout == "BKHS":
+        return key_mass(spec, q, k, distance, visible, lse, layout)
+    return dispatch(implementation, reference, kernel, q, k, distance, visible, lse, stop)
+
+
+def attend_packed(
+    spec: AttentionSpec, q: Array, keys: Any, values: Any, distance: Array,
+    visible: Array, stop: Array, *, key_bits: int, value_bits: int, reference,
+    implementation: Implementation | None,
+) -> Partial:  # fmt: skip
+    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`; `reference` of them,
+    the queries and masks unpacks and attends."""
+
+    def unpacking(q, keys, values, distance, visible, stop):
+        del stop
+        return tuple(reference(q, keys, values, distance, visible))
+
+    def kernel(q, keys, values, distance, visible, stop, *, interpret):
+        from pallas_kernels.kivi_attention import kivi_attention
+
+        return kivi_attention(
+            q, keys, values, *_masks(spec, q, distance, visible, stop), key_bits=key_bits,
+            value_bits=value_bits, implementation=_of(interpret), **_form(spec),
+        )  # fmt: skip
+
+    args = q, keys, values, distance, visible, stop
+    return Partial(*dispatch(implementation, unpacking, kernel, *args))
+
+
+def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop: Array):
+    rows = jnp.broadcast_to(stop.astype(jnp.int32), q.shape[:1])
+    return visible, (None if spec.slopes is None else distance), rows
+
+
+def _form(spec: AttentionSpec) -> dict:
+    return {"scale": spec.scale, "softcap": spec.softcap, "slopes": spec.slopes}
+
+
+def _of(interpret: bool) -> Implementation:
+    return "interpret" if interpret else "triton"

@@ -1,0 +1,28 @@
+"""Tilings of dense attention; `tune` entries come before the heuristic."""
+
+from dataclasses import dataclass
+
+from pallas_kernels.common import blocks_of, power_of_two
+
+PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`rows` queries and `keys` keys of a tile; `splits` parts of the sequence run side by side."""
+
+    rows: int
+    keys: int
+    splits: int
+    warps: int = 4
+    stages: int = 2
+
+
+def heuristic(batch: int, heads: int, rows: int, keys: int, width: int, itemsize: int) -> Config:
+    """For [batch, heads] of `rows` queries over `keys` keys of head size `width`."""
+    tile_rows = min(power_of_two(rows, least=16), 64)
+    wide = power_of_two(width) * itemsize > 256  # bytes of a key
+    tile_keys = min(power_of_two(keys, least=16), 32 if wide or tile_rows > 16 else 64)
+    programs = batch * heads * blocks_of(rows, tile_rows)
+    splits = min(blocks_of(PROGRAMS, programs), blocks_of(keys, 4 * tile_keys))
+    return Config(rows=tile_rows, keys=tile_keys, splits=max(splits, 1))

@@ -1,0 +1,32 @@
+"""The choice between a kernel and its reference; imports no kernel language."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+
+Implementation = Literal["reference", "triton", "interpret"]
+
+
+def dispatch(
+    implementation: Implementation | None,
+    reference: Callable[..., Any],
+    triton: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """`reference(*args)`, or `triton(*args, interpret=...)`.
+
+    None takes the kernel on a CUDA device and the reference anywhere else, decided when the
+    program is lowered. A named implementation never falls back to another: "triton" on a CPU is
+    an error of the compiler. "interpret" runs the kernel's body on any device, for tests.
+    """
+    if implementation is None:
+        kernel = functools.partial(triton, interpret=False)
+        return jax.lax.platform_dependent(*args, cuda=kernel, default=reference)
+    if implementation == "reference":
+        return reference(*args)
+    if implementation not in get_args(Implementation):
+        names = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"implementation must be None, {names}, got {implementation!r}")
+    return triton(*args, interpret=implementation == "interpret")

@@ -1,0 +1,25 @@
+"""Tilings of attention over packed codes."""
+
+from dataclasses import dataclass
+
+from pallas_kernels.common import blocks_of, power_of_two
+
+PROGRAMS = 528  # four for each multiprocessor of an H100 or H200: unpacking hides behind loads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`rows` queries of a tile; the sequence is read in `splits` parts side by side."""
+
+    rows: int
+    splits: int
+    warps: int = 4
+    stages: int = 2
+
+
+def heuristic(batch: int, heads: int, rows: int, tokens: int) -> Config:
+    """For [batch, heads] of `rows` queries over `tokens` packed tokens."""
+    tile_rows = min(power_of_two(rows, least=16), 64)
+    programs = batch * heads * blocks_of(rows, tile_rows)
+    splits = min(blocks_of(PROGRAMS, programs), blocks_of(tokens, 256))
+    return Config(rows=tile_rows, splits=max(splits, 1))

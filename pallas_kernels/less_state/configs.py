@@ -1,0 +1,38 @@
+"""Tilings of the low-rank state's kernels."""
+
+from dataclasses import dataclass
+
+from pallas_kernels.common import blocks_of, power_of_two
+
+PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`rows` queries or keys of a tile, `hidden` columns of the hidden layer at a time."""
+
+    rows: int = 16  # the least that a matrix unit takes
+    hidden: int = 64
+    warps: int = 4
+    stages: int = 2
+
+    def __post_init__(self):
+        if min(self.rows, self.hidden) < 16 or (self.rows & -self.rows) != self.rows:
+            raise ValueError(
+                f"rows and hidden must be powers of two from 16 on, got {self.rows} and "
+                f"{self.hidden}"
+            )
+
+
+def heuristic(heads: int, rows: int, together: int = 1) -> Config:
+    """For `heads` with `rows` queries or keys each, `together` of which belong to one state.
+
+    A program reads all of a head's weights, so tiles grow once every multiprocessor has one, and
+    tokens that only one program may add are taken at once.
+    """
+    tile = min(power_of_two(together, least=16), 64)
+    while tile < 64 and heads * blocks_of(rows, 2 * tile) >= PROGRAMS:
+        tile *= 2
+    if tile == 16:
+        return Config(rows=tile, hidden=64)
+    return Config(rows=tile, hidden=32, warps=8)  # 4 warps spill at 64 rows of head size 128

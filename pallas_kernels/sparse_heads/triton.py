@@ -1,0 +1,90 @@
+"""Attention over selected heads for the Triton back end.
+
+A program owns one (row, key/value head) and one part of the slots below the row's length; the parts
+are merged outside. It looks for its head in the row's list. Not there, its part is empty and it
+writes the identity: so every output is written without a scatter, and nothing else is read.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.attention_tile import NEGATIVE, exact_dot, merged
+from pallas_kernels.common import launch, load, power_of_two, store
+from pallas_kernels.sparse_heads.configs import Config
+
+
+def sparse_heads(q, k, v, length, groups, count, *, config: Config, interpret, scale):
+    batch, heads, rows, width = q.shape
+    states = jax.ShapeDtypeStruct((batch, heads, config.splits, rows), jnp.float32)
+    acc = jax.ShapeDtypeStruct((*states.shape, width), jnp.float32)
+    parts = launch(
+        functools.partial(_kernel, config=config, scale=scale),
+        q, k, v, length, groups, count,
+        out=(acc, states, states), grid=(batch * heads, config.splits), name="sparse_heads",
+        warps=config.warps, stages=config.stages, interpret=interpret,
+    )  # fmt: skip
+    return merged(*parts)
+
+
+def _kernel(
+    q_ref, k_ref, v_ref, length_ref, groups_ref, count_ref, acc_ref, peak_ref, norm_ref,
+    *, config, scale,
+):  # fmt: skip
+    _, heads, rows, width = q_ref.shape
+    b, h = pl.program_id(0) // heads, pl.program_id(0) % heads
+    split = pl.program_id(1)
+    stop = jnp.where(
+        _is_listed(groups_ref, count_ref, b, h), jnp.minimum(length_ref[b], k_ref.shape[2]), 0
+    )
+    tiles = (stop + config.keys - 1) // config.keys
+    part = (tiles + config.splits - 1) // config.splits
+    first = split * part
+
+    row = jnp.arange(power_of_two(rows, least=16))  # what the matrix unit needs
+    column = jnp.arange(power_of_two(width, least=16))
+
+    def matrix(ref, index, inside):
+        mask = inside[:, None] & (column < width)[None]
+        return load(ref.at[b, h, index[:, None], column[None]], mask=mask, other=0.0)
+
+    q = matrix(q_ref, row, (row < rows) & (stop > 0))
+
+    def body(i, carry):
+        acc, peak, norm = carry
+        slot = i * config.keys + jnp.arange(config.keys)
+        inside = slot < stop
+        s = jnp.where(inside[None], exact_dot(q, matrix(k_ref, slot, inside).T) * scale, NEGATIVE)
+        new = jnp.maximum(peak, jnp.max(s, axis=1))
+        p = jnp.where(inside[None], jnp.exp(s - new[:, None]), 0.0)
+        old = jnp.exp(peak - new)
+        v = matrix(v_ref, slot, inside)
+        return (
+            acc * old[:, None] + exact_dot(p.astype(v.dtype), v),
+            new,
+            norm * old + jnp.sum(p, axis=1),
+        )
+
+    empty = (
+        jnp.zeros((len(row), len(column)), jnp.float32),
+        jnp.full((len(row),), NEGATIVE, jnp.float32),
+        jnp.zeros((len(row),), jnp.float32),
+    )
+    acc, peak, norm = jax.lax.fori_loop(first, jnp.minimum(first + part, tiles), body, empty)
+    store(
+        acc_ref.at[b, h, split, row[:, None], column[None]],
+        acc, mask=(row < rows)[:, None] & (column < width)[None],
+    )  # fmt: skip
+    store(peak_ref.at[b, h, split, row], peak, mask=row < rows)
+    store(norm_ref.at[b, h, split, row], norm, mask=row < rows)
+
+
+def _is_listed(groups_ref, count_ref, b, h):
+    """Whether head `h` stands in the live part of row b's list."""
+    entries = groups_ref.shape[1]
+    entry = jnp.arange(power_of_two(entries))
+    live = entry < jnp.minimum(count_ref[b], entries)
+    head = load(groups_ref.at[b, entry], mask=live, other=-1)
+    return jnp.max(jnp.where(head == h, 1, 0)) > 0

@@ -1,0 +1,52 @@
+"""Weight-only quantization for decoding: y = x w.T with w in 4 or 8 bits.
+
+A decode step of a few rows is bound by the bytes of the weights. They are read once, as packed
+codes, and never written back as numbers. See `reference` for the layout.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.common import blocks_of, expect
+from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.weight_matmul import reference, triton
+from pallas_kernels.weight_matmul.configs import Config, heuristic
+from pallas_kernels.weight_matmul.reference import QuantizedWeight, words_of
+
+
+def weight_matmul(
+    x: Array,
+    weight: QuantizedWeight,
+    *,
+    config: Config | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "R O"]:
+    """`x @ w.T` in float32 for activations x [R, I], rounded to bfloat16, and a weight [O, I].
+
+    Products are exact, sums are in float32, and a group's scale multiplies its sum: the result
+    differs from that of the dequantized weight by the order of additions alone, and is the same
+    in every run. Made for R from 1 to 64; more rows read the weight once per 64.
+    """
+    _check(x, weight)
+    words, groups = weight.codes.shape[1], weight.scale.shape[0]
+    config = config or heuristic(x.shape[0], words, groups)
+    return dispatch(
+        implementation,
+        reference.weight_matmul,
+        functools.partial(triton.weight_matmul, config=config),
+        x, weight,
+    )  # fmt: skip
+
+
+def _check(x: Array, weight: QuantizedWeight) -> None:
+    outputs, inputs = weight.shape
+    expect("x", x, (None, inputs))
+    expect("weight.codes", weight.codes, (None, words_of(outputs, weight.bits)))
+    groups = blocks_of(inputs, weight.group)
+    expect("weight.scale", weight.scale, (groups, outputs))
+    if weight.zero is not None:
+        expect("weight.zero", weight.zero, (groups, outputs))
+    if weight.codes.dtype != jnp.uint32:
+        raise ValueError(f"weight.codes must be words of uint32, got {weight.codes.dtype}")

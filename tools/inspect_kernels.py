@@ -1,0 +1,260 @@
+"""Registers, spills, shared memory and least time of every GPU kernel; no GPU is needed.
+
+XLA's GPU compiler runs on the CPU (`jaxinfer.compile.gpu_target`) and dumps each kernel's PTX and
+launch; `ptxas -v` of the CUDA toolkit then tells what the machine code takes. The floor is the time
+to move the operands and results once at 4.3 TB/s, about nine tenths of what an H200's data sheet
+says; the sums of split kernels, which XLA adds up, are not counted.
+
+    python tools/inspect_kernels.py --save bench/results/kernels.jsonl
+    python tools/inspect_kernels.py --only weight_matmul --config "16 rows" --json
+
+A new kernel is one more function with `@kernel`, named as its folder, that yields a `Case` for each
+typical use. The exit status is 1 where a kernel spills.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+BYTES_PER_SECOND = 4.3e12
+NO_PTXAS = (
+    "ptxas is not found; put the bin folder of a CUDA toolkit on PATH, set CUDA_HOME, or "
+    "`pip install triton`, which carries one"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One use of a kernel. `launch` is the name that it is launched by (default: its folder's)."""
+
+    config: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]  # trees of ShapeDtypeStruct
+    operations: int
+    bytes: int | None = None  # default: all of `args` and of the results, once
+    launch: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the table and the JSON objects hold."""
+
+    kernel: str
+    config: str
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    bytes: int
+    operations: int
+    floor_us: float
+
+
+KERNELS: dict[str, Callable[[], Iterator[Case]]] = {}
+
+
+def kernel(cases: Callable[[], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+    """Registers a kernel under the name of the function that yields its cases."""
+    KERNELS[cases.__name__] = cases
+    return cases
+
+
+def array(*shape: int, dtype: str = "bfloat16") -> Any:
+    import jax
+
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@kernel
+def dense_attention() -> Iterator[Case]:
+    from pallas_kernels.dense_attention import dense_attention as attend
+    from pallas_kernels.dense_attention import key_mass
+
+    for name, b, k, g, t, h, slots in (
+        ("llama-3 8B, 8 rows, 8k", 8, 8, 4, 1, 128, 8192),
+        ("llama-2 7B, 1 row, 4k", 1, 32, 1, 1, 128, 4096),
+        ("smollm2, tree of 64, 8k", 1, 3, 3, 64, 64, 8192),
+    ):
+        q, keys, visible = array(b, k, g, t, h), array(b, k, slots, h), (b, 1, t, slots)
+        lse, operations = array(b, k, g, t, dtype="float32"), 2 * b * k * g * t * slots * h
+        yield Case(
+            config=name, operations=2 * operations,
+            function=functools.partial(attend, scale=h**-0.5),
+            args=(q, keys, keys, array(*visible, dtype="bool")),
+        )  # fmt: skip
+        yield Case(
+            launch="key_mass", config=name, operations=operations,
+            function=functools.partial(key_mass, scale=h**-0.5),
+            args=(q, keys, array(*visible, dtype="bool"), lse),
+        )  # fmt: skip
+
+
+@kernel
+def weight_matmul() -> Iterator[Case]:
+    import jax
+
+    from pallas_kernels.weight_matmul import quantize_weight
+    from pallas_kernels.weight_matmul import weight_matmul as multiply
+
+    for name, inputs, outputs, group in (
+        ("smollm2 up", 576, 1536, 64),
+        ("smollm2 head", 576, 49152, 64),
+        ("llama-2 7B up", 4096, 11008, 128),
+        ("llama-2 7B down", 11008, 4096, 128),
+    ):
+        for bits in (4, 8):
+            quantize = functools.partial(quantize_weight, bits=bits, group=group)
+            weight = jax.eval_shape(quantize, array(outputs, inputs))
+            for rows in (1, 16, 64):
+                yield Case(
+                    config=f"{name}, {bits} bits, {rows} row{'s'[: rows > 1]}",
+                    function=multiply, args=(array(rows, inputs), weight),
+                    operations=2 * rows * inputs * outputs,
+                )  # fmt: skip
+
+
+def inspect(name: str, case: Case, target: str, ptxas: str, dumps: Path) -> Row:
+    """The row of one case. XLA dumps into the folder `dumps`, which is left empty."""
+    import jax
+
+    from jaxinfer.compile.gpu_target import compile_for
+
+    compile_for(case.function, *case.args, target=target)
+    launch = case.launch or name
+    entry = rf"{re.escape(launch)}(?:_\d+)?"  # XLA numbers kernels of the same name
+    code = machine_code(ptxas, dumps)
+    found = [numbers for named, numbers in code.items() if re.fullmatch(entry, named)]
+    sequence = "".join(file.read_text() for file in dumps.glob("*.thunk_sequence.txt"))
+    shared = re.findall(rf"\b{entry} grid:.*shared_memory: (\d+)", sequence)
+    for file in dumps.iterdir():
+        file.unlink()
+    if not found or not shared:
+        raise SystemExit(f"{name}: the program for {case.config!r} launches no {launch!r}")
+    results = jax.eval_shape(case.function, *case.args)
+    size = case.bytes or sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((case.args, results))
+    )
+    return Row(
+        kernel=launch,
+        config=case.config,
+        target=target,
+        registers=max(registers for registers, _, _ in found),
+        spill_bytes=max(spills for _, spills, _ in found),
+        shared_bytes=max(map(int, shared)) + max(static for _, _, static in found),
+        bytes=size,
+        operations=case.operations,
+        floor_us=round(1e6 * size / BYTES_PER_SECOND, 3),
+    )
+
+
+def machine_code(ptxas: str, dumps: Path) -> dict[str, tuple[int, int, int]]:
+    """Registers, bytes of spill stores and loads, and static shared bytes of each dumped kernel."""
+    found = {}
+    for file in dumps.glob("*.ptx"):
+        arch = re.search(r"^\.target (\w+)", file.read_text(), re.MULTILINE)
+        if arch is None:  # a module without code
+            continue
+        run = subprocess.run(
+            [ptxas, "-v", f"-arch={arch[1]}", str(file), "-o", os.devnull],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if run.returncode:
+            raise SystemExit(f"{ptxas} refuses the compiler's code: {run.stderr.strip()[:300]}")
+        for part in run.stderr.split("Compiling entry function '")[1:]:
+            numbers = [
+                sum(int(n) for n in re.findall(pattern, part))
+                for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill", r"(\d+) bytes smem")
+            ]
+            found[part.split("'")[0]] = tuple(numbers)
+    return found
+
+
+def find_ptxas() -> str | None:
+    """The assembler on PATH, in CUDA_HOME or in an installed triton package."""
+    folders = [os.environ.get("PATH", os.defpath)]
+    if home := os.environ.get("CUDA_HOME"):
+        folders.append(str(Path(home, "bin")))
+    spec = importlib.util.find_spec("triton")
+    for package in (spec.submodule_search_locations or []) if spec else []:
+        folders.append(str(Path(package, "backends", "nvidia", "bin")))
+    return shutil.which("ptxas", path=os.pathsep.join(folders))
+
+
+def inspect_all(names: list[str], config: str, target: str) -> list[Row]:
+    """The rows of the kernels `names`, of the cases whose name contains `config`."""
+    ptxas = find_ptxas()
+    if ptxas is None:
+        raise SystemExit(NO_PTXAS)
+    with tempfile.TemporaryDirectory() as folder:
+        # Read by XLA at its first use in a process, hence before anything imports jax.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder}".strip()
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        from jaxinfer.compile.gpu_target import unavailable_reason
+
+        if reason := unavailable_reason():
+            raise SystemExit(f"cannot compile for {target}: {reason}")
+        return [
+            inspect(name, case, target, ptxas, Path(folder))
+            for name in names
+            for case in KERNELS[name]()
+            if config in case.config
+        ]
+
+
+def table(rows: list[Row]) -> Any:
+    from rich.table import Table
+
+    found = Table("kernel", "config", title=f"GPU kernels, compiled for {rows[0].target}")
+    for name in ("registers", "spills", "shared", "MB", "Mop", "floor us"):
+        found.add_column(name, justify="right")
+    for row in rows:
+        found.add_row(
+            row.kernel, row.config, str(row.registers), str(row.spill_bytes),
+            f"{row.shared_bytes:,}", f"{row.bytes / 1e6:.2f}", f"{row.operations / 1e6:.1f}",
+            f"{row.floor_us:.2f}",
+        )  # fmt: skip
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--config", default="", help="only configurations that contain this")
+    parser.add_argument("--target", default="h200", help="a device of jaxinfer.compile.targets")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, no table")
+    parser.add_argument("--save", type=Path, help="also write the JSON lines to this file")
+    options = parser.parse_args(argv)
+    rows = inspect_all(options.only, options.config, options.target)
+    if not rows:
+        parser.error(f"no configuration of {', '.join(options.only)} contains {options.config!r}")
+    lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+    if options.json:
+        print(lines, end="")
+    else:
+        from rich.console import Console
+
+        Console().print(table(rows))
+    if options.save:
+        temporary = options.save.with_name(f".{options.save.name}.part")
+        temporary.write_text(lines, encoding="utf-8")
+        temporary.replace(options.save)
+    return int(any(row.spill_bytes for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
