@@ -127,6 +127,140 @@ def weight_matmul() -> Iterator[Case]:
                 )  # fmt: skip
 
 
+@kernel
+def kivi_attention() -> Iterator[Case]:
+    from pallas_kernels.kivi_attention import kivi_attention as attend
+
+    for name, b, k, g, t, h, slots in (
+        ("llama-3 8B, 8 rows, 32k", 8, 8, 4, 1, 128, 32768),
+        ("llama-2 7B, 1 row, 4k", 1, 32, 1, 1, 128, 4096),
+        ("smollm2, tree of 64, 8k", 1, 3, 3, 64, 64, 8192),
+    ):
+        for bits in (2, 4, 8):
+            yield Case(
+                config=f"{name}, {bits} bits", operations=4 * b * k * g * t * slots * h,
+                function=functools.partial(
+                    attend, key_bits=bits, value_bits=bits, scale=h**-0.5
+                ),
+                args=(
+                    array(b, k, g, t, h), packed(b, k, slots, h, bits, 2),
+                    packed(b, k, slots, h, bits, 3), array(b, 1, t, slots, dtype="bool"),
+                ),
+            )  # fmt: skip
+
+
+def packed(b: int, k: int, slots: int, h: int, bits: int, axis: int, group: int = 32) -> Any:
+    """Keys (axis 2) or values (axis 3) in groups of 32."""
+    from pallas_kernels.kivi_attention import PackedHalf
+
+    words, groups = [b, k, slots, h], [b, k, slots, h]
+    words[axis] //= 32 // bits
+    groups[axis] //= group
+    scale = array(*groups, dtype="float16")
+    return PackedHalf(array(*words, dtype="uint32"), scale, scale)
+
+
+@kernel
+def quantize_pack() -> Iterator[Case]:
+    from pallas_kernels.quantize_pack import quantize_pack as flush
+
+    b, k, h, tokens = 8, 8, 128, 128
+    for half, axis in (("keys", 2), ("values", 3)):
+        numbers = b * k * h * tokens
+        yield Case(
+            config=f"llama-3 8B, 8 rows, 128 {half}, 2 bits", operations=8 * numbers,
+            function=functools.partial(flush, bits=2, per_channel=axis == 2),
+            args=(
+                packed(b, k, 32768, h, 2, axis), array(b, k, tokens, h), array(b, 1, dtype="int32"),
+            ),
+            bytes=numbers * 2 + numbers // 4 + numbers // 32 * 4,
+        )  # fmt: skip
+
+
+@kernel
+def sparse_mlp() -> Iterator[Case]:
+    from pallas_kernels.sparse_mlp import sparse_mlp as mlp
+
+    for name, d, f in (("smollm2", 576, 1536), ("llama-2 7B", 4096, 11008)):
+        for rows in (1, 16):
+            for launch in ("sparse_mlp_up", "sparse_mlp_down"):
+                weight, blocks = array(f, d), f // 32
+                yield Case(
+                    launch=launch, config=f"{name}, {rows} row{'s'[: rows > 1]}, all blocks",
+                    operations=2 * rows * d * f * (2 if launch.endswith("up") else 1),
+                    function=functools.partial(mlp, block_size=32, activation="silu"),
+                    args=(
+                        array(rows, d), weight, weight, weight, array(blocks, dtype="int32"),
+                        array(dtype="int32"),
+                    ),
+                    bytes=2 * d * f * (2 if launch.endswith("up") else 1),
+                )  # fmt: skip
+
+
+@kernel
+def sparse_heads() -> Iterator[Case]:
+    from pallas_kernels.sparse_heads import sparse_heads as attend
+
+    b, k, g, h, slots = 8, 8, 4, 128, 8192
+    yield Case(
+        config="llama-3 8B, 8 rows, 8k, half the groups", operations=4 * b * k // 2 * g * slots * h,
+        function=functools.partial(attend, scale=h**-0.5),
+        args=(
+            array(b, k, g, h), array(b, k, slots, h), array(b, k, slots, h),
+            array(b, dtype="int32"), array(b, k // 2, dtype="int32"), array(b, dtype="int32"),
+        ),
+        bytes=2 * b * k // 2 * slots * h * 2,
+    )  # fmt: skip
+
+
+@kernel
+def less_state() -> Iterator[Case]:
+    from pallas_kernels.less_state import low_rank_read, low_rank_update
+
+    b, k, g, h, rank, hidden = 8, 32, 1, 128, 8, 512
+    state = array(b, k, rank, h, dtype="float32"), array(b, k, rank, dtype="float32")
+
+    def weights(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
+        return tuple(array(*shape, dtype="float32") for shape in shapes)
+
+    maps = 2 * b * k * (h * hidden + hidden * rank)
+    yield Case(
+        launch="low_rank_read", config="llama-2 7B, 8 rows", function=low_rank_read,
+        operations=maps + 2 * b * k * rank * h,
+        args=(
+            array(b, k, g, 1, h), *state, *weights((k * g, h, hidden), (k * g, hidden, rank)),
+        ),
+    )  # fmt: skip
+    yield Case(
+        launch="low_rank_update", config="llama-2 7B, 8 rows, 1 token", function=low_rank_update,
+        operations=maps + 2 * b * k * (rank * rank + rank * h),
+        args=(
+            *state, array(b, k, 1, h), array(b, k, 1, h), array(b, dtype="int32"),
+            *weights((k, h, hidden), (k, hidden, rank), (k, rank, rank), (k, rank), (k, rank)),
+        ),
+    )  # fmt: skip
+
+
+@kernel
+def modal_step() -> Iterator[Case]:
+    from pallas_kernels.modal_step import hyena_step
+    from pallas_kernels.modal_step import modal_step as step
+
+    b, d, k = 64, 4096, 8
+    state = (array(b, d, k, dtype="float32"),) * 2
+    modes = (*(array(d, k, dtype="float32"),) * 4, array(d, dtype="float32"))
+    yield Case(
+        config="64 rows, 4096 channels, 8 modes", function=step, operations=12 * b * d * k,
+        args=(*state, array(b, d), *modes),
+    )  # fmt: skip
+    taps = array(3 * d, 3, dtype="float32"), array(3 * d, dtype="float32")
+    yield Case(
+        launch="hyena_step", config="64 rows, 4096 channels, 8 modes", function=hyena_step,
+        operations=b * d * (12 * k + 20),
+        args=(array(b, 3 * d), array(b, 3 * d, 2), *taps, *state, *modes),
+    )  # fmt: skip
+
+
 def inspect(name: str, case: Case, target: str, ptxas: str, dumps: Path) -> Row:
     """The row of one case. XLA dumps into the folder `dumps`, which is left empty."""
     import jax

@@ -238,8 +238,8 @@ def train_draft(
         recipe.learning_rate, recipe.steps, warmup=min(50, recipe.steps // 10), final=0.0
     )
     state = fit(
-        distillation(target.config, student), student.trained, OPTIMIZERS[recipe.optimizer](rate), batches,
-        steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
+        distillation(target.config, student), student.trained, OPTIMIZERS[recipe.optimizer](rate),
+        batches, steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
         progress=progress,
     )  # fmt: skip
     log = read_log(run_dir / "fit")

@@ -1,0 +1,1 @@
+"""The parts of `bench/gpu_suite.py`, a file for each."""
