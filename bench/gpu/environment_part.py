@@ -25,7 +25,7 @@ def describe(run: Run) -> dict[str, Any]:
     rate = copy_rates(4_000_000 if run.quick else 4_000_000_000)
     return {
         "device": jax.devices()[0].device_kind,
-        "backend": jax.extend.backend.get_backend().platform_version,
+        "backend": jax.devices()[0].client.platform_version,
         "smi": _smi(),
         "memory_bytes": memory_limit(),
         "copy_gb_per_s": rate["median"],

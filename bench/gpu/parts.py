@@ -22,10 +22,11 @@ from bench.gpu.rows import Run, identity, rows_of
 from bench.gpu.step import Step
 
 PARTS: dict[str, float] = {  # and their shares of the time
-    "environment": 20, "correctness": 100, "attention": 120, "torch": 45, "weights": 55,
-    "states": 25, "decode": 115,
+    "environment": 20, "correctness": 95, "attention": 115, "torch": 40, "weights": 50,
+    "states": 25, "decode": 120,
 }  # fmt: skip
-STEP_LIMIT = 60.0  # seconds of a step, and of a batch that compiles
+BATCH = min(os.cpu_count() or 1, 8)  # steps that are compiled side by side
+STEP_LIMIT = 40.0  # seconds
 GRACE = 10.0  # seconds that a step may take beyond the time of its part
 SUITE = Path(__file__).parents[1] / "gpu_suite.py"
 
@@ -45,28 +46,31 @@ def supervise(run: Run, parts: Mapping[str, float], budget: float, in_process: b
 
 
 def _watch(run: Run, part: str, until: float) -> None:
-    batch = os.cpu_count() or 1
+    """Starts workers until one comes to the end or there is no time for another."""
+    batch = BATCH
     while True:
         left = max(until - time.monotonic(), 0)
         command = [sys.executable, str(SUITE), "--worker-of", run.number, "--only", part]
         command += ["--budget", f"{left:.0f}", "--out", str(run.out), "--batch", str(batch)]
-        _current(run).unlink(missing_ok=True)
+        _begun(run).unlink(missing_ok=True)
         try:
             status = subprocess.run([*command, *run.flags], timeout=left + GRACE).returncode
         except subprocess.TimeoutExpired:
             status = "killed"
         if status == 0:
             break
-        current = _current(run)
-        config = json.loads(current.read_text()) if current.exists() else {"part": part}
+        begun = json.loads(_begun(run).read_text()) if _begun(run).exists() else [{"part": part}]
         done = {identity(row.config) for row in rows_of(run)}
-        if identity(config) not in done:  # else the worker has said itself what happened
+        if (
+            len(begun) == 1 and identity(begun[0]) not in done
+        ):  # else the worker has said what it was
             why = f"the process ended with status {status}: it crashed or took too long"
-            run.add(run.environment(), config, {"error": why})
-        if not current.exists() or status == "killed":
-            break  # nothing can be run here, or there is no time to
-        batch = 1  # so that the next such step is known by its name
-    _current(run).unlink(missing_ok=True)
+            run.add(run.environment(), begun[0], {"error": why})
+        if "op" not in begun[0] or status == "killed":
+            break
+        if len(begun) > 1:
+            batch = 1  # so that the one that cannot be compiled is known
+    _begun(run).unlink(missing_ok=True)
 
 
 def work(run: Run, part: str, until: float, batch: int, *, can_exit: bool) -> None:
@@ -81,14 +85,15 @@ def work(run: Run, part: str, until: float, batch: int, *, can_exit: bool) -> No
             for step in some:
                 run.add(env, step.config, {"skipped": "no time left"})
             continue
-        _begin(run, some[0], until, can_exit)
+        limit = until - time.monotonic()
+        _begin(run, some, min(limit, len(some) * STEP_LIMIT), can_exit)
         with ThreadPoolExecutor(batch) as pool:
             failures = list(pool.map(_prepared, some))
         for step, failure in zip(some, failures, strict=True):
             if failure is None and time.monotonic() > until:
                 failure = {"skipped": "no time left"}
             if failure is None:
-                _begin(run, step, until, can_exit)
+                _begin(run, [step], min(until - time.monotonic(), STEP_LIMIT), can_exit)
             run.add(env, step.config, failure or _tried(step.run))
             step.drop()
             if can_exit and not _device_works(part):
@@ -96,13 +101,12 @@ def work(run: Run, part: str, until: float, batch: int, *, can_exit: bool) -> No
     faulthandler.cancel_dump_traceback_later()
 
 
-def _begin(run: Run, step: Step, until: float, can_exit: bool) -> None:
-    """Writes down what is tried, and ends the process if that does not return."""
+def _begin(run: Run, steps: list[Step], limit: float, can_exit: bool) -> None:
+    """Writes down what is tried, and ends the process if that does not return in time."""
     if can_exit:
         run.out.mkdir(parents=True, exist_ok=True)
-        _current(run).write_text(json.dumps(step.config))
-        limit = min(STEP_LIMIT, max(until - time.monotonic(), 0) + GRACE - 1)
-        faulthandler.dump_traceback_later(limit, exit=True)
+        _begun(run).write_text(json.dumps([step.config for step in steps]))
+        faulthandler.dump_traceback_later(max(limit, 0) + GRACE - 1, exit=True)
 
 
 def _prepared(step: Step) -> dict[str, Any] | None:
@@ -137,5 +141,5 @@ def device_kind(part: str) -> str | None:
     return jax.devices()[0].device_kind
 
 
-def _current(run: Run) -> Path:
-    return run.out / "current.json"
+def _begun(run: Run) -> Path:
+    return run.out / "begun.json"

@@ -79,7 +79,7 @@ def kivi(rng: Rng, quick: bool) -> Problem:
 
 
 def flush(rng: Rng, quick: bool) -> Problem:
-    """Codes as numbers: one may differ by 1 of 2**bits - 1, where a quotient lies next to a half."""
+    """Codes as numbers: one may differ by 1 of 2**bits - 1, as quotients next to a half may."""
     b, k, h = int(rng.integers(1, 5)), int(rng.integers(1, 9)), int(rng.choice([64, 128]))
     bits, is_key = int(rng.choice([2, 4, 8])), bool(rng.integers(2))
     run_size, runs = (32, int(rng.integers(1, 4))) if is_key else (int(rng.choice([1, 4])), 1)
@@ -97,7 +97,9 @@ def flush(rng: Rng, quick: bool) -> Problem:
 
     facts = {"shape": [b, k, runs * run_size, h], "bits": bits, "per_channel": is_key}
     tolerance = 1.001 / (2**bits - 1)
-    return Problem(run=numbers, args=(half, x, index), tolerance=tolerance, widens=False, facts=facts)
+    return Problem(
+        run=numbers, args=(half, x, index), tolerance=tolerance, widens=False, facts=facts
+    )
 
 
 def mlp(rng: Rng, quick: bool) -> Problem:
@@ -112,7 +114,9 @@ def mlp(rng: Rng, quick: bool) -> Problem:
     if lists == 1:
         blocks, count = blocks[0], count[0]
     gate = _some(rng, dtype, f, d) if rng.random() < 0.5 else None
-    run = functools.partial(sparse_mlp, block_size=size, activation=str(rng.choice(["silu", "relu"])))
+    run = functools.partial(
+        sparse_mlp, block_size=size, activation=str(rng.choice(["silu", "relu"]))
+    )
     x = jnp.asarray(rng.normal(size=(b, d)) / d**0.5, dtype)
     up, down = _some(rng, dtype, f, d), _some(rng, dtype, f, d)
     args = (x, gate, up, down, jnp.asarray(blocks, jnp.int32), jnp.asarray(count, jnp.int32))
@@ -135,7 +139,10 @@ def heads(rng: Rng, quick: bool) -> Problem:
 def weight(rng: Rng, quick: bool) -> Problem:
     rows, bits = int(rng.choice([1, 3, 16, 40])), int(rng.choice([4, 8]))
     group = int(rng.choice([32, 64, 128]))
-    outputs, inputs = int(rng.integers(100, 300 if quick else 3000)), group * int(rng.integers(1, 9))
+    outputs, inputs = (
+        int(rng.integers(100, 300 if quick else 3000)),
+        group * int(rng.integers(1, 9)),
+    )
     stored = quantize_weight(_some(rng, "float32", outputs, inputs), bits, group)
     x = _some(rng, rng.choice(["float32", "bfloat16"]), rows, inputs)
     facts = {"shape": [rows, outputs, inputs], "bits": bits, "group": group}
@@ -209,7 +216,7 @@ def _masks(rng: Rng, shape: tuple[int, ...], s: int):
     """visible, distance, stop and the form of the scores."""
     b, k, g, t, h = shape
     visible = jnp.asarray(rng.random((b, 1, t, s)) < rng.choice([0.5, 1.0]))
-    spec: dict[str, Any] = {"scale": float(h**-0.5), "softcap": rng.choice([None, 20.0])}
+    spec: dict[str, Any] = {"scale": float(h**-0.5), "softcap": 20.0 if rng.random() < 0.5 else None}
     distance = None
     if rng.random() < 0.3:
         distance = jnp.asarray(rng.integers(0, 60, (b, 1, t, s)), jnp.int32)

@@ -80,5 +80,7 @@ def failed_checks(rows: Sequence[Record]) -> list[Record]:
 def copy_bandwidth(out: Path) -> float | None:
     """Bytes per second of the last environment row."""
     rows = [row for row in read_records(out) if row.name == NAME] if out.is_dir() else []
-    found = [row.metrics.get("copy_gb_per_s") for row in rows if row.config["part"] == "environment"]
+    found = [
+        row.metrics.get("copy_gb_per_s") for row in rows if row.config["part"] == "environment"
+    ]
     return 1e9 * found[-1] if found and found[-1] else None

@@ -47,8 +47,8 @@ def filled(seed: Any, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) ->
 class Timed:
     """A step that times `call(state, *given) -> (state, out)`.
 
-    `inputs(seed)` makes (state, given) and is traced; the first of `given` is small. `bytes` is what
-    the call must read and write; `slow` how many times longer than those bytes it may well take.
+    `inputs(seed)` makes (state, given) and is traced; the first of `given` is small. `bytes` is
+    what the call must move; `slow` how many times longer than those bytes it may well take.
     """
 
     config: dict[str, Any]
@@ -58,6 +58,7 @@ class Timed:
     bytes: float
     slow: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
+    fill: Any = None
     compiled: Any = None
 
     def prepare(self) -> dict[str, Any] | None:
@@ -79,9 +80,8 @@ class Timed:
         self.compiled = jax.jit(loop, donate_argnums=0).lower(states, given).compile()
         temp = self.compiled.memory_analysis().temp_size_in_bytes
         if room is not None and self.sets * held + temp > 0.95 * room:
-            self.compiled = None
-            return {"skipped": f"{temp / 1e9:.0f} GB beside {self.sets * held / 1e9:.0f} GB of inputs "
-                    "do not fit"}  # fmt: skip
+            sizes = f"{temp / 1e9:.0f} GB beside {self.sets * held / 1e9:.0f} GB of inputs"
+            return {"skipped": f"{sizes} do not fit"}
         return None
 
     def run(self) -> dict[str, Any]:

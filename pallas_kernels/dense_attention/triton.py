@@ -75,8 +75,9 @@ def _partial_kernel(
     exists = rows < q_ref.shape[2]
     q = load_matrix(q_ref, (b, h), rows, exists)
     stop = jnp.minimum(stop_ref[b], slots_in_all)
-    part = blocks_of(blocks_of(slots_in_all, config.keys), config.splits)
-    last = jnp.minimum((split + 1) * part, (stop + config.keys - 1) // config.keys)
+    tiles = (stop + config.keys - 1) // config.keys
+    part = (tiles + config.splits - 1) // config.splits  # of what is live, not of the capacity
+    last = jnp.minimum((split + 1) * part, tiles)
 
     def body(i, carry):
         acc, peak, norm = carry

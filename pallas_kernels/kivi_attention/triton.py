@@ -74,8 +74,9 @@ def _kernel(
     rows = pl.program_id(1) * config.rows + jnp.arange(config.rows)
     exists = rows < q_ref.shape[2]
     q = load_matrix(q_ref, (b, h), rows, exists)
-    part = blocks_of(blocks_of(slots_in_all, tokens), config.splits)
-    last = jnp.minimum((split + 1) * part, (stop + tokens - 1) // tokens)
+    tiles = (stop + tokens - 1) // tokens
+    part = (tiles + config.splits - 1) // config.splits  # of what is live, not of the capacity
+    last = jnp.minimum((split + 1) * part, tiles)
     channels = jnp.arange(width)
 
     def products(i):

@@ -11,19 +11,25 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.attention_tile import NEGATIVE, exact_dot, merged
+from pallas_kernels.attention_tile import (
+    NEGATIVE,
+    exact_dot,
+    load_matrix,
+    merged,
+    partials,
+    store_matrix,
+)
 from pallas_kernels.common import launch, load, power_of_two, store
 from pallas_kernels.sparse_heads.configs import Config
 
 
 def sparse_heads(q, k, v, length, groups, count, *, config: Config, interpret, scale):
     batch, heads, rows, width = q.shape
-    states = jax.ShapeDtypeStruct((batch, heads, config.splits, rows), jnp.float32)
-    acc = jax.ShapeDtypeStruct((*states.shape, width), jnp.float32)
     parts = launch(
         functools.partial(_kernel, config=config, scale=scale),
         q, k, v, length, groups, count,
-        out=(acc, states, states), grid=(batch * heads, config.splits), name="sparse_heads",
+        out=partials(batch, heads, config.splits, rows, width),
+        grid=(batch * heads, config.splits), name="sparse_heads",
         warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
     return merged(*parts)
@@ -44,23 +50,19 @@ def _kernel(
     first = split * part
 
     row = jnp.arange(power_of_two(rows, least=16))  # what the matrix unit needs
-    column = jnp.arange(power_of_two(width, least=16))
-
-    def matrix(ref, index, inside):
-        mask = inside[:, None] & (column < width)[None]
-        return load(ref.at[b, h, index[:, None], column[None]], mask=mask, other=0.0)
-
-    q = matrix(q_ref, row, (row < rows) & (stop > 0))
+    exists = row < rows
+    q = load_matrix(q_ref, (b, h), row, exists & (stop > 0))
 
     def body(i, carry):
         acc, peak, norm = carry
         slot = i * config.keys + jnp.arange(config.keys)
         inside = slot < stop
-        s = jnp.where(inside[None], exact_dot(q, matrix(k_ref, slot, inside).T) * scale, NEGATIVE)
+        k = load_matrix(k_ref, (b, h), slot, inside)
+        s = jnp.where(inside[None], exact_dot(q, k.T) * scale, NEGATIVE)
         new = jnp.maximum(peak, jnp.max(s, axis=1))
         p = jnp.where(inside[None], jnp.exp(s - new[:, None]), 0.0)
         old = jnp.exp(peak - new)
-        v = matrix(v_ref, slot, inside)
+        v = load_matrix(v_ref, (b, h), slot, inside)
         return (
             acc * old[:, None] + exact_dot(p.astype(v.dtype), v),
             new,
@@ -68,17 +70,14 @@ def _kernel(
         )
 
     empty = (
-        jnp.zeros((len(row), len(column)), jnp.float32),
+        jnp.zeros((len(row), power_of_two(width, least=16)), jnp.float32),
         jnp.full((len(row),), NEGATIVE, jnp.float32),
         jnp.zeros((len(row),), jnp.float32),
     )
     acc, peak, norm = jax.lax.fori_loop(first, jnp.minimum(first + part, tiles), body, empty)
-    store(
-        acc_ref.at[b, h, split, row[:, None], column[None]],
-        acc, mask=(row < rows)[:, None] & (column < width)[None],
-    )  # fmt: skip
-    store(peak_ref.at[b, h, split, row], peak, mask=row < rows)
-    store(norm_ref.at[b, h, split, row], norm, mask=row < rows)
+    store_matrix(acc_ref, (b, h, split), row, exists, acc)
+    store(peak_ref.at[b, h, split, row], peak, mask=exists)
+    store(norm_ref.at[b, h, split, row], norm, mask=exists)
 
 
 def _is_listed(groups_ref, count_ref, b, h):

@@ -1,0 +1,121 @@
+"""What is written in place: the flush of a quantized cache, LESS's state, a modal recurrence.
+
+Bytes are those of the kernels' documentation: a flush reads its tokens and writes their codes; the
+LESS kernels move the state and the weights of the feature maps; the recurrence its state and
+coefficients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from bench.gpu.correctness_part import stored
+from bench.gpu.rows import Run
+from bench.gpu.timing import Timed, filled
+from pallas_kernels.less_state import low_rank_read, low_rank_update
+from pallas_kernels.modal_step import modal_step
+from pallas_kernels.quantize_pack import quantize_pack
+
+
+def steps(run: Run) -> list[Timed]:
+    makers: tuple[Callable[[Run, str], Timed], ...] = (flush, read, update, modal)
+    return [make(run, peer) for make in makers for peer in ("kernel", "reference")]
+
+
+def flush(run: Run, peer: str, bits: int = 2, group: int = 32) -> Timed:
+    b, k, tokens, h, room = (2, 2, 32, 64, 256) if run.quick else (64, 8, 128, 128, 4096)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        half, _ = stored((b, k, room, h), bits, group, seed=seed)
+        index = jnp.full((b, 1), 1, jnp.int32) + (seed % 2).astype(jnp.int32)
+        return half, (index, filled(seed + 9, (b, k, tokens, h), jnp.bfloat16))
+
+    def call(half: Any, index: Any, x: Any) -> tuple[Any, Any]:
+        new = quantize_pack(
+            half, x, index, bits=bits, per_channel=True, implementation=_name(run, peer)
+        )
+        return new, new.zero[0, 0, 0, :1]
+
+    size = b * k * tokens * h * (2 + bits / 8 + 4 / group)
+    config = {"op": f"quantize_pack {bits} bits", "shape": [b, k, tokens, h]}
+    return _timed(run, config, peer, inputs, call, size)
+
+
+def read(run: Run, peer: str) -> Timed:
+    b, k, g, h, e, r = _less(run)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        q = filled(seed, (b, k, g, 1, h), jnp.bfloat16)
+        num, den = _state(seed, b, k, r, h)
+        return (), (q, num, den, *_layers(seed, k * g, h, e, r))
+
+    def call(state: Any, q: Any, *rest: Any) -> tuple[Any, Any]:
+        return state, low_rank_read(q, *rest, implementation=_name(run, peer))
+
+    size = 4 * b * k * r * (h + 1) + 4 * k * g * e * (h + r) + b * k * g * h * (2 + 4)
+    config = {"op": "low_rank_read", "shape": [b, k, g, h], "hidden": e, "rank": r}
+    return _timed(run, config, peer, inputs, call, size)
+
+
+def update(run: Run, peer: str) -> Timed:
+    b, k, _, h, e, r = _less(run)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        items = [filled(seed + i, (b, k, 1, h), jnp.bfloat16) for i in (3, 4)]
+        kernels = *_layers(seed, k, h, e, r), filled(seed + 5, (k, r, r), jnp.float32, 0.1)
+        scales = [filled(seed + i, (k, r), jnp.float32) for i in (6, 7)]
+        return _state(seed, b, k, r, h), (jnp.ones(b, jnp.int32), *items, *kernels, *scales)
+
+    def call(
+        state: tuple[Any, Any], count: Any, key: Any, value: Any, *kernels: Any
+    ) -> tuple[Any, Any]:
+        new = low_rank_update(*state, key, value, count, *kernels, implementation=_name(run, peer))
+        return new, new[1][0, 0, :1]
+
+    size = 8 * b * k * r * (h + 1) + 4 * k * e * (h + r) + 4 * b * k * h
+    config = {"op": "low_rank_update", "shape": [b, k, 1, h], "hidden": e, "rank": r}
+    return _timed(run, config, peer, inputs, call, size)
+
+
+def modal(run: Run, peer: str) -> Timed:
+    b, d, k = (2, 64, 4) if run.quick else (64, 4096, 8)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        states = tuple(filled(seed + i, (b, d, k), jnp.float32) for i in (1, 2))
+        filters = [filled(seed + i, (d, k), jnp.float32, 0.7) for i in (3, 4, 5, 6)]
+        u, h0 = filled(seed, (b, d), jnp.bfloat16), filled(seed + 7, (d,), jnp.float32)
+        return states, (u, *filters, h0)
+
+    def call(states: tuple[Any, Any], u: Any, *filters: Any) -> tuple[Any, Any]:
+        y, *new = modal_step(*states, u, *filters, implementation=_name(run, peer))
+        return tuple(new), y
+
+    size = 16 * b * d * k + 16 * d * k + 4 * d + 2 * 2 * b * d
+    return _timed(run, {"op": "modal_step", "shape": [b, d, k]}, peer, inputs, call, size)
+
+
+def _timed(run: Run, config: dict[str, Any], peer: str, inputs: Any, call: Any, size: float):
+    return Timed(
+        config={"part": "states", "peer": peer} | config, suite=run, inputs=inputs, call=call,
+        bytes=size, slow=5 if peer == "reference" else 1,
+    )  # fmt: skip
+
+
+def _name(run: Run, peer: str) -> Any:
+    return run.kernel if peer == "kernel" else peer
+
+
+def _less(run: Run) -> tuple[int, int, int, int, int, int]:
+    """B, K, G, H, E, R: Llama-2-7B at batch 64 with the paper's rank, or tiny."""
+    return (2, 2, 2, 64, 32, 8) if run.quick else (64, 32, 1, 128, 512, 8)
+
+
+def _state(seed: Any, b: int, k: int, r: int, h: int) -> tuple[Any, Any]:
+    num = filled(seed + 1, (b, k, r, h), jnp.float32)
+    return num, jnp.abs(filled(seed + 2, (b, k, r), jnp.float32)) + 0.1
+
+
+def _layers(seed: Any, n: int, h: int, e: int, r: int) -> tuple[Any, Any]:
+    inner = filled(seed + 8, (n, h, e), jnp.float32, h**-0.5)
+    return inner, filled(seed + 9, (n, e, r), jnp.float32, e**-0.5)
