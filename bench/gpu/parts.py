@@ -7,6 +7,7 @@ which goes on behind it.
 """
 
 import faulthandler
+import functools
 import importlib
 import json
 import os
@@ -28,12 +29,13 @@ PARTS: dict[str, float] = {  # and their shares of the time
 BATCH = min(os.cpu_count() or 1, 8)  # steps that are compiled side by side
 STEP_LIMIT = 40.0  # seconds
 GRACE = 10.0  # seconds that a step may take beyond the time of its part
+NO_TIME = {"skipped": "no time left"}
 SUITE = Path(__file__).parents[1] / "gpu_suite.py"
 
 
 def supervise(run: Run, parts: Mapping[str, float], budget: float, in_process: bool) -> None:
     """Runs the parts; what one leaves of its time goes to the later ones."""
-    end = time.monotonic() + budget - GRACE - 5  # for the summary
+    end = time.monotonic() + budget - 2 * GRACE - 5  # what the last part may overrun; the summary
     shares = dict(parts)
     for name in parts:
         left = end - time.monotonic()
@@ -61,9 +63,8 @@ def _watch(run: Run, part: str, until: float) -> None:
             break
         begun = json.loads(_begun(run).read_text()) if _begun(run).exists() else [{"part": part}]
         done = {identity(row.config) for row in rows_of(run)}
-        if (
-            len(begun) == 1 and identity(begun[0]) not in done
-        ):  # else the worker has said what it was
+        is_known = identity(begun[0]) in done  # the worker has said itself what it was
+        if len(begun) == 1 and not is_known:
             why = f"the process ended with status {status}: it crashed or took too long"
             run.add(run.environment(), begun[0], {"error": why})
         if "op" not in begun[0] or status == "killed":
@@ -77,21 +78,22 @@ def work(run: Run, part: str, until: float, batch: int, *, can_exit: bool) -> No
     """Runs the steps of a part that have no row yet."""
     steps = importlib.import_module(f"bench.gpu.{part}_part").steps(run)
     done = {identity(row.config) for row in rows_of(run)}
-    steps = [s for s in steps if identity(s.config) not in done and run.match in identity(s.config)]
+    match = "" if part == "environment" else run.match  # of which the others need the bandwidth
+    steps = [s for s in steps if identity(s.config) not in done and match in identity(s.config)]
     env = run.environment(device_kind(part))
     for first in range(0, len(steps), batch):
         some = steps[first : first + batch]
         if time.monotonic() > until:
             for step in some:
-                run.add(env, step.config, {"skipped": "no time left"})
+                run.add(env, step.config, NO_TIME)
             continue
         limit = until - time.monotonic()
         _begin(run, some, min(limit, len(some) * STEP_LIMIT), can_exit)
         with ThreadPoolExecutor(batch) as pool:
-            failures = list(pool.map(_prepared, some))
+            failures = list(pool.map(functools.partial(_prepared, until=until), some))
         for step, failure in zip(some, failures, strict=True):
             if failure is None and time.monotonic() > until:
-                failure = {"skipped": "no time left"}
+                failure = NO_TIME
             if failure is None:
                 _begin(run, [step], min(until - time.monotonic(), STEP_LIMIT), can_exit)
             run.add(env, step.config, failure or _tried(step.run))
@@ -109,8 +111,10 @@ def _begin(run: Run, steps: list[Step], limit: float, can_exit: bool) -> None:
         faulthandler.dump_traceback_later(max(limit, 0) + GRACE - 1, exit=True)
 
 
-def _prepared(step: Step) -> dict[str, Any] | None:
-    """What went wrong while a step was compiled."""
+def _prepared(step: Step, until: float) -> dict[str, Any] | None:
+    """Compiles a step; returns what went wrong."""
+    if time.monotonic() > until:
+        return NO_TIME
     found = _tried(lambda: step.prepare() or {})
     return found if "error" in found or "skipped" in found else None
 

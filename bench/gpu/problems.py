@@ -216,7 +216,10 @@ def _masks(rng: Rng, shape: tuple[int, ...], s: int):
     """visible, distance, stop and the form of the scores."""
     b, k, g, t, h = shape
     visible = jnp.asarray(rng.random((b, 1, t, s)) < rng.choice([0.5, 1.0]))
-    spec: dict[str, Any] = {"scale": float(h**-0.5), "softcap": 20.0 if rng.random() < 0.5 else None}
+    spec: dict[str, Any] = {
+        "scale": float(h**-0.5),
+        "softcap": 20.0 if rng.random() < 0.5 else None,
+    }
     distance = None
     if rng.random() < 0.3:
         distance = jnp.asarray(rng.integers(0, 60, (b, 1, t, s)), jnp.int32)

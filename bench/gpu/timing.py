@@ -2,8 +2,8 @@
 
 A timed program calls a kernel on several sets of inputs in turn, many times over, in one compiled
 loop: launches cost nothing that way, and as the sets together are larger than twice the L2 cache
-none is found there. Each call waits for the one before through a barrier on its first input, so
-that nothing is hoisted, merged or left out.
+none is found there. Each call waits for the one before through a barrier on its inputs, so that
+nothing is hoisted, merged or left out (a test reads this from the program for an H200).
 """
 
 import functools
@@ -47,8 +47,8 @@ def filled(seed: Any, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) ->
 class Timed:
     """A step that times `call(state, *given) -> (state, out)`.
 
-    `inputs(seed)` makes (state, given) and is traced; the first of `given` is small. `bytes` is
-    what the call must move; `slow` how many times longer than those bytes it may well take.
+    `inputs(seed)` makes (state, given) and is traced. `bytes` is what the call must move, `slow`
+    how many times longer than those bytes it may well take.
     """
 
     config: dict[str, Any]
@@ -114,19 +114,22 @@ class Timed:
 
 
 def chain(call: Callable[..., Any], states: tuple, given: tuple, *, rounds: int) -> tuple[Any, Any]:
-    """All sets in turn, `rounds` times; returns the states and the last output."""
+    """All sets in turn, `rounds` times; returns the states and outputs of the last round."""
     shape = jax.eval_shape(call, states[0], *given[0])[1]
     last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
     def body(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        states, last = carry
-        states = list(states)
+        states, (*_, last) = carry
+        states, outs = list(states), []
         for i, one in enumerate(given):
-            first, _ = jax.lax.optimization_barrier((one[0], last))
-            states[i], last = call(states[i], first, *one[1:])
-        return tuple(states), last
+            # What comes out of the barrier is kept: XLA drops what a barrier gives to nobody, and
+            # with it the call that it waits for.
+            now, before = jax.lax.optimization_barrier((one, last))
+            states[i], last = call(states[i], *now)
+            outs.append(before)
+        return tuple(states), (*outs, last)
 
-    return jax.lax.fori_loop(0, rounds, body, (states, last))
+    return jax.lax.fori_loop(0, rounds, body, (states, (last,) * (len(given) + 1)))
 
 
 def memory_limit() -> int | None:

@@ -3,7 +3,9 @@
 This part runs in a process that leaves the device to torch alone.
 """
 
+import importlib.util
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,9 +80,8 @@ class TorchStep:
         return _attention(q, k, _numbers(v_words, v_scale, v_zero, self.bits, axis=3))
 
     def drop(self) -> None:
-        import torch
-
-        if torch.cuda.is_available():
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
@@ -96,7 +97,9 @@ def steps(run: Run) -> list[TorchStep]:
     return made
 
 
-def device_name() -> str:
+def device_name() -> str | None:
+    if not importlib.util.find_spec("torch"):
+        return None  # every step will say so
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
