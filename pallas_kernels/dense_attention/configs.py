@@ -24,5 +24,7 @@ def heuristic(batch: int, heads: int, rows: int, keys: int, width: int, itemsize
     wide = power_of_two(width) * itemsize > 256  # bytes of a key
     tile_keys = min(power_of_two(keys, least=16), 32 if wide or tile_rows > 16 else 64)
     programs = batch * heads * blocks_of(rows, tile_rows)
-    splits = min(blocks_of(PROGRAMS, programs), blocks_of(keys, 4 * tile_keys))
+    # What the splits write stays well below what they read.
+    most = min(blocks_of(keys, 4 * tile_keys), keys * itemsize // (16 * rows))
+    splits = min(blocks_of(PROGRAMS, programs), most)
     return Config(rows=tile_rows, keys=tile_keys, splits=max(splits, 1))

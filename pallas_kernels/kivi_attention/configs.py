@@ -21,5 +21,7 @@ def heuristic(batch: int, heads: int, rows: int, tokens: int) -> Config:
     """For [batch, heads] of `rows` queries over `tokens` packed tokens."""
     tile_rows = min(power_of_two(rows, least=16), 64)
     programs = batch * heads * blocks_of(rows, tile_rows)
-    splits = min(blocks_of(PROGRAMS, programs), blocks_of(tokens, 256))
+    # What the splits write stays below what they read.
+    most = min(blocks_of(tokens, 256), tokens // (16 * rows))
+    splits = min(blocks_of(PROGRAMS, programs), most)
     return Config(rows=tile_rows, splits=max(splits, 1))

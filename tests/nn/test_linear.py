@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.nn.linear import FEW_ROWS, linear, product
+from jaxinfer.nn.linear import CACHED_BYTES, FEW_ROWS, SINGLE_ROWS, linear, product
 
 INPUTS, OUTPUTS = 24, 40
 
@@ -41,8 +41,17 @@ def test_gradients_pass_through():
 
 def test_a_cpu_has_the_weight_on_the_left_and_a_gpu_the_rows():
     x, weight = operands(8)
+    weight = jnp.tile(weight, (CACHED_BYTES // weight.nbytes + 1, 1))  # no core's cache holds it
     traced = jax.jit(product).trace(x, weight)
     texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
-    left, right = f"tensor<{OUTPUTS}x{INPUTS}xf32>", f"tensor<8x{INPUTS}xf32>"
+    left, right = f"tensor<{len(weight)}x{INPUTS}xf32>", f"tensor<8x{INPUTS}xf32>"
     assert f"({left}, {right}) ->" in texts["cpu"] and "optimization_barrier" in texts["cpu"]
     assert f"({right}, {left}) ->" in texts["cuda"] and "optimization_barrier" not in texts["cuda"]
+
+
+@pytest.mark.parametrize("rows", [2, SINGLE_ROWS, SINGLE_ROWS + 1])
+def test_a_cpu_multiplies_a_small_weight_with_each_of_a_few_rows(rows):
+    x, weight = operands(rows)
+    text = jax.jit(product).lower(x, weight).as_text()
+    each = f"(tensor<{INPUTS}xf32>, tensor<{OUTPUTS}x{INPUTS}xf32>) ->"
+    assert text.count(each) == (rows if rows <= SINGLE_ROWS else 0)
