@@ -197,7 +197,9 @@ class Session:
             "model": hashlib.sha256(model).hexdigest()[:16],
             "policy": repr(self.policy),
             "dtype": self.lm.engine.dtype,
-            "layout": cache_geometry(self.lm.config, 1).key_layout,
+            "layout": cache_geometry(
+                self.lm.config, 1, implementation=self.lm.implementation
+            ).key_layout,
         }
 
     def _run(self, prompt: Any, options: dict[str, Any]) -> Run:

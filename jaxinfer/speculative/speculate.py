@@ -141,7 +141,7 @@ def early_exit(lm: LM, layers: int) -> LM:
         sliding_windows=windows[:layers] if isinstance(windows, tuple) else windows,
     )
     params = {**lm.params, "layers": tuple(lm.params["layers"][:layers])}
-    return LM(cfg, params, lm.tokenizer, name=f"{lm.name}[:{layers}]")
+    return LM(cfg, params, lm.tokenizer, f"{lm.name}[:{layers}]", lm.implementation)
 
 
 def check_vocabularies(target: LM, draft: LM) -> None:

@@ -10,6 +10,7 @@ would outweigh everything else, some of the target's layers between the target's
 the head's rows of the most frequent tokens, so that only the layers are trained and stored.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,8 @@ def target_states(
     """The target's states in front of its head, `batch` windows at a time, in float16.
 
     Each window is read by the target once, however often it is trained on. The parts are files of
-    `folder`, read as they are needed; a killed run goes on behind the last whole one.
+    `folder`, read as they are needed and named after their windows: a killed run goes on behind the
+    last whole one, and one with other windows reads those anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     read = jax.jit(
@@ -155,9 +157,10 @@ def target_states(
     )
     parts = []
     for first in range(0, len(windows), batch):
-        path = folder / f"{first:06d}.npy"
+        rows = np.ascontiguousarray(windows[first : first + batch])
+        path = folder / f"{zlib.crc32(rows.tobytes()):08x}.npy"
         if not path.is_file():
-            states = np.asarray(read(target.params, windows[first : first + batch]), np.float16)
+            states = np.asarray(read(target.params, rows), np.float16)
             part = path.with_suffix(".part.npy")
             np.save(part, states)
             part.replace(path)

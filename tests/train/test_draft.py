@@ -17,6 +17,7 @@ from jaxinfer.train.draft import (
     new_student,
     own_text,
     save_trained,
+    target_states,
     train_draft,
 )
 from jaxinfer.train.loop import read_log
@@ -132,3 +133,12 @@ def test_impossible_drafts_are_refused(recipe, message):
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="optimizer must be one of muon, adamw, got 'sgd'"):
         DraftRecipe(optimizer="sgd")
+
+
+def test_states_of_other_windows_are_not_taken_for_those_that_are_asked_for(tmp_path):
+    target = lm_of()
+    first = target_states(target, TOKENS[:4], tmp_path, batch=4)
+    other = target_states(target, TOKENS[4:8], tmp_path, batch=4)
+    again = target_states(target, TOKENS[:4], tmp_path, batch=4)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
