@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.common import load, power_of_two, store
 
@@ -28,12 +27,6 @@ def merged(acc, peak, norm, groups: int | None = None):
     if groups is None:
         return found
     return tuple(x.reshape(*x.shape[:2], groups, -1, *x.shape[3:]) for x in found)
-
-
-def exact_dot(a, b):
-    """The product with float32 accumulation; float32 operands are not rounded to TF32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return plgpu.dot(a, b, precision=precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,12 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention_tile import (
     NEGATIVE,
     Scores,
-    exact_dot,
     load_matrix,
     merged,
     partials,
     store_matrix,
 )
-from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
+from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
 from pallas_kernels.dense_attention.configs import Config
 
 

@@ -22,12 +22,11 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention_tile import (
     NEGATIVE,
     Scores,
-    exact_dot,
     load_matrix,
     merged,
     partials,
 )
-from pallas_kernels.common import blocks_of, launch, load, store
+from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
 from pallas_kernels.kivi_attention.configs import Config
 
 MOST_TOKENS = 64  # of an iteration

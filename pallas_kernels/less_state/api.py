@@ -9,8 +9,7 @@ launch and absorbing is one, and no feature reaches memory:
 Axis letters: B rows, K key/value heads, G query heads of each, N = K G, T queries, A evicted
 tokens, H head size, E width of the hidden layer, R rank.
 
-The products of the maps run as XLA's do by default, on a GPU with inputs rounded to TF32; sums and
-the state are float32.
+Products, sums and the state are float32.
 """
 
 import functools

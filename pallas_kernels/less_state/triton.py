@@ -9,19 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
+from pallas_kernels.common import blocks_of, exact_dot, gelu, launch, load, power_of_two, store
 from pallas_kernels.less_state.configs import Config
 from pallas_kernels.less_state.reference import NEGATIVE
 
 ELEMENTS = 4096  # of the state in registers at a time; at 8192 an H200 spills (R 16, H 128)
-# log(erfc(z) exp(z^2) / t) as a polynomial in t = 1 / (1 + z / 2), z >= 0, lowest power first: a
-# minimax fit made for this file; the relative error of erfc is 1e-7 before rounding.
-ERFC = (
-    -1.2655122201, 1.00002264988, 0.374125038075, 0.0963881319266, -0.183966157436,
-    0.27135150564, -1.12109973861, 1.47325524849, -0.813325541575, 0.168761002907,
-)  # fmt: skip
 
 
 def low_rank_read(q, num, den, inner, outer, *, config: Config, interpret):
@@ -106,7 +99,7 @@ def _update_kernel(
         mix_scale = load(mix_scale_ref.at[head, ranks], mask=known, other=0.0)
         mix = load(mix_ref.at[head, ranks[:, None], ranks[None]], mask=square, other=0.0)
         u = _two_layers(k, inner_ref, outer_ref, head, config) * jnp.abs(scale)[None]
-        psi = jnp.abs(u + plgpu.dot(u, mix) * mix_scale[None])
+        psi = jnp.abs(u + exact_dot(u, mix) * mix_scale[None])
         # Read, add, write: the products above keep the threads of one pass behind the last one's.
         for some in _groups(rank, mask.shape):
             weight = _columns(psi, some)
@@ -140,21 +133,10 @@ def _two_layers(x, inner_ref, outer_ref, head, config: Config):
             outer_ref.at[head, e[:, None], ranks[None]],
             mask=(e < hidden)[:, None] & (ranks < rank)[None], other=0.0,
         ).astype(jnp.float32)  # fmt: skip
-        return total + plgpu.dot(_gelu(plgpu.dot(x, inner)), outer)
+        return total + exact_dot(gelu(exact_dot(x, inner)), outer)
 
     zero = jnp.zeros((x.shape[0], ranks.shape[0]), jnp.float32)
-    return _gelu(jax.lax.fori_loop(0, blocks_of(hidden, config.hidden), body, zero))
-
-
-def _gelu(x):
-    """`x erfc(-x / sqrt 2) / 2`; neither erf nor erfc lowers to Triton."""
-    z = jnp.abs(x) * 0.5**0.5
-    t = 1 / (1 + 0.5 * z)
-    log = jnp.full_like(t, ERFC[-1])
-    for coefficient in ERFC[-2::-1]:
-        log = log * t + coefficient
-    tail = t * jnp.exp(log - z * z)  # erfc(z)
-    return 0.5 * x * jnp.where(x > 0, 2 - tail, tail)
+    return gelu(jax.lax.fori_loop(0, blocks_of(hidden, config.hidden), body, zero))
 
 
 def _groups(rank: int, shape: tuple[int, int]) -> list[jax.Array]:

@@ -11,9 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.common import blocks_of, launch, load, store
+from pallas_kernels.common import blocks_of, exact_dot, gelu, launch, load, store
 from pallas_kernels.sparse_mlp import reference
 from pallas_kernels.sparse_mlp.configs import Config, row_tile
 
@@ -96,7 +95,7 @@ def _project(x_ref, c, weights, row, tile, depth):
         else:
             mask = (row < rows)[:, None] & inside[None]
             x = load(x_ref.at[c, row[:, None], columns[None]], mask=mask, other=0.0)
-            products = (_dot(x, tile.weights(w, columns).T) for w in weights)
+            products = (exact_dot(x, tile.weights(w, columns).T) for w in weights)
         return tuple(s + p for s, p in zip(sums, products, strict=True))
 
     # A single row sums over the lanes once, behind the loop.
@@ -126,7 +125,7 @@ def _down_kernel(hidden_ref, down_ref, blocks_ref, count_ref, out_ref, *, config
             return acc + h.astype(jnp.float32)[:, None] * w.astype(jnp.float32)
         mask = (row < rows)[:, None] & tile.listed[None]
         h = load(hidden_ref.at[c, row[:, None], tile.places[None]], mask=mask, other=0.0)
-        return acc + _dot(h, w)
+        return acc + exact_dot(h, w)
 
     shape = (config.chain if tile_rows == 1 else tile_rows, config.columns)
     last = jnp.minimum(first + part, steps)
@@ -167,20 +166,4 @@ class Tile:
         return load(ref.at[self.neurons], mask=self.exists, other=0.0).astype(jnp.float32)[None]
 
 
-def _dot(a, b):
-    # The default would round float32 to TF32.
-    return plgpu.dot(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _gelu(x):
-    """The exact GELU up to 2e-7: the back end has no erf, so erfc(|x| / sqrt(2)) is approximated
-    (Abramowitz and Stegun, 7.1.26)."""
-    z = jnp.abs(x) * 0.5**0.5
-    t = 1.0 / (1.0 + 0.3275911 * z)
-    erfc = jnp.exp(-z * z) * functools.reduce(lambda sum, a: (sum + a) * t, _ERFC, 0.0)
-    return jnp.maximum(x, 0.0) - 0.5 * jnp.abs(x) * erfc
-
-
-_ERFC = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-
-ACTIVATIONS = reference.ACTIVATIONS | {"gelu": _gelu}
+ACTIVATIONS = reference.ACTIVATIONS | {"gelu": gelu}
