@@ -34,12 +34,14 @@ TokensOption = Annotated[int, typer.Option(help="New tokens of each.")]
 class Pair:
     """Two models, the documents to measure acceptance on, and those to continue."""
 
-    def __init__(self, target: str, draft: str, rows: int, tokens: int):
+    def __init__(
+        self, target: str, draft: str, rows: int, tokens: int, weights: str | None = None
+    ):
         import jaxinfer as ji
         from jaxinfer.cli.models import open_draft
 
-        self.target = ji.load(target, dtype="float32")
-        self.draft: Any = open_draft(self.target, draft, "float32")
+        self.target = ji.load(target, dtype="float32", weights=weights)
+        self.draft: Any = open_draft(self.target, draft, "float32", weights)
         self.rows, self.tokens = rows, tokens
         prompts = held_out_rows(self.target, 2 * rows, PROMPT, SOURCES).tolist()
         self.known, self.prompts = prompts[::2], prompts[1::2]
@@ -187,12 +189,13 @@ def speed(
     rows: RowsOption = 12,
     tokens: TokensOption = 128,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4, of both models.")] = None,
 ) -> None:
     """The tree that tuning chooses against plain decoding, one text at a time."""
     import jaxinfer as ji
     from jaxinfer.speculative.tuning import tune
 
-    pair, table = Pair(target, draft, rows, tokens), []
+    pair, table = Pair(target, draft, rows, tokens, weights), []
     model = None if isinstance(pair.draft, str) else pair.draft
     for temperature in TEMPERATURES:
         sampler = ji.Sampler(temperature=temperature)
@@ -251,7 +254,11 @@ def speed(
     command += f"--rows {rows} --tokens {tokens} --rounds {rounds}"
     title = f"Speculation with the tuned tree, {pair.target.name} + {draft}"
     name = f"sequoia-speed-{pair.target.name}"
-    publish(name, title, pair.names, table, plot, seed=0, command=command)
+    if weights is not None:
+        command += f" --weights {weights}"
+        title, name = f"{title}, {weights} weights", f"{name}-{weights}"
+    config = pair.names | {"weights": weights}
+    publish(name, title, config, table, plot, seed=0, command=command)
 
 
 if __name__ == "__main__":

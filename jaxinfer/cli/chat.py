@@ -40,6 +40,7 @@ def chat(
     max_new_tokens: o.TokensOption = 512,
     stop: o.StopOption = [],  # noqa: B006
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     draft: o.DraftOption = None,
     tree: o.TreeOption = None,
     sparsity: o.SparsityOption = None,
@@ -55,9 +56,9 @@ def chat(
 
     from jaxinfer.cli.models import note, open_model
 
-    lm = open_model(model, dtype)
+    lm = open_model(model, dtype, weights)
     settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "stop": tuple(stop)}
-    settings |= o.speculation(lm, draft, tree, dtype)
+    settings |= o.speculation(lm, draft, tree, dtype, weights)
     talk = Conversation(lm, chosen, system, settings | {"seed": seed}, as_json)
     if restore is not None:
         talk.command("/restore", restore)

@@ -84,6 +84,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder to append a JSON Lines record to.")
     ] = None,
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure a policy's quality: a row each for the full cache, the policy and a baseline that
@@ -108,7 +109,7 @@ def evaluate(
 
     from jaxinfer.cli.models import open_model
 
-    lm = open_model(model, dtype)
+    lm = open_model(model, dtype, weights)
     length, measure = tasks.prepare(task, lm, settings)
     if alone:
         rivals = {"policy": chosen}

@@ -40,6 +40,7 @@ def generate(
     ] = 1,
     stop: o.StopOption = [],  # noqa: B006
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     draft: o.DraftOption = None,
     tree: o.TreeOption = None,
     sparsity: o.SparsityOption = None,
@@ -67,8 +68,8 @@ def generate(
 
     from jaxinfer.cli.models import open_model
 
-    lm = open_model(model, dtype)
-    settings |= o.speculation(lm, draft, tree, dtype)
+    lm = open_model(model, dtype, weights)
+    settings |= o.speculation(lm, draft, tree, dtype, weights)
     inputs = [_input(lm, text, raw) for text in texts]
     if len(inputs) == 1 and samples == 1 and not as_json and lm.tokenizer is not None:
         return _stream(lm, inputs[0], settings)

@@ -22,6 +22,7 @@ def info(
         typer.Option("--target", help="Compile for this absent GPU instead, such as h200."),
     ] = None,
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Print architecture, sizes and the compiled decode step: copies, temporaries, time, floor."""
@@ -38,7 +39,7 @@ def info(
     from jaxinfer.compile.inspect import inspect_decode
     from jaxinfer.decode.generate import check_fits
 
-    lm = open_model(model, dtype)
+    lm = open_model(model, dtype, weights)
     if target is None:
         check_fits(lm, chosen, batch, capacity, 1)
     facts = inspect_decode(lm, chosen, capacity, batch, target)

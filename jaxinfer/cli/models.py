@@ -4,13 +4,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
 
 
-def open_model(source: str | None, dtype: str | None = None) -> "LM":
+def open_model(source: str | None, dtype: str | None = None, weights: Any = None) -> "LM":
     """The model `source`; None is the default model, else the committed one.
 
     Which default was taken is said on standard error. Compiled programs are kept from here on.
@@ -20,18 +20,20 @@ def open_model(source: str | None, dtype: str | None = None) -> "LM":
 
     enable_persistent_cache()
     if source is not None:
-        return _load(source, dtype)
+        return _load(source, dtype, weights)
     try:
-        lm = _load(DEFAULT, dtype)
+        lm = _load(DEFAULT, dtype, weights)
         note(f"model: {DEFAULT}")
     except ModelUnavailable as error:
-        lm = _load(FALLBACK, dtype)
+        lm = _load(FALLBACK, dtype, weights)
         note(f"note: {' '.join(str(error).split())}")
         note(f"model: {FALLBACK}, a very small one for trying things out")
     return lm
 
 
-def open_draft(target: "LM", draft: str, dtype: str | None = None) -> "LM | str":
+def open_draft(
+    target: "LM", draft: str, dtype: str | None = None, weights: Any = None
+) -> "LM | str":
     """What `--draft` names: a model, "prompt-lookup", or "exit:N", the target's first N layers."""
     from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
 
@@ -45,26 +47,26 @@ def open_draft(target: "LM", draft: str, dtype: str | None = None) -> "LM | str"
     from jaxinfer.io.draft import is_draft, load_draft
 
     if not is_draft(draft):
-        return _load(draft, dtype)
+        return _load(draft, dtype, weights)
     from jaxinfer.lm import LM
+    from jaxinfer.models.quantize import quantize_params
 
     found = load_draft(draft, target.params)
-    return LM(
-        found.config, found.full_params(target.params), target.tokenizer, name=Path(draft).name
-    )
+    params = found.full_params(target.params)
+    if weights is not None:
+        params = quantize_params(found.config, params, weights, tokenizer=target.tokenizer)
+    return LM(found.config, params, target.tokenizer, name=Path(draft).name)
 
 
 def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _load(source: str, dtype: str | None) -> "LM":
-    from jaxinfer.io.load import load_checkpoint
-    from jaxinfer.lm import LM
+def _load(source: str, dtype: str | None, weights: Any) -> "LM":
+    from jaxinfer.io.load import load
 
     with progress(f"loading {Path(source).name}") as report:
-        checkpoint = load_checkpoint(source, dtype, report)
-    return LM(checkpoint.config, checkpoint.params, checkpoint.tokenizer, name=Path(source).name)
+        return load(source, dtype=dtype, weights=weights, progress=report)
 
 
 @contextlib.contextmanager

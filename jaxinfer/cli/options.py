@@ -29,6 +29,10 @@ DtypeOption = Annotated[
         "--dtype", help="float32, bfloat16 or float16; default float32 on CPU, bfloat16 on GPU."
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="int8 (faster on a CPU) or int4 stores weights in fewer bits."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")
@@ -107,7 +111,9 @@ def refuse_planned(sparsity: str | None) -> None:
         )
 
 
-def speculation(lm: "LM", draft: str | None, tree: str | None, dtype: str | None) -> dict[str, Any]:
+def speculation(
+    lm: "LM", draft: str | None, tree: str | None, dtype: str | None, weights: str | None
+) -> dict[str, Any]:
     """The generation options that `--draft` and `--tree` mean."""
     if draft is None:
         if tree is not None:
@@ -118,7 +124,7 @@ def speculation(lm: "LM", draft: str | None, tree: str | None, dtype: str | None
     from jaxinfer.speculative.topology import Topology
 
     shape = "auto" if tree is None else Topology.load(tree)
-    return {"draft": speculate(lm, open_draft(lm, draft, dtype), shape)}
+    return {"draft": speculate(lm, open_draft(lm, draft, dtype, weights), shape)}
 
 
 def key_values(text: str, option: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def score(
         typer.Option("--stream", help="Past any context length, for policies of fixed memory."),
     ] = False,
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
     log_probs: Annotated[
         bool, typer.Option("--log-probs", help="With --json: each token's log-probability.")
@@ -58,14 +59,14 @@ def score(
         with _opened(file) as opened:
             from jaxinfer.cli.models import open_model
 
-            lm = open_model(model, dtype)
+            lm = open_model(model, dtype, weights)
             _print(_stream(lm, opened, file, max_tokens, chosen, chunk), as_json)
         return
     text = o.read_text(file)
 
     from jaxinfer.cli.models import open_model
 
-    lm = open_model(model, dtype)
+    lm = open_model(model, dtype, weights)
     (found,) = lm.score([_tokens(lm, text, max_tokens)], policy=chosen, chunk=chunk)
     record = {
         "tokens": len(found.tokens),

@@ -38,6 +38,7 @@ def tree(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the tree.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again.")] = False,
     dtype: o.DtypeOption = None,
+    weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure acceptance and times, and choose the tree with the most tokens per second.
@@ -56,8 +57,8 @@ def tree(
     from jaxinfer.cli.models import note, open_draft, open_model
     from jaxinfer.speculative.tuning import roofline, tune
 
-    lm = open_model(target, dtype)
-    model = open_draft(lm, draft, dtype)
+    lm = open_model(target, dtype, weights)
+    model = open_draft(lm, draft, dtype, weights)
     note("measuring acceptance and times; about a minute the first time")
     tuned = tune(
         lm,

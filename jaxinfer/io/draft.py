@@ -21,7 +21,8 @@ from jaxtyping import Int
 from jaxinfer.config import ModelConfig
 from jaxinfer.io.int8 import decode, encode
 from jaxinfer.io.jsonfile import read_json
-from jaxinfer.io.less_kernels import fingerprint
+from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.nn.linear import rows
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-draft", 1
@@ -46,7 +47,7 @@ class BorrowingDraft:
         dtype = target["embed"]["tokens"].dtype
         return {
             "embed": target["embed"],
-            "head": {"weight": head[jnp.asarray(self.vocabulary)]},
+            "head": {"weight": rows(head, jnp.asarray(self.vocabulary))},
             "draft_vocabulary": jnp.asarray(self.vocabulary),
             **jax.tree.map(lambda x: jnp.asarray(x, dtype), self.params),
         }

@@ -8,7 +8,6 @@ Trained kernels are rounded to what the file can hold (`rounded`), so a file giv
 bit. Bytes: about one per parameter.
 """
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.io.int8 import decode, encode
 from jaxinfer.io.jsonfile import one_line, read_json
+from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-less", 1
@@ -84,17 +84,6 @@ class LessKernels:
                 f"these LESS kernels belong to {self.config.model or 'another model'} "
                 f"({'; '.join(wrong)}); train some for this model with `jaxinfer train less`"
             )
-
-
-def fingerprint(params: Params) -> str:
-    """A short hash of the signs of some weights of every layer, the same in whatever dtype they are
-    loaded."""
-    samples = [params["embed"]["tokens"][:8]]
-    samples += [layer["attn"][name]["weight"][:8] for layer in params["layers"] for name in "qkv"]
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(np.packbits(np.asarray(sample, np.float32) > 0).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def rounded(kernels: Params) -> dict[str, np.ndarray]:

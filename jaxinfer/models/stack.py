@@ -18,7 +18,7 @@ from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_cont
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
 from jaxinfer.models.offload import fetched
-from jaxinfer.nn.linear import linear, product
+from jaxinfer.nn.linear import linear, product, rows
 from jaxinfer.nn.mlp import dense_mlp
 from jaxinfer.nn.norm import norm
 from jaxinfer.typing import Leaf, Params
@@ -111,18 +111,18 @@ def forward(
     hidden = norm(params["final_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
     if logits == "none":
         return Output(None, hidden, fresh)
-    rows = hidden
+    wanted = hidden
     if logits == "last":
         last = jnp.maximum(ctx.valid.sum(axis=1) - 1, 0)
-        rows = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    return Output(unembed(cfg, params, rows), hidden, fresh)
+        wanted = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    return Output(unembed(cfg, params, wanted), hidden, fresh)
 
 
 def embed(
     cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"], ctx: StepContext
 ) -> Float[Array, "B T D"]:
     """Token embeddings, plus learned positions where the model has them."""
-    x = params["embed"]["tokens"][tokens]
+    x = rows(params["embed"]["tokens"], tokens)
     if cfg.positions == "learned":
         x = x + params["embed"]["positions"][ctx.positions + cfg.position_offset]
     return x

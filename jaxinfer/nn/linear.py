@@ -11,8 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.typing import Params
 
 SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
@@ -20,24 +21,35 @@ FEW_ROWS = 64  # from 2 to so many rows (XLA CPU, jax 0.10.2, float32, 576 x 153
 
 
 def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-    """`x @ weight.T + bias` with weight [O, I]."""
+    """`x @ weight.T + bias` with weight [O, I], floating or stored in fewer bits."""
     y = product(x, params["weight"])
     return y + params["bias"] if "bias" in params else y
 
 
 def product(
-    x: Float[Array, "... I"], weight: Float[Array, "O I"], dtype: jax.typing.DTypeLike | None = None
+    x: Float[Array, "... I"],
+    weight: Float[Array, "O I"] | StoredWeight,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> Float[Array, "... O"]:
     """`x @ weight.T`, without a transposed copy of the weight, in `dtype` if it is given."""
+    if isinstance(weight, StoredWeight):
+        return weight.product(x).astype(dtype or x.dtype)
     if 1 < math.prod(x.shape[:-1]) <= FEW_ROWS:
         return _few_rows(x, weight, dtype)
     return _rows_first(x, weight, dtype)
 
 
+def rows(
+    weight: Float[Array, "O I"] | StoredWeight, indices: Int[Array, "..."]
+) -> Float[Array, "... I"]:
+    """Rows of a weight, as an embedding looks them up."""
+    return weight.rows(indices) if isinstance(weight, StoredWeight) else weight[indices]
+
+
 @functools.partial(jax.jit, static_argnums=2)  # traced once for all layers
 def _few_rows(x: Array, weight: Array, dtype: jax.typing.DTypeLike | None) -> Array:
-    rows = math.prod(x.shape[:-1])
-    one_by_one = rows <= SINGLE_ROWS and weight.nbytes <= CACHED_BYTES
+    count = math.prod(x.shape[:-1])
+    one_by_one = count <= SINGLE_ROWS and weight.nbytes <= CACHED_BYTES
     on_cpu, rows_first = (
         functools.partial(f, dtype=dtype)
         for f in (_row_by_row if one_by_one else _weight_first, _rows_first)

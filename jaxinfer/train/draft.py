@@ -267,7 +267,7 @@ def save_trained(
     """Writes a model folder in bfloat16, or for a draft of the target's layers one in int8."""
     from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
     from jaxinfer.io.draft import save_draft
-    from jaxinfer.io.less_kernels import fingerprint
+    from jaxinfer.models.fingerprint import fingerprint
 
     if student.fixed:
         vocabulary = np.asarray(student.fixed["draft_vocabulary"])

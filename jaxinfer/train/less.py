@@ -27,7 +27,8 @@ import optax
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.distill.less import Eviction, add_low_rank, strided_low_rank
-from jaxinfer.io.less_kernels import LessConfig, LessKernels, fingerprint, rounded
+from jaxinfer.io.less_kernels import LessConfig, LessKernels, rounded
+from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.nn.linear import linear
 from jaxinfer.train.less_data import Harvester, LayerData, default_policies
 from jaxinfer.train.loop import fit

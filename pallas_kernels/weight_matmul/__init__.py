@@ -3,8 +3,15 @@
 from pallas_kernels.weight_matmul.api import weight_matmul
 from pallas_kernels.weight_matmul.reference import (
     QuantizedWeight,
+    dequantize_rows,
     dequantize_weight,
     quantize_weight,
 )
 
-__all__ = ["QuantizedWeight", "dequantize_weight", "quantize_weight", "weight_matmul"]
+__all__ = [
+    "QuantizedWeight",
+    "dequantize_rows",
+    "dequantize_weight",
+    "quantize_weight",
+    "weight_matmul",
+]

@@ -115,6 +115,18 @@ def dequantize_weight(weight: QuantizedWeight) -> Float[Array, "O I"]:
     return ((codes - zero) * scale).T
 
 
+def dequantize_rows(weight: QuantizedWeight, indices: Array) -> Float[Array, "... I"]:
+    """Rows `indices` (below O) of what `weight` stands for, in float32; nothing else is read."""
+    words, mask = weight.codes.shape[1], jnp.uint32(2**weight.bits - 1)
+    shifts = (weight.bits * (indices // words)).astype(jnp.uint32)
+    codes = ((weight.codes[:, indices % words] >> shifts) & mask).astype(jnp.float32)
+    zero = jnp.float32(2 ** (weight.bits - 1))
+    if weight.zero is not None:
+        zero = jnp.repeat(weight.zero[:, indices].astype(jnp.float32), weight.group, axis=0)
+    scale = jnp.repeat(weight.scale[:, indices].astype(jnp.float32), weight.group, axis=0)
+    return jnp.moveaxis((codes - zero) * scale, 0, -1)
+
+
 def weight_matmul(x: Array, weight: QuantizedWeight) -> Float[Array, "R O"]:
     return jnp.einsum(
         "ri,oi->ro",

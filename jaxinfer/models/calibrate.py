@@ -1,0 +1,96 @@
+"""How large the inputs of a model's weights become: what rounding activations to 8 bits must know.
+
+A few input channels of a transformer are far larger than the others, the same ones for every token,
+and would leave the others few of 255 levels. SmoothQuant (arXiv 2211.10438, equation 4) divides
+activations by a factor per channel and multiplies the weight by it.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.stack import forward
+from jaxinfer.nn.linear import product, rows
+from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.typing import Params
+
+STRENGTH = 0.4  # SmolLM2-135M, perplexity 24.40: none 25.43, 0.4 24.55, 0.5 24.69, 0.65 24.72
+TOKENS = 256
+TEXT = """The ferry left the harbour at six, an hour late, with forty passengers and a crate of live
+hens on deck. "If the wind holds," said the captain, "we shall see the lighthouse before dark."
+Nobody asked what would happen if it did not. In 1987 the crossing took 3.5 hours; today, with
+larger engines, it takes about 2. The fare has risen from $4 to $17.50 in the same time.
+
+def distance(a, b):
+    return sum((x - y) ** 2 for x, y in zip(a, b)) ** 0.5
+
+To solve the equation, first move every term with x to the left side and divide by its coefficient.
+Question: Which planet is closest to the sun? Answer: Mercury, whose year lasts 88 days.
+"""
+
+
+def calibration_tokens(cfg: ModelConfig, tokenizer: Any) -> Int[np.ndarray, " T"]:
+    """The tokens of `TEXT`, or random ones where there is no tokenizer."""
+    if tokenizer is None:
+        tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, TOKENS)
+    else:
+        tokens = np.asarray(tokenizer.encode(TEXT))
+    return tokens[: min(TOKENS, cfg.max_positions)].astype(np.int32)
+
+
+def smoothing(cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, " T"]) -> dict[str, Array]:
+    """Factors f32[I] of every weight that meets an activation while the model reads `tokens`, by
+    its path (`jax.tree_util.keystr`)."""
+    return _smoothing(cfg, params, tokens[None])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
+    factors: dict[str, Array] = {}
+
+    def observed(path: tuple[Any, ...], leaf: Any) -> Any:
+        if isinstance(leaf, StoredWeight) or leaf.ndim != 2:
+            return leaf
+        name = jax.tree_util.keystr(path)
+        return _Observed(
+            weight=leaf, name=name, factors=factors, dtype=str(leaf.dtype), origin=""
+        )  # fmt: skip
+
+    forward(
+        cfg,
+        jax.tree_util.tree_map_with_path(
+            observed, params, is_leaf=lambda x: isinstance(x, StoredWeight)
+        ),
+        tokens,
+    )
+    return factors
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _Observed(StoredWeight):
+    """A weight that writes down the factors of its inputs where it is multiplied."""
+
+    weight: Any
+    name: str = field(metadata={"static": True})
+    factors: dict[str, Array] = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape
+
+    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        largest = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
+        own = jnp.abs(self.weight.astype(jnp.float32)).max(axis=0)
+        factor = jnp.maximum(largest, 1e-6) ** STRENGTH / jnp.maximum(own, 1e-6) ** (1 - STRENGTH)
+        self.factors[self.name] = factor
+        return product(x, self.weight, jnp.float32)
+
+    def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
+        return rows(self.weight, indices)

@@ -1,0 +1,82 @@
+"""A model's parameters with its weights in 8 or 4 bits."""
+
+import functools
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.calibrate import calibration_tokens, smoothing
+from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
+from jaxinfer.typing import Params
+from pallas_kernels.dispatch import Implementation
+from pallas_kernels.weight_matmul import QuantizedWeight, quantize_weight
+
+WeightFormat = Literal["int8", "int4"]
+GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
+
+
+def quantize_params(
+    cfg: ModelConfig,
+    params: Params,
+    weights: WeightFormat,
+    *,
+    tokenizer: Any = None,
+    implementation: Implementation | None = None,
+) -> Params:
+    """The same model with the weights of its layers and its head in `weights`.
+
+    On a GPU, and on a CPU for int4, they have the form of the kernel `weight_matmul`, which
+    `implementation` chooses; int8 on a CPU is `Int8Weight`, smoothed by the model's activations on
+    a short text (`jaxinfer.models.calibrate`; random tokens without a tokenizer). Norms and biases
+    stay as they are, and so does an embedding that is no head, of which a step reads a few rows.
+    The head has 8 bits in every format, since it suffers most (GGUF's 4-bit files do the same).
+
+    Raises:
+      ValueError: an unknown format, or a weight whose inputs no group divides.
+    """
+    if weights not in get_args(WeightFormat):
+        raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
+    on_cpu = jax.default_backend() == "cpu" and implementation not in ("triton", "interpret")
+    tied, origin = "head" not in params, fingerprint(params)
+    factors = {}
+    if on_cpu and weights == "int8":
+        factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
+
+    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [getattr(entry, "key", None) for entry in path]
+        is_head = names[0] == "head" or (tied and names[:2] == ["embed", "tokens"])
+        is_weight = names[-1] == "weight" or is_head
+        if isinstance(leaf, StoredWeight) or leaf.ndim != 2 or not is_weight:
+            return leaf
+        identity = {"dtype": str(leaf.dtype), "origin": origin}
+        where = jax.tree_util.keystr(path)
+        if where in factors:
+            smooth = factors[where]
+            codes, scale = _int8(leaf, smooth)
+            return Int8Weight(codes=codes, scale=scale, smooth=smooth, **identity)
+        group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
+        if group is None:
+            raise ValueError(
+                f"weights={weights!r} takes weights whose inputs are a multiple of {GROUPS[-1]}, "
+                f"params{where} has {leaf.shape[1]}; load this model without weights="
+            )
+        packed = _packed(leaf, 8 if is_head else {"int8": 8, "int4": 4}[weights], group)
+        return PackedWeight(packed=packed, implementation=implementation, **identity)
+
+    return jax.tree_util.tree_map_with_path(
+        one, params, is_leaf=lambda x: isinstance(x, StoredWeight)
+    )
+
+
+@jax.jit
+def _int8(weight: Array, smooth: Array) -> tuple[Array, Array]:
+    return rounded_to_int8(weight.astype(jnp.float32) * smooth)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _packed(weight: Array, bits: int, group: int) -> QuantizedWeight:
+    return quantize_weight(weight, bits, group)

@@ -1,0 +1,119 @@
+"""Weights of 8 or 4 bits, which stand in a parameter tree where a floating weight [O, I] stood.
+
+Two forms, because the machines differ:
+
+- `Int8Weight`, for a CPU: codes of 8 bits, one scale per output. Activations are rounded to 8 bits
+  too, one scale per row, so that the products are exact sums of integers: a row's result does not
+  depend on what else is in the batch, be it the rest of a text or a tree of guesses.
+- `PackedWeight`, for a GPU: codes of 4 or 8 bits with one scale per group of inputs, read by the
+  kernel `pallas_kernels.weight_matmul`; activations keep 16 bits.
+
+XLA CPU multiplies int8 fast where the weight is the left operand: 8 rows then take the time of one
+(jax 0.10.2, AVX2, 576 x 1536 and 576 x 49152), which is what trees of guesses need.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.dispatch import Implementation
+from pallas_kernels.weight_matmul import (
+    QuantizedWeight,
+    dequantize_rows,
+    dequantize_weight,
+    weight_matmul,
+)
+
+MEMORY_BOUND_ROWS = 64  # more activations than this are worth a weight in full
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """A weight [O, I] that is kept in another form; `dtype` is that of the model's computation,
+    `origin` the fingerprint of the parameters that it was made from."""
+
+    dtype: str = field(metadata={"static": True})
+    origin: str = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """`x @ weight.T` in float32."""
+        raise NotImplementedError
+
+    def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
+        """Rows of the weight, in `dtype`."""
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Int8Weight(StoredWeight):
+    """w[o, i] = scale[o] * codes[o, i] / smooth[i]."""
+
+    codes: Any  # s8[O, I]
+    scale: Any  # f32[O]
+    smooth: Any  # f32[I], by which inputs are divided before they are rounded
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape
+
+    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        return _int8_product(x, self.codes, self.scale, self.smooth)
+
+    def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
+        wide = self.codes[indices].astype(jnp.float32) * self.scale[indices][..., None]
+        return (wide / self.smooth).astype(self.dtype)
+
+
+@jax.jit  # traced once for all layers
+def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array) -> Array:
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32) / smooth
+    codes, scale = rounded_to_int8(rows)
+    if len(rows) == 1:  # XLA CPU multiplies a vector many times slower than two rows
+        codes = jnp.pad(codes, ((0, 1), (0, 0)))
+    contract = (((1,), (1,)), ((), ()))
+    sums = jax.lax.dot_general(weight, codes, contract, preferred_element_type=jnp.int32)
+    # XLA would turn the operands round to save the transposition of this small result
+    sums = jax.lax.optimization_barrier(sums).T[: len(rows)]
+    y = sums.astype(jnp.float32) * scale[:, None] * weight_scale
+    return y.reshape(*x.shape[:-1], len(weight))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PackedWeight(StoredWeight):
+    """A weight in the layout of the kernel `weight_matmul`, which `implementation` chooses."""
+
+    packed: QuantizedWeight
+    implementation: Implementation | None = field(default=None, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape
+
+    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] > MEMORY_BOUND_ROWS:
+            whole = dequantize_weight(self.packed).astype(self.dtype)
+            rows = rows.astype(jnp.bfloat16).astype(self.dtype)  # as the kernel does
+            y = jnp.einsum("ri,oi->ro", rows, whole, preferred_element_type=jnp.float32)
+        else:
+            y = weight_matmul(rows, self.packed, implementation=self.implementation)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
+        return dequantize_rows(self.packed, indices).astype(self.dtype)
+
+
+def rounded_to_int8(x: Float[Array, "R I"]) -> tuple[Int[Array, "R I"], Float[Array, " R"]]:
+    """Codes from -127 to 127 and one scale per row, so that x is about codes * scale."""
+    largest = jnp.abs(x).max(axis=1)
+    scale = jnp.maximum(largest, 1e-30) / 127
+    return jnp.round(x / scale[:, None]).astype(jnp.int8), scale
