@@ -34,9 +34,7 @@ TokensOption = Annotated[int, typer.Option(help="New tokens of each.")]
 class Pair:
     """Two models, the documents to measure acceptance on, and those to continue."""
 
-    def __init__(
-        self, target: str, draft: str, rows: int, tokens: int, weights: str | None = None
-    ):
+    def __init__(self, target: str, draft: str, rows: int, tokens: int, weights: str | None = None):
         import jaxinfer as ji
         from jaxinfer.cli.models import open_draft
 

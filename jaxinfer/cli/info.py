@@ -39,7 +39,10 @@ def info(
     from jaxinfer.compile.inspect import inspect_decode
     from jaxinfer.decode.generate import check_fits
 
-    lm = open_model(model, dtype, weights)
+    if target is not None and weights is not None:  # in the form that the GPU's kernels read
+        lm = open_model(model, dtype or "bfloat16", weights, implementation="triton")
+    else:
+        lm = open_model(model, dtype, weights)
     if target is None:
         check_fits(lm, chosen, batch, capacity, 1)
     facts = inspect_decode(lm, chosen, capacity, batch, target)

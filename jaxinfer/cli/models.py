@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from jaxinfer.lm import LM
 
 
-def open_model(source: str | None, dtype: str | None = None, weights: Any = None) -> "LM":
-    """The model `source`; None is the default model, else the committed one.
+def open_model(
+    source: str | None, dtype: str | None = None, weights: Any = None, **options: Any
+) -> "LM":
+    """The model `source`; None is the default model, else the committed one. Options as in `load`.
 
     Which default was taken is said on standard error. Compiled programs are kept from here on.
     """
@@ -20,12 +22,12 @@ def open_model(source: str | None, dtype: str | None = None, weights: Any = None
 
     enable_persistent_cache()
     if source is not None:
-        return _load(source, dtype, weights)
+        return _load(source, dtype=dtype, weights=weights, **options)
     try:
-        lm = _load(DEFAULT, dtype, weights)
+        lm = _load(DEFAULT, dtype=dtype, weights=weights, **options)
         note(f"model: {DEFAULT}")
     except ModelUnavailable as error:
-        lm = _load(FALLBACK, dtype, weights)
+        lm = _load(FALLBACK, dtype=dtype, weights=weights, **options)
         note(f"note: {' '.join(str(error).split())}")
         note(f"model: {FALLBACK}, a very small one for trying things out")
     return lm
@@ -47,7 +49,7 @@ def open_draft(
     from jaxinfer.io.draft import is_draft, load_draft
 
     if not is_draft(draft):
-        return _load(draft, dtype, weights)
+        return _load(draft, dtype=dtype, weights=weights)
     from jaxinfer.lm import LM
     from jaxinfer.models.quantize import quantize_params
 
@@ -62,11 +64,11 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _load(source: str, dtype: str | None, weights: Any) -> "LM":
+def _load(source: str, **options: Any) -> "LM":
     from jaxinfer.io.load import load
 
     with progress(f"loading {Path(source).name}") as report:
-        return load(source, dtype=dtype, weights=weights, progress=report)
+        return load(source, progress=report, **options)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ the same matrix products alone plus the time to read the live cache.
 """
 
 import dataclasses
-import math
 import statistics
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.stack import init_cache
+from jaxinfer.nn.quantized import size_of
 from jaxinfer.typing import Leaf, Params
 
 TOKEN_BUFFER = 64
@@ -119,10 +119,9 @@ def inspect_decode(
         live = min(capacity // 2 if live is None else live, max(capacity - TOKEN_BUFFER, 0))
         times = _times(case, policy, capacity, batch, live)
         facts["traces"] = case.program.traces
-    leaves = jax.tree.leaves(lm.params)
     cache_bytes = bytes_of(case.state.cache.layers)
     return {
-        "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
+        "parameters": size_of(lm.params),
         "parameter_bytes": bytes_of(params),
         "cache_bytes_per_token": _whole(cache_bytes / (batch * capacity)),
         "cache_bytes": cache_bytes,

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.params import is_weight
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.quantized import StoredWeight
@@ -55,7 +56,7 @@ def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> dict[str, Arr
     factors: dict[str, Array] = {}
 
     def observed(path: tuple[Any, ...], leaf: Any) -> Any:
-        if isinstance(leaf, StoredWeight) or leaf.ndim != 2:
+        if isinstance(leaf, StoredWeight) or not is_weight(path):
             return leaf
         name = jax.tree_util.keystr(path)
         return _Observed(

@@ -17,6 +17,7 @@ decode step copies them (design notes in the README).
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,12 @@ def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
     if not cfg.tie_embeddings:
         params["head"] = linear(cfg.hidden_size, cfg.vocab_size, cfg.head_bias)
     return params
+
+
+def is_weight(path: tuple[Any, ...]) -> bool:
+    """Whether the leaf at a path is a matrix that activations are multiplied with, or an embedding
+    that may be one."""
+    return getattr(path[-1], "key", None) in ("weight", "tokens")
 
 
 def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:

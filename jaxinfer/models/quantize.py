@@ -10,6 +10,7 @@ from jaxtyping import Array
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.calibrate import calibration_tokens, smoothing
 from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.models.params import is_weight
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
@@ -22,7 +23,7 @@ GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides the
 def quantize_params(
     cfg: ModelConfig,
     params: Params,
-    weights: WeightFormat,
+    weights: str,
     *,
     tokenizer: Any = None,
     implementation: Implementation | None = None,
@@ -47,10 +48,9 @@ def quantize_params(
         factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(entry, "key", None) for entry in path]
-        is_head = names[0] == "head" or (tied and names[:2] == ["embed", "tokens"])
-        is_weight = names[-1] == "weight" or is_head
-        if isinstance(leaf, StoredWeight) or leaf.ndim != 2 or not is_weight:
+        top = getattr(path[0], "key", None)
+        is_head = top == "head" or (tied and top == "embed")
+        if isinstance(leaf, StoredWeight) or not is_weight(path) or (top == "embed" and not tied):
             return leaf
         identity = {"dtype": str(leaf.dtype), "origin": origin}
         where = jax.tree_util.keystr(path)

@@ -12,6 +12,7 @@ XLA CPU multiplies int8 fast where the weight is the left operand: 8 rows then t
 (jax 0.10.2, AVX2, 576 x 1536 and 576 x 49152), which is what trees of guesses need.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,16 +75,17 @@ class Int8Weight(StoredWeight):
 
 @jax.jit  # traced once for all layers
 def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array) -> Array:
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32) / smooth
-    codes, scale = rounded_to_int8(rows)
-    if len(rows) == 1:  # XLA CPU multiplies a vector many times slower than two rows
-        codes = jnp.pad(codes, ((0, 1), (0, 0)))
+    rows = x.reshape(-1, x.shape[-1])
+    count = len(rows)
+    if count == 1:  # XLA CPU multiplies a vector many times slower than two rows, and rounds it
+        rows = jnp.pad(rows, ((0, 1), (0, 0)))  # in another order
+    codes, scale = rounded_to_int8(rows.astype(jnp.float32) / smooth)
     contract = (((1,), (1,)), ((), ()))
     sums = jax.lax.dot_general(weight, codes, contract, preferred_element_type=jnp.int32)
     # XLA would turn the operands round to save the transposition of this small result
-    sums = jax.lax.optimization_barrier(sums).T[: len(rows)]
-    y = sums.astype(jnp.float32) * scale[:, None] * weight_scale
-    return y.reshape(*x.shape[:-1], len(weight))
+    sums = jax.lax.optimization_barrier(sums).T
+    y = sums.astype(jnp.float32) * (scale[:, None] * weight_scale)
+    return y[:count].reshape(*x.shape[:-1], len(weight))
 
 
 @jax.tree_util.register_dataclass
@@ -112,8 +114,14 @@ class PackedWeight(StoredWeight):
         return dequantize_rows(self.packed, indices).astype(self.dtype)
 
 
+def size_of(tree: Any) -> int:
+    """Numbers in a tree of parameters; a stored weight counts as the one it stands for."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, StoredWeight))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
 def rounded_to_int8(x: Float[Array, "R I"]) -> tuple[Int[Array, "R I"], Float[Array, " R"]]:
     """Codes from -127 to 127 and one scale per row, so that x is about codes * scale."""
     largest = jnp.abs(x).max(axis=1)
-    scale = jnp.maximum(largest, 1e-30) / 127
+    scale = jnp.maximum(largest, 1e-30) * (1 / 127)  # a quotient's last bit is not always the same
     return jnp.round(x / scale[:, None]).astype(jnp.int8), scale

@@ -21,6 +21,7 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.io.model_index import cache_folder
 from jaxinfer.lm import LM
 from jaxinfer.models.offload import PCIE4
+from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.files import write_text
 from jaxinfer.speculative.measure import SIZES, measure_acceptance, measure_times, online_acceptance
@@ -113,9 +114,8 @@ def roofline(tuned: Tuned, target: LM, draft: LM | None, device: str) -> Tuned:
     target_rate, draft_rate, operations = DEVICES[device]
 
     def milliseconds(lm: LM, nodes: int, bandwidth: float) -> float:
-        weights = sum(x.size for x in jax.tree.leaves(lm.params["layers"]))
-        head = lm.params.get("head", {"weight": lm.params["embed"]["tokens"]})["weight"].size
-        size = weights + head
+        head = lm.params.get("head", lm.params["embed"]["tokens"])
+        size = size_of([lm.params["layers"], head])
         return 1e3 * max(2 * size / bandwidth, 2 * size * nodes / operations)
 
     sizes = [2**i for i in range(10)]

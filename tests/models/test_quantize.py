@@ -1,0 +1,221 @@
+"""Weights of 8 and 4 bits: their products, what they cost, and models that decode with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.compile.inspect import inspect_decode
+from jaxinfer.lm import LM
+from jaxinfer.models.calibrate import calibration_tokens, smoothing
+from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.models.quantize import quantize_params
+from jaxinfer.nn.linear import linear, product, rows
+from jaxinfer.nn.quantized import Int8Weight, PackedWeight, rounded_to_int8, size_of
+from tests.factories import CONFIGS, MODELS, lm_of, random_tokens
+
+NEW = {"max_new_tokens": 10, "ignore_eos": True}
+PROMPTS = [[3, 1, 4, 1], [5, 9]]
+INPUTS, OUTPUTS = 48, 80
+
+
+def quantized(name: str, weights="int8", **options) -> LM:
+    lm = lm_of(name)
+    params = quantize_params(lm.config, lm.params, weights, **options)
+    return LM(lm.config, params, name=name)
+
+
+def int8_weight(seed: int = 0) -> tuple[jax.Array, Int8Weight]:
+    keys = jax.random.split(jax.random.key(seed))
+    weight = jax.random.normal(keys[0], (OUTPUTS, INPUTS))
+    smooth = jnp.exp(jax.random.normal(keys[1], (INPUTS,)))
+    codes, scale = rounded_to_int8(weight * smooth)
+    stored = Int8Weight(codes=codes, scale=scale, smooth=smooth, dtype="float32", origin="")
+    return weight, stored
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 64, 65])
+def test_an_int8_product_is_an_exact_sum_of_integers(count):
+    weight, stored = int8_weight()
+    x = np.asarray(jax.random.normal(jax.random.key(3), (count, INPUTS)))
+    found = jax.jit(product)(jnp.asarray(x), stored)
+    smoothed = x / np.asarray(stored.smooth)
+    scale = np.abs(smoothed).max(axis=1) * np.float32(1 / 127)
+    codes = np.rint(smoothed / scale[:, None]).astype(np.int64)
+    sums = codes @ np.asarray(stored.codes, np.int64).T
+    np.testing.assert_allclose(found, sums * scale[:, None] * np.asarray(stored.scale), rtol=1e-5)
+    # each of the two factors is off by at most half a step of its own
+    exact = x.astype(np.float64) @ np.asarray(weight, np.float64).T
+    whole = np.abs(np.asarray(weight * stored.smooth)).sum(axis=1)
+    bound = scale[:, None] / 2 * whole + np.abs(smoothed).sum(axis=1)[:, None] * np.asarray(
+        stored.scale
+    )
+    assert (np.abs(found - exact) <= bound).all()
+
+
+def test_a_row_has_the_same_product_alone_as_among_others():
+    _, stored = int8_weight()
+    x = jax.random.normal(jax.random.key(1), (9, INPUTS))
+    together = jax.jit(product)(x, stored)
+    alone = jnp.concatenate([jax.jit(product)(row[None], stored) for row in x])
+    assert np.array_equal(together, alone)
+    assert np.array_equal(together, product(x.reshape(3, 3, INPUTS), stored).reshape(9, OUTPUTS))
+
+
+def test_rows_and_biases_of_a_stored_weight():
+    weight, stored = int8_weight()
+    found = rows(stored, jnp.asarray([[3, 70], [3, 0]]))
+    step = np.asarray(stored.scale)[:, None] / np.asarray(stored.smooth) / 2
+    assert found.shape == (2, 2, INPUTS)
+    assert (np.abs(found[0, 1] - weight[70]) <= step[70] * 1.001).all()
+    x = jnp.ones((2, INPUTS))
+    biased = linear({"weight": stored, "bias": jnp.ones(OUTPUTS)}, x)
+    np.testing.assert_allclose(biased, product(x, stored) + 1)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model_stays_close_to_itself(name, weights):
+    lm, small = lm_of(name), quantized(name, weights)
+    tokens = random_tokens(2, 24)
+    exact, found = (np.asarray(x.logits(tokens)).ravel() for x in (lm, small))
+    assert np.corrcoef(exact, found)[0, 1] > {"int8": 0.998, "int4": 0.85}[weights]
+
+
+@pytest.mark.parametrize("name", ["llama", "learned"])
+def test_reading_in_chunks_changes_nothing(name):
+    small = quantized(name)
+    tokens = random_tokens(1, 40)[0]
+    (whole,), (single,), (chunked,) = (small.score([tokens], chunk=c) for c in (64, 1, 7))
+    np.testing.assert_allclose(single.log_probs, whole.log_probs, atol=2e-2)
+    np.testing.assert_allclose(chunked.log_probs, whole.log_probs, atol=2e-2)
+
+
+@pytest.mark.parametrize("policy", ["full", "streaming"])
+def test_speculation_gives_the_tokens_of_plain_decoding(policy):
+    small = quantized("llama")
+    plan = ji.speculate(small, ji.early_exit(small, 1), ji.Topology.from_children([[[]], []]))
+    plain = small.generate(PROMPTS, policy=policy, **NEW)
+    guessed = small.generate(PROMPTS, policy=policy, draft=plan, **NEW)
+    assert [out.tokens for out in guessed] == [out.tokens for out in plain]
+
+
+def test_the_packed_form_gives_the_same_text_through_its_kernel():
+    plain = quantized("llama", "int4", implementation="reference")
+    kernel = quantized("llama", "int4", implementation="interpret")
+    assert isinstance(kernel.params["layers"][0]["attn"]["q"]["weight"], PackedWeight)
+    tokens = random_tokens(1, 5)
+    np.testing.assert_allclose(kernel.logits(tokens), plain.logits(tokens), atol=1e-3)
+
+
+def test_many_rows_are_multiplied_with_the_weight_in_full():
+    stored = quantized("llama", "int4").params["layers"][0]["mlp"]["up"]["weight"]
+    x = jax.random.normal(jax.random.key(0), (70, 32))
+    np.testing.assert_allclose(product(x, stored)[:64], product(x[:64], stored), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "learned"])
+def test_sizes_count_what_is_stored(name):
+    lm, small = lm_of(name), quantized(name)
+    assert size_of(small.params) == size_of(lm.params)
+    matrices = [x for x in jax.tree.leaves(lm.params["layers"]) if x.ndim == 2]
+    expected = sum(x.size + 4 * sum(x.shape) for x in matrices)
+    vectors = sum(x.nbytes for x in jax.tree.leaves(lm.params["layers"]) if x.ndim != 2)
+    assert bytes_of(small.params["layers"]) == expected + vectors
+    tied = lm.config.tie_embeddings
+    head = small.params["embed"]["tokens"] if tied else small.params["head"]["weight"]
+    assert isinstance(head, Int8Weight)
+    assert isinstance(small.params["embed"]["tokens"], Int8Weight) == tied
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_decode_step_compiles_once_and_copies_no_cache(weights):
+    facts = inspect_decode(quantized("llama", weights), ji.full(), capacity=1024, batch=2)["decode"]
+    assert (facts["traces"], facts["cache_copies"], facts["unaliased_leaves"]) == (1, 0, 0)
+
+
+def test_an_int8_step_makes_no_copy_of_a_weight():
+    _, stored = int8_weight()
+    compiled = jax.jit(product).lower(jnp.ones((4, INPUTS)), stored).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < OUTPUTS * INPUTS
+
+
+def test_smoothing_protects_small_channels_from_large_ones():
+    lm = lm_of("llama")
+    layers = [dict(layer) for layer in lm.params["layers"]]
+    for layer in layers:
+        for norm in ("attn_norm", "mlp_norm"):
+            layer[norm] = {"scale": layer[norm]["scale"].at[5].set(100.0)}
+    params = lm.params | {"layers": tuple(layers)}
+    tokens = random_tokens(1, 24)
+    exact = LM(lm.config, params).logits(tokens)
+    smooth = quantize_params(lm.config, params, "int8")
+    flat = jax.tree.map(
+        lambda w: _without_smoothing(w, params) if isinstance(w, Int8Weight) else w, smooth,
+        is_leaf=lambda x: isinstance(x, Int8Weight),
+    )  # fmt: skip
+    errors = [
+        float(jnp.abs(LM(lm.config, p).logits(tokens) - exact).mean()) for p in (smooth, flat)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def _without_smoothing(weight: Int8Weight, params) -> Int8Weight:
+    codes, scale = rounded_to_int8(rows(weight, jnp.arange(weight.shape[0])))
+    ones = jnp.ones_like(weight.smooth)
+    return Int8Weight(codes=codes, scale=scale, smooth=ones, dtype=weight.dtype, origin="")
+
+
+def test_factors_follow_the_largest_input_that_was_seen():
+    lm = lm_of("llama")
+    tokens = calibration_tokens(lm.config, None)
+    factors = smoothing(lm.config, lm.params, tokens)
+    assert len(factors) == 7 * lm.config.num_layers + 1
+    x = lm.params["embed"]["tokens"][tokens]
+    scale = np.asarray(lm.params["layers"][0]["attn_norm"]["scale"])
+    normed = x / np.sqrt((np.asarray(x) ** 2).mean(-1, keepdims=True) + lm.config.norm_eps) * scale
+    weight = np.abs(lm.params["layers"][0]["attn"]["q"]["weight"]).max(axis=0)
+    expected = np.abs(normed).max(axis=0) ** 0.4 / weight**0.6
+    name = "['layers'][0]['attn']['q']['weight']"
+    np.testing.assert_allclose(factors[name], expected, rtol=1e-4)
+
+
+def test_stored_weights_keep_the_identity_of_the_model():
+    for weights in ("int8", "int4"):
+        assert fingerprint(quantized("llama", weights).params) == fingerprint(lm_of().params)
+    assert fingerprint(lm_of(seed=1).params) != fingerprint(lm_of().params)
+
+
+def test_a_session_of_a_quantized_model_is_restored(tmp_path):
+    small = quantized("llama")
+    session = small.session()
+    session.append(PROMPTS[0])
+    session.save(tmp_path / "s")
+    tokens = session.generate(**NEW).tokens
+    assert small.restore(tmp_path / "s").generate(**NEW).tokens == tokens
+    with pytest.raises(ValueError, match="model"):
+        lm_of().restore(tmp_path / "s")
+
+
+def test_load_takes_the_format_of_the_weights():
+    lm = ji.load("tiny-llama", weights="int8")
+    plain = ji.load("tiny-llama", dtype="float32")
+    assert bytes_of(lm.params) < 0.27 * bytes_of(plain.params)
+    text = "It was a bright cold day in April, and the clocks were striking thirteen. "
+    exact, found = (x.score([text])[0].nll for x in (plain, lm))
+    assert abs(exact - found) < 0.03
+
+
+def test_impossible_formats_are_refused():
+    lm = lm_of()
+    with pytest.raises(ValueError, match="weights must be 'int8' or 'int4', or None, got 'int3'"):
+        quantize_params(lm.config, lm.params, "int3")
+    odd = jax.tree.map(lambda x: x[:, :24] if x.ndim == 2 else x, lm.params)
+    with pytest.raises(ValueError, match=r"multiple of 16, params\['head'\].*has 24"):
+        quantize_params(
+            lm.config, {"embed": odd["embed"], "layers": (), "head": odd["head"]}, "int4"
+        )
+    assert CONFIGS["llama"].hidden_size % 16 == 0
