@@ -91,7 +91,10 @@ def draft(
     target: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the target.")],
     out: Annotated[Path, typer.Option(help="Folder for the draft.")],
     run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the draft.")] = 2,
+    recurrent: Annotated[
+        bool, typer.Option("--recurrent", help="A cell that goes on from the target's last state.")
+    ] = False,
+    layers: Annotated[int, typer.Option(min=1, help="Layers, or blocks of a cell.")] = 2,
     width: Annotated[
         int | None,
         typer.Option(help="Width of a draft of its own; left out: layers of the target."),
@@ -124,7 +127,7 @@ def draft(
     from jaxinfer.train.less_data import text_windows
 
     recipe = DraftRecipe(
-        layers=layers, width=width, vocabulary=vocabulary, windows=windows, context=context,
+        recurrent=recurrent, layers=layers, width=width, vocabulary=vocabulary, windows=windows, context=context,
         own=own, steps=steps, batch=batch, learning_rate=learning_rate,
         optimizer=optimizer, seed=seed,
     )  # fmt: skip

@@ -9,7 +9,7 @@ About one byte per parameter. A draft of its own embedding is an ordinary checkp
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxinfer.io.int8 import decode, encode
 from jaxinfer.io.jsonfile import read_json
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.nn.linear import rows
+from jaxinfer.speculative.recurrent import RecurrentConfig, init_cell
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-draft", 1
@@ -32,9 +33,9 @@ SCALE = "#scale"
 
 @dataclass(frozen=True, eq=False)
 class BorrowingDraft:
-    """`params` has `layers` and `final_norm`; the rest is the target's."""
+    """`params` has `layers` and `final_norm`, or a recurrent cell; the rest is the target's."""
 
-    config: ModelConfig
+    config: ModelConfig | RecurrentConfig
     params: Params
     vocabulary: Int[np.ndarray, " V"]
     target: str
@@ -78,7 +79,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
             tensors[name], tensors[name + SCALE] = encode(value)
     record = {
         "format": FORMAT, "format_version": VERSION, "target": draft.target,
-        "fingerprint": draft.fingerprint, "model": draft.config.to_dict(), "record": draft.record,
+        "fingerprint": draft.fingerprint, **_described(draft.config), "record": draft.record,
     }  # fmt: skip
     with replacing(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(save(tensors))
@@ -100,7 +101,7 @@ def load_draft(folder: str | Path, target: Params) -> BorrowingDraft:
             "train one for this model with `jaxinfer train draft`"
         )
     try:
-        cfg = ModelConfig.from_dict(data["model"])
+        cfg = _config(data)
         tensors = load_file(folder / WEIGHTS)
         vocabulary = tensors.pop("vocabulary").astype(np.int32)
         shapes = jax.eval_shape(lambda: _abstract(cfg))
@@ -130,9 +131,26 @@ def rounded(params: Params) -> Params:
     return jax.tree.map(one, params)
 
 
-def _abstract(cfg: ModelConfig) -> Params:
+def _described(cfg: ModelConfig | RecurrentConfig) -> dict[str, Any]:
+    if isinstance(cfg, RecurrentConfig):
+        return {"recurrent": asdict(cfg)}
+    return {"model": cfg.to_dict()}
+
+
+def _config(data: dict[str, Any]) -> ModelConfig | RecurrentConfig:
+    if "recurrent" in data:
+        try:
+            return RecurrentConfig(**data["recurrent"])
+        except TypeError as error:
+            raise KeyError(f"config.json: {error}") from None
+    return ModelConfig.from_dict(data["model"])
+
+
+def _abstract(cfg: ModelConfig | RecurrentConfig) -> Params:
     from jaxinfer.models.params import init_params
 
+    if isinstance(cfg, RecurrentConfig):
+        return init_cell(cfg, jax.random.key(0))
     params = init_params(cfg, jax.random.key(0))
     return {"layers": params["layers"], "final_norm": params["final_norm"]}
 

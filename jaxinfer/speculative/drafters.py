@@ -19,9 +19,10 @@ from jaxinfer.compile.layout import row_major
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.stack import commit, forward
-from jaxinfer.speculative.proposal import Draws, Proposal, draw_children, support
+from jaxinfer.speculative.grow import check_branching, grow
+from jaxinfer.speculative.proposal import Draws, Proposal
 from jaxinfer.speculative.topology import Topology
-from jaxinfer.speculative.verify import Rule, seen_at
+from jaxinfer.speculative.verify import Rule
 from jaxinfer.typing import Leaf, Params
 
 Method = Literal["sequoia", "specinfer", "top-k", "naive"]
@@ -71,8 +72,10 @@ class Drafter(Protocol):
         path: Array,
         emitted: Array,
         count: Array,
+        hidden: Array,
     ) -> Leaf:
-        """The state after `emitted[b, :count[b]]`, whose nodes are `path` shifted by one."""
+        """The state after `emitted[b, :count[b]]`, whose nodes are `path` shifted by one; `hidden`
+        [B, N, D] are the target's states behind the nodes."""
         ...
 
 
@@ -100,45 +103,29 @@ class ModelDrafter:
         return METHODS[self.method][1]
 
     def check(self, topology: Topology) -> None:
-        if topology.branching > self.size:
-            raise ValueError(
-                f"a node of the tree has {topology.branching} children, but the draft proposes "
-                f"{self.size} tokens; raise support={self.size}"
-            )
+        check_branching(topology, self.size)
 
     def propose(self, params, topology, sampler, keys, state: ModelState, root, seen):
-        batch, cache = root.shape[0], state.cache
+        cache = state.cache
         known = jnp.stack([state.previous, root], axis=1)
-        two = jnp.full((batch,), 2, jnp.int32)
-        ctx = chain_context(cache.length, two, 2)
+        ctx = chain_context(cache.length, jnp.full((len(root),), 2, jnp.int32), 2)
         out = forward(self.cfg, params, self._readable(known), cache, ctx, logits="last")
-        tokens, picks = root[:, None], jnp.zeros((batch, 1), jnp.int32)
-        draws = METHODS[self.method][0]
-        ids, logits = [], []
-        for level, (parents, breadth, row, rank) in enumerate(topology.growth):
+
+        def read(level: int, nodes: np.ndarray, tokens: Array) -> Array:
+            nonlocal out
             if level > 0:
                 ctx = level_context(topology, level, cache.length)
-                cache = replace(cache, pending=out.fresh)
-                out = forward(self.cfg, params, self._readable(tokens[:, parents]), cache, ctx)
-            above = topology.ancestors[parents][:, : tokens.shape[1]]
-            found, log_q = support(
-                out.logits, self.size, sampler, seen_at(above, tokens, seen),
-                params.get("draft_vocabulary"),
-            )  # fmt: skip
-            level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, level)
-            place = draw_children(draws, level_keys, log_q, sampler, breadth)
-            pick = place[:, row, rank]
-            drawn = jnp.take_along_axis(found[:, row], pick[..., None], axis=-1)[..., 0]
-            tokens = jnp.concatenate([tokens, drawn], axis=1)
-            picks = jnp.concatenate([picks, pick], axis=1)
-            ids.append(found)
-            logits.append(log_q)
-        proposal = Proposal(
-            tokens, picks, jnp.concatenate(ids, axis=1), jnp.concatenate(logits, axis=1)
-        )
+                behind = replace(cache, pending=out.fresh)
+                out = forward(self.cfg, params, self._readable(tokens[:, nodes]), behind, ctx)
+            return out.logits
+
+        proposal = grow(
+            topology, sampler, keys, root, seen, read, draws=METHODS[self.method][0],
+            size=self.size, vocabulary=params.get("draft_vocabulary"),
+        )  # fmt: skip
         return proposal, out.fresh
 
-    def commit(self, params, topology, state, drafted, proposal, path, emitted, count):
+    def commit(self, params, topology, state, drafted, proposal, path, emitted, count, hidden):
         place = np.zeros(topology.nodes, np.int32)
         order = pass_order(topology)
         place[order] = 1 + np.arange(len(order))
@@ -251,7 +238,7 @@ class LookupDrafter:
         ids, picks = _support_of_children(topology, tokens)
         return Proposal(tokens, picks, ids, jnp.zeros(ids.shape, jnp.float32)), None
 
-    def commit(self, params, topology, state, drafted, proposal, path, emitted, count):
+    def commit(self, params, topology, state, drafted, proposal, path, emitted, count, hidden):
         history, length = state
         rows, order = jnp.arange(history.shape[0])[:, None], jnp.arange(emitted.shape[1])
         index = jnp.where(order < count[:, None], length[:, None] + order, history.shape[1])

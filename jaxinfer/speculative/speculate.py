@@ -29,6 +29,7 @@ from jaxinfer.speculative.drafters import (
     ModelDrafter,
     ModelState,
 )
+from jaxinfer.speculative.recurrent import RecurrentDraft, RecurrentDrafter
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 
@@ -40,7 +41,7 @@ class Speculator:
     """See `speculate`. `generate`, `stream`, `chat` and `score` take the options of `LM`."""
 
     target: LM
-    draft: LM | None  # None: prompt lookup
+    draft: LM | RecurrentDraft | None  # None: prompt lookup
     topology: Topology | None  # None: measured and chosen for the sampler and policy of a call
     draft_policy: Policy | None = None
     drafter: Drafter = field(repr=False)
@@ -84,8 +85,9 @@ def speculate(
 
     Args:
         target: the model whose text is wanted.
-        draft: a smaller `LM` of the same tokenizer, or "prompt-lookup" (arXiv 2304.04487), which
-            continues the text as it went on before.
+        draft: a smaller `LM` of the same tokenizer; a `RecurrentDraft` that was trained for this
+            target; or "prompt-lookup" (arXiv 2304.04487), which continues the text as it went on
+            before.
         topology: the tree that is drafted per step. "auto" measures acceptance and times with this
             machine, sampler and policy at the first call, which takes about a minute, keeps them in
             the user's cache folder and takes the fastest tree, or none (see `tuning.tune`).
@@ -107,6 +109,15 @@ def speculate(
         if draft != PROMPT_LOOKUP:
             raise ValueError(f'draft must be a model or "{PROMPT_LOOKUP}", got {draft!r}')
         model, drafter = None, LookupDrafter()
+    elif isinstance(draft, RecurrentDraft):
+        if draft.config.hidden_size != target.config.hidden_size:
+            raise ValueError(
+                f"the draft continues states of {draft.config.hidden_size} numbers, the target has "
+                f"{target.config.hidden_size}; give the target that it was trained for"
+            )
+        model = draft
+        size = min(support, draft.config.vocab_size)
+        drafter = RecurrentDrafter(size=max(size, 1), method=cast(Method, method))
     elif isinstance(draft, LM):
         check_vocabularies(target, draft)
         size = min(support, draft.config.vocab_size, target.config.vocab_size)
@@ -114,7 +125,10 @@ def speculate(
         kind = cast(Method, method)
         drafter = ModelDrafter(cfg=draft.config, size=max(size, 1), method=kind)
     else:
-        raise ValueError(f'draft must be an LM or "{PROMPT_LOOKUP}", got {type(draft).__name__}')
+        raise ValueError(
+            f'draft must be an LM, a RecurrentDraft or "{PROMPT_LOOKUP}", got '
+            f"{type(draft).__name__}"
+        )
     if tree is not None:
         drafter.check(tree)
     return Speculator(
@@ -199,6 +213,9 @@ class Ahead:
             self.engine = run.engine
             self.capacity = bucket(context + limit, 64)
             return
+        if isinstance(lm, RecurrentDraft):
+            self.engine = replace(run.engine, params=run.engine.params | {"draft": lm.params})
+            return
         policy = speculator.draft_policy
         if policy is None:
             policy = run.policy if run.endless and run.policy.kernels is None else full()
@@ -219,6 +236,9 @@ class Ahead:
             lengths = np.array([len(context) for context in contexts], np.int32)
             history[np.arange(len(contexts)), lengths] = np.asarray(state.token)
             drafter: Any = LookupState(jnp.asarray(history), jnp.asarray(lengths + 1))
+        elif isinstance(self.speculator.draft, RecurrentDraft):
+            shape = len(contexts), self.speculator.draft.config.hidden_size
+            drafter = jnp.zeros(shape, jnp.float32)
         else:
             cache = self._engine.new_cache(self.policy, len(contexts), self.capacity)
             read = [context[:-1] for context in contexts]

@@ -79,7 +79,7 @@ class TreeStep:
         cache = commit(cfg, params, cache, out.fresh, verdict.path, count, verdict.bonus)
         kept = drafter.commit(
             params.get("draft"), topology, old.drafter, drafted, proposal, verdict.path, tokens,
-            count,
+            count, out.hidden,
         )  # fmt: skip
         tried = jnp.where(active[:, None], verdict.chosen, -1)
         outcome = jnp.arange(old.chosen.shape[1])

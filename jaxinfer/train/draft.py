@@ -5,9 +5,10 @@ texts and on the target's own text, since that is what it will have to continue.
 gains from is the overlap sum(min(p, q)), the probability that a first guess is accepted (arXiv
 2402.12374, section 3.2), which is logged.
 
-Two kinds: a model of its own width with an embedding of its own, or, for a target whose vocabulary
-would outweigh everything else, some of the target's layers between the target's own embedding and
-the head's rows of the most frequent tokens, so that only the layers are trained and stored.
+Three kinds. A model of its own width has an embedding of its own. Where the vocabulary would
+outweigh everything else, the target's own embedding and its head's rows of the most frequent tokens
+are kept and what is trained is between them: some of the target's layers, or a recurrent cell that
+goes on from the target's last state (`jaxinfer.speculative.recurrent`).
 """
 
 import zlib
@@ -27,6 +28,7 @@ from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward, unembed
+from jaxinfer.speculative.recurrent import RecurrentConfig, guesses, init_cell, read
 from jaxinfer.train import optimizers
 from jaxinfer.train.loop import Loss, fit, read_log
 from jaxinfer.typing import Params
@@ -34,18 +36,23 @@ from jaxinfer.typing import Params
 OWN_PROMPT = 16  # tokens of a text that the target continues
 OWN_TEMPERATURES = (0.0, 0.6, 1.0)
 HEAD_SIZE = 32
+UNROLL, DECAY = 4, 0.7  # tokens that a recurrent draft learns to guess ahead, and their weights
+POSITIONS = 64  # of a window that it learns from in one step
+NO_STATE = 0.05  # share of them that must do without the target's state
 OPTIMIZERS = {"muon": optimizers.muon, "adamw": optimizers.adamw}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftRecipe:
-    """`width` None takes the target's first layers and its last; else a Llama of that width.
+    """`width` None takes the target's first layers and its last, or for a `recurrent` draft a cell
+    of `layers` blocks; else a Llama of that width.
 
-    `vocabulary`: tokens that a draft of the target's layers can propose. `own`: share of the
+    `vocabulary`: tokens that a draft with the target's head can propose. `own`: share of the
     windows that the target wrote itself. A step of Muon costs much where weights are large and
     batches small, one of AdamW does not.
     """
 
+    recurrent: bool = False
     layers: int = 2
     width: int | None = 96
     vocabulary: int = 8192
@@ -59,6 +66,10 @@ class DraftRecipe:
     seed: int = 0
 
     def __post_init__(self):
+        if self.recurrent and self.width is not None:
+            raise ValueError(
+                f"a recurrent draft has the target's width, got width={self.width}; leave it out"
+            )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
@@ -69,7 +80,7 @@ class DraftRecipe:
 class Student:
     """A draft in training: `fixed` and `trained` together are its parameters."""
 
-    config: ModelConfig
+    config: ModelConfig | RecurrentConfig
     fixed: Params
     trained: Params
 
@@ -98,11 +109,22 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
             tie_embeddings=True,
         )
         return Student(small, {}, init_params(small, jax.random.key(recipe.seed)))
-    if not 1 <= recipe.layers < cfg.num_layers:
-        raise ValueError(f"layers must be 1 to {cfg.num_layers - 1}, got {recipe.layers}")
     size = min(recipe.vocabulary, cfg.vocab_size)
     counts = np.bincount(tokens.ravel(), minlength=cfg.vocab_size)
     kept = np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)
+    if recipe.recurrent:
+        cell = RecurrentConfig(
+            hidden_size=cfg.hidden_size,
+            intermediate_size=2 * cfg.hidden_size,
+            blocks=recipe.layers,
+            vocab_size=size,
+        )
+        draft = BorrowingDraft(cell, {}, kept, target.name, "")
+        return Student(
+            cell, draft.full_params(target.params), init_cell(cell, jax.random.key(recipe.seed))
+        )
+    if not 1 <= recipe.layers < cfg.num_layers:
+        raise ValueError(f"layers must be 1 to {cfg.num_layers - 1}, got {recipe.layers}")
     chosen = [*range(recipe.layers - 1), cfg.num_layers - 1]
     student = replace(cfg, num_layers=recipe.layers, tie_embeddings=False, sliding_windows=None)
     trained = {
@@ -113,7 +135,7 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
     return Student(student, draft.full_params(target.params), trained)
 
 
-def distillation(cfg: ModelConfig, student: Student) -> Loss:
+def distillation(cfg: ModelConfig, draft: ModelConfig) -> Loss:
     """A loss for `fit` on batches {"tokens": i32[B, T], "hidden": [B, T, D], "head": ..., "fixed":
     ...}: `hidden` are the target's states in front of its head, `head` what `unembed` reads."""
 
@@ -124,17 +146,50 @@ def distillation(cfg: ModelConfig, student: Student) -> Loss:
             wanted = hidden @ batch["fixed"]["head"]["weight"].T
         else:
             wanted = unembed(cfg, batch["head"], hidden)
-        wanted = jax.nn.log_softmax(wanted.astype(jnp.float32), axis=-1)
         params = {**batch["fixed"], **trained}
-        given = jax.nn.log_softmax(forward(student.config, params, batch["tokens"]).logits, axis=-1)
-        p, q = jnp.exp(wanted), jnp.exp(given)
-        value = (p * (wanted - given)).sum(axis=-1).mean()
-        return value, {
-            "overlap": jnp.minimum(p, q).sum(axis=-1).mean(),
-            "agreement": (jnp.argmax(wanted, -1) == jnp.argmax(given, -1)).mean(),
-        }
+        return _divergence(wanted, forward(draft, params, batch["tokens"]).logits)
 
     return loss
+
+
+def unrolled() -> Loss:
+    """The loss of a recurrent draft: its guesses of the next `UNROLL` tokens behind some positions
+    of each window, deeper ones by the share of trees that come so far."""
+
+    def loss(trained: Params, batch: Any, key: Array):
+        params, tokens = {**batch["fixed"], **trained}, batch["tokens"]
+        hidden = batch["hidden"].astype(jnp.float32)
+        place_key, drop_key = jax.random.split(key)
+        last = tokens.shape[1] - UNROLL - 1
+        count = min(POSITIONS, last)
+        place = jax.vmap(lambda k: jax.random.choice(k, last, (count,), replace=False))(
+            jax.random.split(place_key, len(tokens))
+        )
+        state = jnp.take_along_axis(hidden, place[..., None], axis=1)
+        # the first step of a text knows no state
+        known = jax.random.bernoulli(drop_key, 1 - NO_STATE, (*place.shape, 1))
+        state, total, metrics = jnp.where(known, state, 0.0), 0.0, {}
+        for depth in range(UNROLL):
+            place = place + 1
+            state = read(params, state, jnp.take_along_axis(tokens, place, axis=1))
+            behind = jnp.take_along_axis(hidden, place[..., None], axis=1)
+            value, found = _divergence(behind @ params["head"]["weight"].T, guesses(params, state))
+            total = total + DECAY**depth * value
+            metrics |= {f"{name}_{depth}": one for name, one in found.items()}
+        metrics |= {name: metrics[f"{name}_0"] for name in ("overlap", "agreement")}
+        return total / sum(DECAY**depth for depth in range(UNROLL)), metrics
+
+    return loss
+
+
+def _divergence(wanted: Array, given: Array) -> tuple[Array, dict[str, Array]]:
+    """KL of softmax(given) from softmax(wanted), their overlap, and how often both choose alike."""
+    wanted, given = (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (wanted, given))
+    p, q = jnp.exp(wanted), jnp.exp(given)
+    return (p * (wanted - given)).sum(axis=-1).mean(), {
+        "overlap": jnp.minimum(p, q).sum(axis=-1).mean(),
+        "agreement": (jnp.argmax(wanted, -1) == jnp.argmax(given, -1)).mean(),
+    }
 
 
 def target_states(
@@ -240,8 +295,12 @@ def train_draft(
     rate = optimizers.warmup_cosine(
         recipe.learning_rate, recipe.steps, warmup=min(50, recipe.steps // 10), final=0.0
     )
+    if isinstance(student.config, RecurrentConfig):
+        loss = unrolled()
+    else:
+        loss = distillation(target.config, student.config)
     state = fit(
-        distillation(target.config, student), student.trained, OPTIMIZERS[recipe.optimizer](rate),
+        loss, student.trained, OPTIMIZERS[recipe.optimizer](rate),
         batches, steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
         progress=progress,
     )  # fmt: skip
