@@ -15,6 +15,8 @@ from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load
 from jaxinfer.lm import LM, Score
 from jaxinfer.models.stack import Output, commit, forward
+from jaxinfer.speculative.load import load_draft
+from jaxinfer.speculative.recurrent import RecurrentDraft
 from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
 from jaxinfer.speculative.topology import Topology, expected_tokens
 
@@ -26,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "Output",
     "Policy",
+    "RecurrentDraft",
     "RopeConfig",
     "Sampler",
     "Score",
@@ -44,6 +47,7 @@ __all__ = [
     "kivi",
     "less",
     "load",
+    "load_draft",
     "per_layer",
     "speculate",
     "streaming",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
+    from jaxinfer.speculative.recurrent import RecurrentDraft
 
 
 def open_model(
@@ -34,30 +35,13 @@ def open_model(
 
 
 def open_draft(
-    target: "LM", draft: str, dtype: str | None = None, weights: Any = None
-) -> "LM | str":
-    """What `--draft` names: a model, "prompt-lookup", or "exit:N", the target's first N layers."""
-    from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
+    target: "LM", draft: str, dtype: str | None = None, weights: str | None = None
+) -> "LM | RecurrentDraft | str":
+    """What `--draft` names, see `load_draft`."""
+    from jaxinfer.speculative.load import load_draft
 
-    if draft == PROMPT_LOOKUP:
-        return draft
-    kind, colon, layers = draft.partition(":")
-    if kind == "exit" and colon:
-        if not layers.isdigit():
-            raise ValueError(f"--draft exit:N expects a number of layers, got {draft!r}")
-        return early_exit(target, int(layers))
-    from jaxinfer.io.draft import is_draft, load_draft
-
-    if not is_draft(draft):
-        return _load(draft, dtype=dtype, weights=weights)
-    from jaxinfer.lm import LM
-    from jaxinfer.models.quantize import quantize_params
-
-    found = load_draft(draft, target.params)
-    params = found.full_params(target.params)
-    if weights is not None:
-        params = quantize_params(found.config, params, weights, tokenizer=target.tokenizer)
-    return LM(found.config, params, target.tokenizer, name=Path(draft).name)
+    with progress(f"loading {Path(draft).name}") as report:
+        return load_draft(target, draft, dtype=dtype, weights=weights, progress=report)
 
 
 def note(message: str) -> None:

@@ -127,9 +127,9 @@ def draft(
     from jaxinfer.train.less_data import text_windows
 
     recipe = DraftRecipe(
-        recurrent=recurrent, layers=layers, width=width, vocabulary=vocabulary, windows=windows, context=context,
-        own=own, steps=steps, batch=batch, learning_rate=learning_rate,
-        optimizer=optimizer, seed=seed,
+        recurrent=recurrent, layers=layers, width=width, vocabulary=vocabulary,
+        windows=windows, context=context, own=own, steps=steps, batch=batch,
+        learning_rate=learning_rate, optimizer=optimizer, seed=seed,
     )  # fmt: skip
     check_out(out, recipe)  # before hours of work
     lm = open_model(target, "float32")

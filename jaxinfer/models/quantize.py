@@ -1,6 +1,8 @@
 """A model's parameters with its weights in 8 or 4 bits."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import jax
@@ -39,23 +41,35 @@ def quantize_params(
     Raises:
       ValueError: an unknown format, or a weight whose inputs no group divides.
     """
+    factors = {}
+    if weights == "int8" and not _for_kernels(implementation):
+        factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
+    return quantize_weights(
+        params, weights, implementation, factors=factors, origin=fingerprint(params)
+    )
+
+
+def quantize_weights(
+    params: Params,
+    weights: str,
+    implementation: Implementation | None = None,
+    *,
+    factors: Mapping[str, Array] = MappingProxyType({}),
+    origin: str = "",
+) -> Params:
+    """`quantize_params` of any tree with weights, given the factors of their inputs (default 1)."""
     if weights not in get_args(WeightFormat):
         raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
-    on_cpu = jax.default_backend() == "cpu" and implementation not in ("triton", "interpret")
-    tied, origin = "head" not in params, fingerprint(params)
-    factors = {}
-    if on_cpu and weights == "int8":
-        factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
+    tied, packed = "head" not in params, weights == "int4" or _for_kernels(implementation)
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         top = getattr(path[0], "key", None)
         is_head = top == "head" or (tied and top == "embed")
         if isinstance(leaf, StoredWeight) or not is_weight(path) or (top == "embed" and not tied):
             return leaf
-        identity = {"dtype": str(leaf.dtype), "origin": origin}
-        where = jax.tree_util.keystr(path)
-        if where in factors:
-            smooth = factors[where]
+        identity, where = {"dtype": str(leaf.dtype), "origin": origin}, jax.tree_util.keystr(path)
+        if not packed:
+            smooth = factors.get(where, jnp.ones(leaf.shape[1]))
             codes, scale = _int8(leaf, smooth)
             return Int8Weight(codes=codes, scale=scale, smooth=smooth, **identity)
         group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
@@ -64,12 +78,16 @@ def quantize_params(
                 f"weights={weights!r} takes weights whose inputs are a multiple of {GROUPS[-1]}, "
                 f"params{where} has {leaf.shape[1]}; load this model without weights="
             )
-        packed = _packed(leaf, 8 if is_head else {"int8": 8, "int4": 4}[weights], group)
-        return PackedWeight(packed=packed, implementation=implementation, **identity)
+        stored = _packed(leaf, 8 if is_head else {"int8": 8, "int4": 4}[weights], group)
+        return PackedWeight(packed=stored, implementation=implementation, **identity)
 
     return jax.tree_util.tree_map_with_path(
         one, params, is_leaf=lambda x: isinstance(x, StoredWeight)
     )
+
+
+def _for_kernels(implementation: Implementation | None) -> bool:
+    return jax.default_backend() != "cpu" or implementation in ("triton", "interpret")
 
 
 @jax.jit

@@ -22,19 +22,21 @@ from jaxinfer.lm import LM
 from jaxinfer.models.stack import forward
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.proposal import USED, draw_children, support
+from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.speculative.speculate import PROMPT_LOOKUP, Speculator, speculate
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Residual
 from jaxinfer.typing import Params
 
 POSITIONS = 64  # whose logits exist at a time
+DEPTHS = 8  # to which a recurrent draft is measured
 SIZES = (2, 3, 4, 6, 8, 12, 16)  # of trees whose verification is timed on a CPU
 PASSES = 4  # draft passes of the chain whose time, without the verification's, gives one pass
 
 
 def measure_acceptance(
     target: LM,
-    draft: LM,
+    draft: LM | RecurrentDraft,
     prompts: Sequence[Any],
     sampler: Sampler,
     *,
@@ -46,7 +48,8 @@ def measure_acceptance(
     """How often the k-th child is the accepted one, on text that the target writes after `prompts`.
 
     `size` is the support of the draft's distribution, as in `speculate`. At temperature 0 the
-    children are the draft's likeliest tokens, and p_k how often rank k is the target's choice.
+    children are the draft's likeliest tokens, and p_k how often rank k is the target's choice. A
+    recurrent draft knows less the deeper it guesses: its ranks are measured by depth.
     """
     rows = [target.encode(prompt) for prompt in prompts]
     made = target.generate(
@@ -54,7 +57,7 @@ def measure_acceptance(
     )
     size = min(size, draft.config.vocab_size)
     width = min(width, size)
-    total, count = np.zeros(width), 0
+    total, count = np.zeros((1, width)), 0
     longest = max(len(row) + len(one.tokens) for row, one in zip(rows, made, strict=True))
     length = -(-longest // POSITIONS) * POSITIONS
     for number, (row, one) in enumerate(zip(rows, made, strict=True)):
@@ -66,12 +69,12 @@ def measure_acceptance(
             jax.random.fold_in(jax.random.key(seed), number),
         )  # fmt: skip
         # The logits behind the prompt's last token chose the first new one.
-        own = np.asarray(found)[len(row) - 1 : len(row) - 1 + len(one.tokens)]
-        total, count = total + own.sum(axis=0), count + len(own)
+        own = np.asarray(found)[:, len(row) - 1 : len(row) - 1 + len(one.tokens)]
+        total, count = total + own.sum(axis=1), count + own.shape[1]
     p = np.clip(total / count, 0, 1)
-    p = p / max(p.sum(), 1.0)
+    p = p / np.maximum(p.sum(axis=1, keepdims=True), 1.0)
     return Acceptance(
-        p=tuple(p.tolist()),
+        p=tuple(p[0].tolist()) if len(p) == 1 else tuple(map(tuple, p.tolist())),
         temperature=sampler.temperature,
         top_p=sampler.top_p,
         pair=(target.name, draft.name),
@@ -121,7 +124,7 @@ def online_acceptance(
 @jax.jit(static_argnums=(0, 1, 2, 3))
 def _along(
     cfg: ModelConfig,
-    draft_cfg: ModelConfig,
+    draft_cfg: ModelConfig | RecurrentConfig,
     size: int,
     width: int,
     params: Params,
@@ -129,12 +132,10 @@ def _along(
     tokens: Int[Array, "1 T"],
     sampler: SamplerRows,
     key: Array,
-) -> Float[Array, "T W"]:
-    """Acceptance of each rank at every position of a text."""
-    readable = jnp.minimum(tokens, draft_cfg.vocab_size - 1)
-    logits = forward(cfg, params, tokens).logits[0]
-    guesses = forward(draft_cfg, draft_params, readable).logits[0]
-    vocabulary = draft_params.get("draft_vocabulary")
+) -> Float[Array, "L T W"]:
+    """Acceptance of each rank at every position of a text, by depth where it matters."""
+    out = forward(cfg, params, tokens)
+    logits, vocabulary = out.logits[0], draft_params.get("draft_vocabulary")
     rows = jax.tree.map(lambda x: jnp.repeat(x, POSITIONS, axis=0), sampler)
     unseen = jnp.zeros((POSITIONS, 1, 1), bool)
 
@@ -146,17 +147,20 @@ def _along(
         picks = draw_children("without_replacement", keys, log_q, rows, width)[:, 0]
         return rank_acceptance(target, ids[:, 0], log_q[:, 0], picks, sampler.features.sample)
 
-    shape = (-1, POSITIONS)
-    keys = jax.random.split(key, len(logits) // POSITIONS)
-    found = jax.lax.map(
-        piece,
-        (
-            logits.reshape(*shape, logits.shape[-1]),
-            guesses.reshape(*shape, guesses.shape[-1]),
-            keys,
-        ),
-    )
-    return found.reshape(-1, width)
+    def at_depth(guesses: Array, key: Array) -> Array:
+        pieces = (x.reshape(-1, POSITIONS, x.shape[-1]) for x in (logits, guesses))
+        keys = jax.random.split(key, len(logits) // POSITIONS)
+        return jax.lax.map(piece, (*pieces, keys)).reshape(-1, width)
+
+    if isinstance(draft_cfg, ModelConfig):
+        readable = jnp.minimum(tokens, draft_cfg.vocab_size - 1)
+        return at_depth(forward(draft_cfg, draft_params, readable).logits[0], key)[None]
+    found, state = [], out.hidden.astype(jnp.float32)
+    for depth, own_key in enumerate(jax.random.split(key, DEPTHS)):
+        # the cell at position t has read the `depth` + 1 tokens up to t, from the state before
+        state = read(draft_params, jnp.roll(state, 1, axis=1).at[:, : depth + 1].set(0.0), tokens)
+        found.append(at_depth(guesses(draft_params, state)[0], own_key))
+    return jnp.stack(found)
 
 
 def rank_acceptance(
@@ -185,7 +189,7 @@ def rank_acceptance(
 
 def measure_times(
     target: LM,
-    draft: LM | None,
+    draft: LM | RecurrentDraft | None,
     sampler: Sampler,
     *,
     policy: Any = None,

@@ -114,7 +114,7 @@ class RecurrentDrafter:
 
         def logits(level: int, nodes: np.ndarray, tokens: Array) -> Array:
             nonlocal states
-            above = topology.parent[nodes]
+            above = np.asarray(topology.parent)[nodes]
             place = 1 + np.searchsorted(order, above) if level > 0 else np.zeros(1, np.int32)
             fresh = read(params, states[:, place], tokens[:, nodes])
             states = jnp.concatenate([states, fresh], axis=1)

@@ -27,6 +27,7 @@ from jaxinfer.speculative.files import write_text
 from jaxinfer.speculative.measure import SIZES, measure_acceptance, measure_times, online_acceptance
 from jaxinfer.speculative.optimizer import Choice, choose
 from jaxinfer.speculative.prompts import PROMPTS
+from jaxinfer.speculative.recurrent import RecurrentDraft
 from jaxinfer.speculative.topology import Topology
 
 MOST_LEVELS = 10
@@ -67,7 +68,7 @@ class Tuned:
 
 def tune(
     target: LM,
-    draft: LM | None,
+    draft: LM | RecurrentDraft | None,
     sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
     *,
     policy: Any = None,
@@ -106,16 +107,17 @@ def tune(
     return tuned
 
 
-def roofline(tuned: Tuned, target: LM, draft: LM | None, device: str) -> Tuned:
+def roofline(tuned: Tuned, target: LM, draft: LM | RecurrentDraft | None, device: str) -> Tuned:
     """The same pair on a device that is not here: bf16 weights are read once per step, and n nodes
     cost the operations of n tokens (arXiv 2402.12374, section 4.1)."""
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; described are {', '.join(DEVICES)}")
     target_rate, draft_rate, operations = DEVICES[device]
 
-    def milliseconds(lm: LM, nodes: int, bandwidth: float) -> float:
-        head = lm.params.get("head", lm.params["embed"]["tokens"])
-        size = size_of([lm.params["layers"], head])
+    def milliseconds(lm: LM | RecurrentDraft, nodes: int, bandwidth: float) -> float:
+        params, embed = dict(lm.params), lm.params["embed"]
+        params["embed"] = () if "head" in params else embed["tokens"]  # else a few rows are read
+        size = size_of(params)
         return 1e3 * max(2 * size / bandwidth, 2 * size * nodes / operations)
 
     sizes = [2**i for i in range(10)]
@@ -126,11 +128,13 @@ def roofline(tuned: Tuned, target: LM, draft: LM | None, device: str) -> Tuned:
     )
 
 
-def identity(lm: LM) -> str:
+def identity(lm: LM | RecurrentDraft) -> str:
     """A short hash of a model's architecture and of some of its weights."""
-    some = [lm.params["embed"]["tokens"], lm.params["layers"][-1], lm.params["final_norm"]]
-    weights = [np.asarray(x[:4], np.float32).tobytes() for x in jax.tree.leaves(some)]
-    return _hash([repr(lm.config), lm.engine.dtype, b"".join(weights).hex()])
+    leaves = jax.tree.leaves(lm.params)
+    weights = hashlib.sha256()
+    for leaf in (leaves[0], *leaves[-16:]):
+        weights.update(str(leaf.dtype).encode() + np.asarray(leaf[:4], np.float32).tobytes())
+    return _hash([repr(lm.config), weights.hexdigest()])
 
 
 def _machine() -> str:

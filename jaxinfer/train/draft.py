@@ -168,7 +168,7 @@ def unrolled() -> Loss:
         state = jnp.take_along_axis(hidden, place[..., None], axis=1)
         # the first step of a text knows no state
         known = jax.random.bernoulli(drop_key, 1 - NO_STATE, (*place.shape, 1))
-        state, total, metrics = jnp.where(known, state, 0.0), 0.0, {}
+        state, total, metrics = jnp.where(known, state, 0.0), jnp.zeros(()), {}
         for depth in range(UNROLL):
             place = place + 1
             state = read(params, state, jnp.take_along_axis(tokens, place, axis=1))
@@ -323,7 +323,7 @@ def check_out(folder: Path, recipe: DraftRecipe) -> None:
 def save_trained(
     folder: Path, target: LM, student: Student, trained: Params, record: dict[str, Any]
 ) -> None:
-    """Writes a model folder in bfloat16, or for a draft of the target's layers one in int8."""
+    """Writes a model folder in bfloat16, or int8 for a draft that borrows the target's head."""
     from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
     from jaxinfer.io.draft import save_draft
     from jaxinfer.models.fingerprint import fingerprint
@@ -337,6 +337,7 @@ def save_trained(
             ),
         )
         return
+    assert isinstance(student.config, ModelConfig)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained)
     save_checkpoint(
         folder,

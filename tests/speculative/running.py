@@ -10,9 +10,11 @@ from jaxinfer.cache.presets import full
 from jaxinfer.config import RopeConfig
 from jaxinfer.decode.engine import make_requests, seen_tokens
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.speculative.drafters import LookupState, ModelState
+from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft, init_cell
 from jaxinfer.speculative.speculate import early_exit, speculate
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
@@ -35,7 +37,23 @@ def toy(seed: int = 0) -> LM:
 
 
 TARGET = toy()
-DRAFTS = {"early exit": early_exit(TARGET, 1), "unrelated": toy(5), "itself": TARGET}
+
+
+def cell(tokens: tuple[int, ...] = (0, 1, 2, 4, 5), blocks: int = 1) -> RecurrentDraft:
+    """A random recurrent draft for `TARGET` that knows some tokens only."""
+    cfg = RecurrentConfig(
+        hidden_size=16, intermediate_size=24, blocks=blocks, vocab_size=len(tokens)
+    )  # fmt: skip
+    borrowing = BorrowingDraft(cfg, init_cell(cfg, jax.random.key(7)), np.asarray(tokens), "", "")
+    return RecurrentDraft(cfg, borrowing.full_params(TARGET.params))
+
+
+DRAFTS = {
+    "early exit": early_exit(TARGET, 1),
+    "unrelated": toy(5),
+    "itself": TARGET,
+    "recurrent": cell(),
+}
 
 
 class Rows:
@@ -66,7 +84,12 @@ class Rows:
         seen = seen_tokens(one, [prompt], lm.config.vocab_size)
         seen = jnp.repeat(seen, rows, axis=0)
         state = engine.begin(cache, logits, requests, seen, self.new)
-        if self.spec.draft is None:
+        draft = self.spec.draft
+        if draft is not None:
+            engine = replace(engine, params=engine.params | {"draft": draft.params})
+        if isinstance(draft, RecurrentDraft):
+            drafter = jnp.zeros((rows, draft.config.hidden_size))
+        elif draft is None:
             history = np.zeros((rows, self.room), np.int32)
             history[:, : len(prompt)] = prompt
             history[:, len(prompt)] = np.asarray(state.token)
@@ -74,8 +97,6 @@ class Rows:
                 jnp.asarray(history), jnp.full((rows,), len(prompt) + 1, jnp.int32)
             )
         else:
-            draft = self.spec.draft
-            engine = replace(engine, params=engine.params | {"draft": draft.params})
             last = jnp.full((rows,), prompt[-1], jnp.int32)
             drafter = ModelState(read(draft, prompt[:-1])[0], last)
         state = replace(state, speculation=self.step.begin(drafter, rows))

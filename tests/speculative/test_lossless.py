@@ -21,6 +21,7 @@ CASES = [
     pytest.param("early exit", "top-k", TREE, marks=slow),
     pytest.param("early exit", "naive", TREE, marks=slow),
     pytest.param("early exit", "sequoia", Topology.chain(4), marks=slow),
+    ("recurrent", "sequoia", TREE),
     ("lookup", "", Topology.k_chains(2, 3)),
 ]
 

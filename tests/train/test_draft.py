@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -31,7 +32,14 @@ BORROWING = DraftRecipe(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[OWN_KIND, BORROWING], ids=["own width", "target's layers"])
+RECURRENT = replace(BORROWING, recurrent=True)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[OWN_KIND, BORROWING, RECURRENT],
+    ids=["own width", "target's layers", "recurrent"],
+)
 def trained(request, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     student, params, metrics = train_draft(lm_of(), TOKENS, request.param, run_dir)
@@ -77,9 +85,10 @@ def test_a_borrowing_draft_keeps_the_most_frequent_tokens_and_shares_the_embeddi
     assert student.trained["layers"][0] is target.params["layers"][-1]
 
 
-def test_a_file_gives_back_what_it_was_given(tmp_path):
+@pytest.mark.parametrize("recipe", [BORROWING, RECURRENT])
+def test_a_file_gives_back_what_it_was_given(tmp_path, recipe):
     target = lm_of()
-    student = new_student(target, TOKENS, BORROWING)
+    student = new_student(target, TOKENS, recipe)
     once = rounded(student.trained)
     jax.tree.map(np.testing.assert_array_equal, once, rounded(once))
     save_trained(tmp_path / "draft", target, student, once, {})
@@ -128,6 +137,11 @@ def test_own_text_goes_on_where_it_was_killed(tmp_path):
 def test_impossible_drafts_are_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         new_student(lm_of(), TOKENS, recipe)
+
+
+def test_a_recurrent_draft_has_no_width_of_its_own():
+    with pytest.raises(ValueError, match="has the target's width, got width=32"):
+        DraftRecipe(recurrent=True, width=32)
 
 
 def test_an_unknown_optimizer_is_refused():
