@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxinfer.compile.copies import CopySearch, hlo_dtype
-from jaxinfer.compile.hlo_text import Module, parse
+from jaxinfer.compile.hlo_text import Instruction, Module, parse
+
+BOOKKEEPING = {
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "partition-id",
+    ),
+    *("while", "conditional", "call", "copy-done", "async-done"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,21 +68,34 @@ def unaliased_leaves(program: Any, leaves: Iterable[Any]) -> list[str]:
 
 
 def fusion_count(program: Any) -> int:
-    """Number of fusion instructions outside other fusions: about the kernels of a GPU program."""
+    """Number of fusion instructions outside other fusions."""
+    return sum(instruction.opcode == "fusion" for instruction in _outside_fusions(program))
+
+
+def launch_count(program: Any) -> int:
+    """Instructions that a GPU launches something for: fusions, library and kernel calls, copies.
+
+    A loop's body counts once; what is only bookkeeping, such as tuples and bitcasts, does not."""
+    return sum(i.opcode not in BOOKKEEPING for i in _outside_fusions(program))
+
+
+def _outside_fusions(program: Any) -> list[Instruction]:
+    """The instructions of all computations that no fusion or reduction is made of."""
     module = module_of(program)
+    every = [i for c in module.computations.values() for i in c.instructions.values()]
     inside = {
         name
-        for computation in module.computations.values()
-        for instruction in computation.instructions.values()
-        if instruction.opcode == "fusion"
-        for name in instruction.called.get("calls", ())
+        for instruction in every
+        if instruction.opcode not in ("while", "conditional", "call")
+        for names in instruction.called.values()
+        for name in names
     }
-    return sum(
-        instruction.opcode == "fusion"
+    return [
+        instruction
         for computation in module.computations.values()
         if computation.name not in inside
         for instruction in computation.instructions.values()
-    )
+    ]
 
 
 def memory(executable: Any) -> Memory:

@@ -149,6 +149,7 @@ def _structure(case: DecodeCase, compiled: Compiled) -> dict[str, Any]:
         "alias_bytes": memory.alias_bytes,
         "argument_bytes": memory.argument_bytes,
         "fusions": hlo.fusion_count(module),
+        "launches": hlo.launch_count(module),
     }
 
 

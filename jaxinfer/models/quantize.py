@@ -16,7 +16,6 @@ from jaxinfer.models.params import is_weight
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.weight_matmul import QuantizedWeight, quantize_weight
 
 WeightFormat = Literal["int8", "int4"]
 GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
@@ -96,5 +95,7 @@ def _int8(weight: Array, smooth: Array) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _packed(weight: Array, bits: int, group: int) -> QuantizedWeight:
+def _packed(weight: Array, bits: int, group: int) -> Any:
+    from pallas_kernels.weight_matmul import quantize_weight
+
     return quantize_weight(weight, bits, group)

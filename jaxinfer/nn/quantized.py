@@ -8,8 +8,9 @@ Two forms, because the machines differ:
 - `PackedWeight`, for a GPU: codes of 4 or 8 bits with one scale per group of inputs, read by the
   kernel `pallas_kernels.weight_matmul`; activations keep 16 bits.
 
-XLA CPU multiplies int8 fast where the weight is the left operand: 8 rows then take the time of one
-(jax 0.10.2, AVX2, 576 x 1536 and 576 x 49152), which is what trees of guesses need.
+Kernels are imported where they are traced: a CPU never pays for Pallas. XLA CPU multiplies int8
+fast where the weight is the left operand: 8 rows then take the time of two (jax 0.10.2, AVX2,
+576 x 1536 and 576 x 49152), which is what trees of guesses need.
 """
 
 import math
@@ -21,12 +22,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.weight_matmul import (
-    QuantizedWeight,
-    dequantize_rows,
-    dequantize_weight,
-    weight_matmul,
-)
 
 MEMORY_BOUND_ROWS = 64  # more activations than this are worth a weight in full
 
@@ -93,7 +88,7 @@ def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array) -
 class PackedWeight(StoredWeight):
     """A weight in the layout of the kernel `weight_matmul`, which `implementation` chooses."""
 
-    packed: QuantizedWeight
+    packed: Any  # pallas_kernels.weight_matmul.QuantizedWeight
     implementation: Implementation | None = field(default=None, metadata={"static": True})
 
     @property
@@ -101,6 +96,8 @@ class PackedWeight(StoredWeight):
         return self.packed.shape
 
     def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        from pallas_kernels.weight_matmul import dequantize_weight, weight_matmul
+
         rows = x.reshape(-1, x.shape[-1])
         if rows.shape[0] > MEMORY_BOUND_ROWS:
             whole = dequantize_weight(self.packed).astype(self.dtype)
@@ -111,6 +108,8 @@ class PackedWeight(StoredWeight):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
+        from pallas_kernels.weight_matmul import dequantize_rows
+
         return dequantize_rows(self.packed, indices).astype(self.dtype)
 
 

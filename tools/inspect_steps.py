@@ -1,0 +1,112 @@
+"""What a whole decode step compiles to for a GPU, by model, cache policy and format of weights.
+
+XLA's GPU compiler runs on the CPU (`jaxinfer.compile.gpu_target`). Layers are unrolled and alike:
+launches per layer are the difference between models of two layers and of one. A launch is
+whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy.
+
+    python tools/inspect_steps.py --save bench/results/steps.jsonl
+    python tools/inspect_steps.py --model llama-2-7b --policy kivi
+
+The exit status is 1 where a step copies a cache.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jaxinfer.config import ModelConfig, RopeConfig
+
+CAPACITY = 32768
+SMOLLM2 = ModelConfig(
+    family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30,
+    num_heads=9, num_kv_heads=3, head_dim=64, max_positions=8192, rope=RopeConfig(rotary_dim=64),
+    tie_embeddings=True,
+)  # fmt: skip
+LLAMA_2_7B = ModelConfig(
+    family="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32,
+    num_heads=32, num_kv_heads=32, head_dim=128, max_positions=4096,
+    rope=RopeConfig(rotary_dim=128),
+)  # fmt: skip
+SHAPES = {"smollm2-135m": SMOLLM2, "llama-2-7b": LLAMA_2_7B}
+
+
+def policies() -> dict[str, Any]:
+    import jaxinfer as ji
+
+    return {
+        "full": ji.full(),
+        "kivi": ji.kivi(bits=2, group=32, residual=128),
+        "streaming": ji.streaming(4, 1020),
+        "h2o": ji.h2o(heavy=256, recent=256),
+    }
+
+
+def params_of(cfg: ModelConfig, weights: str | None) -> Any:
+    """The parameters' shapes, in the form that GPU kernels read."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxinfer.models.params import abstract_params
+    from jaxinfer.models.quantize import quantize_weights
+
+    params = abstract_params(cfg, jnp.bfloat16)
+    if weights is None:
+        return params
+    return jax.eval_shape(lambda tree: quantize_weights(tree, weights, "triton"), params)
+
+
+def row_of(name: str, policy: str, weights: str | None, batch: int, target: str) -> dict[str, Any]:
+    """Facts of the decode step of a model, read from its first layer and its first two."""
+    from jaxinfer.compile.inspect import inspect_decode
+
+    found = []
+    for layers in (1, 2):
+        cfg = replace(SHAPES[name], num_layers=layers)
+        lm = SimpleNamespace(config=cfg, params=params_of(cfg, weights))
+        found.append(inspect_decode(lm, policies()[policy], CAPACITY, batch, target)["decode"])
+    one, two = found
+    return {
+        "model": name, "policy": policy, "weights": weights or "bfloat16", "batch": batch,
+        "target": target, "capacity": CAPACITY,
+        "launches_per_layer": two["launches"] - one["launches"],
+        "launches_beside": 2 * one["launches"] - two["launches"],
+        "cache_copies": two["cache_copies"], "unaliased_leaves": two["unaliased_leaves"],
+    }  # fmt: skip
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option(help="Only these shapes.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Only these policies.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="bfloat16, int8 or int4.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows.")] = 1,
+    target: Annotated[str, typer.Option(help="GPU that is compiled for.")] = "h200",
+    save: Annotated[Path | None, typer.Option(help="JSON Lines file to write.")] = None,
+) -> None:
+    """Launches per layer and cache copies of whole decode steps."""
+    rows = []
+    for name in model or SHAPES:
+        for kind in policy or policies():
+            for kept in weights or ["bfloat16", "int4"] if kind == "full" else ["bfloat16"]:
+                row = row_of(name, kind, None if kept == "bfloat16" else kept, batch, target)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    if save is not None:
+        import jax
+
+        for row in rows:
+            row |= {"jax": jax.__version__, "command": "python tools/inspect_steps.py"}
+        part = save.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part.replace(save)
+    raise typer.Exit(int(any(row["cache_copies"] for row in rows)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
