@@ -188,6 +188,7 @@ def speed(
     tokens: TokensOption = 128,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
     weights: Annotated[str | None, typer.Option(help="int8 or int4, of both models.")] = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="Of the sampler.")] = None,
 ) -> None:
     """The tree that tuning chooses against plain decoding, one text at a time."""
     import jaxinfer as ji
@@ -195,8 +196,9 @@ def speed(
 
     pair, table = Pair(target, draft, rows, tokens, weights), []
     model = None if isinstance(pair.draft, str) else pair.draft
-    for temperature in TEMPERATURES:
-        sampler = ji.Sampler(temperature=temperature)
+    temperatures = tuple(temperature or TEMPERATURES)
+    for degree in temperatures:
+        sampler = ji.Sampler(temperature=degree)
         tuned = tune(pair.target, model, sampler, prompts=pair.known, new_tokens=tokens, fresh=True)
         choice = tuned.choice()
         tree = choice.topology
@@ -222,7 +224,7 @@ def speed(
         measured = plain / statistics.median(times["tuned"]) if "tuned" in times else 1.0
         table.append(
             row_of(
-                f"T={temperature}: {tree}",
+                f"T={degree}: {tree}",
                 per_row,
                 expected=choice.expected,
                 speedup=measured,
@@ -244,7 +246,7 @@ def speed(
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
         axes.axhline(1, color="grey", lw=0.8)
         axes.set_xticks(places, [f"T = {t}\n{r.metrics['nodes']} nodes" for t, r in
-                                 zip(TEMPERATURES, table, strict=True)])  # fmt: skip
+                                 zip(temperatures, table, strict=True)])  # fmt: skip
         axes.set_ylabel("speed against plain decoding")
         axes.legend(frameon=False, fontsize=8)
 
@@ -252,6 +254,8 @@ def speed(
     command += f"--rows {rows} --tokens {tokens} --rounds {rounds}"
     title = f"Speculation with the tuned tree, {pair.target.name} + {draft}"
     name = f"sequoia-speed-{pair.target.name}"
+    if temperature:
+        command += "".join(f" --temperature {degree}" for degree in temperatures)
     if weights is not None:
         command += f" --weights {weights}"
         title, name = f"{title}, {weights} weights", f"{name}-{weights}"

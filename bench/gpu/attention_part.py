@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from bench.gpu.correctness_part import attention, stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
+from pallas_kernels.dense_attention import key_mass
+from pallas_kernels.sparse_heads import sparse_heads
 
 GROUP = 32
 MODELS = {"llama-2-7b": (32, 1, 128), "llama-3-8b": (8, 4, 128)}  # K, G, H
@@ -56,7 +58,10 @@ def moved(heads: int, width: int, batch: int, slots: int, bits: int | None) -> f
     return 2 * batch * heads * slots * width * number
 
 
-def timed(run: Run, model: str, batch: int, slots: int, bits: int | None, peer: str) -> Timed:
+def timed(
+    run: Run, model: str, batch: int, slots: int, bits: int | None, peer: str, config: Any = None
+) -> Timed:
+    """The step of a peer; `config` is the tiling of the kernel, None its own choice."""
     heads, groups, width = (MODELS | TINY)[model]
 
     def inputs(seed: Any) -> tuple[tuple, tuple]:
@@ -70,7 +75,7 @@ def timed(run: Run, model: str, batch: int, slots: int, bits: int | None, peer: 
     def call(state: tuple, q: Any, keys: Any, values: Any) -> tuple[tuple, Any]:
         if peer == "cudnn":
             return state, jax.nn.dot_product_attention(q, keys, values, implementation="cudnn")
-        acc, peak, norm = attention(q, keys, values, bits=bits, name=peer)
+        acc, peak, norm = attention(q, keys, values, bits=bits, name=peer, config=config)
         return state, (acc / norm[..., None], peak)
 
     return Timed(
@@ -83,3 +88,49 @@ def timed(run: Run, model: str, batch: int, slots: int, bits: int | None, peer: 
         bytes=moved(heads, width, batch, slots, bits),
         slow=10 if peer == "reference" else 1,
     )
+
+
+def half_of_heads(
+    run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None
+) -> Timed:
+    """Over every other key/value head; as `mass`, no step of the suite, but of the search for
+    tilings."""
+    heads, groups, width = (MODELS | TINY)[model]
+    half = heads // 2
+
+    def inputs(seed: Any) -> tuple[tuple, tuple]:
+        q = filled(seed, (batch, heads, groups, width), jnp.bfloat16)
+        stored_ones = stored((batch, heads, slots, width), None, seed=seed)
+        first = jnp.arange(batch)[:, None] + seed.astype(jnp.int32)
+        return (), (q, *stored_ones, (first + 2 * jnp.arange(half)) % heads)
+
+    def call(state: tuple, q: Any, keys: Any, values: Any, chosen: Any) -> tuple[tuple, Any]:
+        length, count = jnp.full(batch, slots), jnp.full(batch, half)
+        return state, sparse_heads(
+            q, keys, values, length, chosen, count, scale=width**-0.5, config=config,
+            implementation=peer,
+        )  # fmt: skip
+
+    form = {"op": "sparse_heads", "model": model, "batch": batch, "slots": slots, "peer": peer}
+    size = moved(half, width, batch, slots, None)
+    return Timed(config=form, suite=run, inputs=inputs, call=call, bytes=size)
+
+
+def mass(run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None) -> Timed:
+    """The probability that every key receives."""
+    heads, groups, width = (MODELS | TINY)[model]
+
+    def inputs(seed: Any) -> tuple[tuple, tuple]:
+        q = filled(seed, (batch, heads, groups, 1, width), jnp.bfloat16)
+        keys = filled(seed + 1, (batch, heads, slots, width), jnp.bfloat16)
+        return (), (q, keys, filled(seed + 2, q.shape[:-1], jnp.float32) + 3)
+
+    def call(state: tuple, q: Any, keys: Any, lse: Any) -> tuple[tuple, Any]:
+        visible = jnp.ones((1, 1, 1, slots), bool)
+        return state, key_mass(
+            q, keys, visible, lse, scale=width**-0.5, config=config, implementation=peer
+        )
+
+    form = {"op": "key_mass", "model": model, "batch": batch, "slots": slots, "peer": peer}
+    size = batch * heads * slots * (2.0 * width + 4)
+    return Timed(config=form, suite=run, inputs=inputs, call=call, bytes=size)

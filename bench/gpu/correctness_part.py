@@ -4,6 +4,7 @@ Shapes are ragged and heads grouped, inputs are drawn anew for every check. An e
 difference over the largest magnitude of each output, as in the kernels' tests.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,16 +139,17 @@ def stored(
     return keys, half(seed + 5, (s, h // count), (s, h // group))
 
 
-def attention(q: Any, keys: Any, values: Any, *, bits: int | None, name: str) -> Any:
+def attention(
+    q: Any, keys: Any, values: Any, *, bits: int | None, name: Any, config: Any = None
+) -> Any:
     """Of every query over all that `stored` makes."""
     slots = (values.words if bits else values).shape[2]
     visible = jnp.ones((1, 1, 1, slots), bool)
     scale = float(q.shape[-1] ** -0.5)
-    if bits is None:
-        return dense_attention(q, keys, values, visible, scale=scale, implementation=name)  # type: ignore[arg-type]
-    return kivi_attention(
-        q, keys, values, visible, scale=scale, key_bits=bits, value_bits=bits, implementation=name,  # type: ignore[arg-type]
-    )  # fmt: skip
+    run = dense_attention
+    if bits is not None:
+        run = functools.partial(kivi_attention, key_bits=bits, value_bits=bits)
+    return run(q, keys, values, visible, scale=scale, config=config, implementation=name)
 
 
 def error_of(found: Any, wanted: Any) -> float:

@@ -14,7 +14,7 @@ from bench.gpu.correctness_part import stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
 from pallas_kernels.less_state import low_rank_read, low_rank_update
-from pallas_kernels.modal_step import modal_step
+from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.quantize_pack import quantize_pack
 
 
@@ -23,26 +23,29 @@ def steps(run: Run) -> list[Timed]:
     return [make(run, peer) for make in makers for peer in ("kernel", "reference")]
 
 
-def flush(run: Run, peer: str, bits: int = 2, group: int = 32) -> Timed:
+def flush(
+    run: Run, peer: str, config: Any = None, bits: int = 2, group: int = 32, is_key: bool = True
+) -> Timed:
     b, k, tokens, h, room = (2, 2, 32, 64, 256) if run.quick else (64, 8, 128, 128, 4096)
 
     def inputs(seed: Any) -> tuple[Any, tuple]:
-        half, _ = stored((b, k, room, h), bits, group, seed=seed)
+        half = stored((b, k, room, h), bits, group, seed=seed)[0 if is_key else 1]
         index = jnp.full((b, 1), 1, jnp.int32) + (seed % 2).astype(jnp.int32)
         return half, (index, filled(seed + 9, (b, k, tokens, h), jnp.bfloat16))
 
     def call(half: Any, index: Any, x: Any) -> tuple[Any, Any]:
         new = quantize_pack(
-            half, x, index, bits=bits, per_channel=True, implementation=_name(run, peer)
-        )
+            half, x, index, bits=bits, per_channel=is_key, config=config,
+            implementation=_name(run, peer),
+        )  # fmt: skip
         return new, new.zero[0, 0, 0, :1]
 
     size = b * k * tokens * h * (2 + bits / 8 + 4 / group)
-    config = {"op": f"quantize_pack {bits} bits", "shape": [b, k, tokens, h]}
-    return _timed(run, config, peer, inputs, call, size)
+    form = {"op": f"quantize_pack {bits} bits", "shape": [b, k, tokens, h]}
+    return _timed(run, form, peer, inputs, call, size)
 
 
-def read(run: Run, peer: str) -> Timed:
+def read(run: Run, peer: str, config: Any = None) -> Timed:
     b, k, g, h, e, r = _less(run)
 
     def inputs(seed: Any) -> tuple[Any, tuple]:
@@ -51,14 +54,14 @@ def read(run: Run, peer: str) -> Timed:
         return (), (q, num, den, *_layers(seed, k * g, h, e, r))
 
     def call(state: Any, q: Any, *rest: Any) -> tuple[Any, Any]:
-        return state, low_rank_read(q, *rest, implementation=_name(run, peer))
+        return state, low_rank_read(q, *rest, config=config, implementation=_name(run, peer))
 
     size = 4 * b * k * r * (h + 1) + 4 * k * g * e * (h + r) + b * k * g * h * (2 + 4)
-    config = {"op": "low_rank_read", "shape": [b, k, g, h], "hidden": e, "rank": r}
-    return _timed(run, config, peer, inputs, call, size)
+    form = {"op": "low_rank_read", "shape": [b, k, g, h], "hidden": e, "rank": r}
+    return _timed(run, form, peer, inputs, call, size)
 
 
-def update(run: Run, peer: str) -> Timed:
+def update(run: Run, peer: str, config: Any = None) -> Timed:
     b, k, _, h, e, r = _less(run)
 
     def inputs(seed: Any) -> tuple[Any, tuple]:
@@ -70,15 +73,16 @@ def update(run: Run, peer: str) -> Timed:
     def call(
         state: tuple[Any, Any], count: Any, key: Any, value: Any, *kernels: Any
     ) -> tuple[Any, Any]:
-        new = low_rank_update(*state, key, value, count, *kernels, implementation=_name(run, peer))
+        given = (*state, key, value, count, *kernels)
+        new = low_rank_update(*given, config=config, implementation=_name(run, peer))
         return new, new[1][0, 0, :1]
 
     size = 8 * b * k * r * (h + 1) + 4 * k * e * (h + r) + 4 * b * k * h
-    config = {"op": "low_rank_update", "shape": [b, k, 1, h], "hidden": e, "rank": r}
-    return _timed(run, config, peer, inputs, call, size)
+    form = {"op": "low_rank_update", "shape": [b, k, 1, h], "hidden": e, "rank": r}
+    return _timed(run, form, peer, inputs, call, size)
 
 
-def modal(run: Run, peer: str) -> Timed:
+def modal(run: Run, peer: str, config: Any = None) -> Timed:
     b, d, k = (2, 64, 4) if run.quick else (64, 4096, 8)
 
     def inputs(seed: Any) -> tuple[Any, tuple]:
@@ -88,16 +92,39 @@ def modal(run: Run, peer: str) -> Timed:
         return states, (u, *filters, h0)
 
     def call(states: tuple[Any, Any], u: Any, *filters: Any) -> tuple[Any, Any]:
-        y, *new = modal_step(*states, u, *filters, implementation=_name(run, peer))
+        y, *new = modal_step(*states, u, *filters, config=config, implementation=_name(run, peer))
         return tuple(new), y
 
     size = 16 * b * d * k + 16 * d * k + 4 * d + 2 * 2 * b * d
     return _timed(run, {"op": "modal_step", "shape": [b, d, k]}, peer, inputs, call, size)
 
 
-def _timed(run: Run, config: dict[str, Any], peer: str, inputs: Any, call: Any, size: float):
+def hyena(run: Run, b: int, d: int, k: int, peer: str, config: Any = None) -> Timed:
+    """Of [b, d, k]; no step of the suite, but of the search for tilings."""
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        past, p = (filled(seed + i, (b, 3 * d, n), jnp.bfloat16) for i, n in ((0, 2), (10, 1)))
+        states = [filled(seed + i, (b, d, k), jnp.float32) for i in (1, 2)]
+        filters = [filled(seed + i, (d, k), jnp.float32, 0.7) for i in (3, 4, 5, 6)]
+        taps, bias = (filled(seed + i, (3 * d, n), jnp.float32) for i, n in ((8, 3), (9, 1)))
+        h0 = filled(seed + 7, (d,), jnp.float32)
+        return (past, *states), (p[..., 0], taps, bias[:, 0], (*filters, h0))
+
+    def call(state: Any, p: Any, taps: Any, bias: Any, filters: Any) -> tuple[Any, Any]:
+        past, *states = state
+        name = _name(run, peer)
+        y, *new = hyena_step(
+            p, past, taps, bias, *states, *filters, config=config, implementation=name
+        )
+        return tuple(new), y
+
+    size = 16 * b * d * k + 16 * d * k + 52 * d + b * d * (3 * 2 + 2 * 3 * 2 * 2 + 2)
+    return _timed(run, {"op": "hyena_step", "shape": [b, d, k]}, peer, inputs, call, size)
+
+
+def _timed(run: Run, form: dict[str, Any], peer: str, inputs: Any, call: Any, size: float):
     return Timed(
-        config={"part": "states", "peer": peer} | config, suite=run, inputs=inputs, call=call,
+        config={"part": "states", "peer": peer} | form, suite=run, inputs=inputs, call=call,
         bytes=size, slow=5 if peer == "reference" else 1,
     )  # fmt: skip
 

@@ -42,7 +42,9 @@ def steps(run: Run) -> list[Timed]:
     return made
 
 
-def mlp(run: Run, rows: int, d: int, f: int, density: float, peer: str) -> Timed:
+def mlp(
+    run: Run, rows: int, d: int, f: int, density: float, peer: str, config: Any = None
+) -> Timed:
     total = f // BLOCK
     live = max(round(total * density), 1)
 
@@ -63,7 +65,7 @@ def mlp(run: Run, rows: int, d: int, f: int, density: float, peer: str) -> Timed
         count = jnp.asarray(live, jnp.int32)
         return state, sparse_mlp(
             x, gate, up, down, blocks, count, block_size=BLOCK, activation="silu",
-            implementation=name,
+            config=config, implementation=name,
         )  # fmt: skip
 
     shape = {"rows": rows, "width": d, "neurons": f, "density": density}
@@ -74,7 +76,7 @@ def mlp(run: Run, rows: int, d: int, f: int, density: float, peer: str) -> Timed
     )  # fmt: skip
 
 
-def product(run: Run, rows: int, i: int, o: int, bits: int, peer: str) -> Timed:
+def product(run: Run, rows: int, i: int, o: int, bits: int, peer: str, config: Any = None) -> Timed:
     def inputs(seed: Any) -> tuple[tuple, tuple]:
         x = filled(seed, (rows, i), jnp.bfloat16)
         if bits == 16:
@@ -92,7 +94,7 @@ def product(run: Run, rows: int, i: int, o: int, bits: int, peer: str) -> Timed:
         if bits == 16:
             return state, _dot(x, weight)
         name: Any = run.kernel if peer == "kernel" else peer
-        return state, weight_matmul(x, weight, implementation=name)
+        return state, weight_matmul(x, weight, config=config, implementation=name)
 
     per_group = {4: 3, 8: 2, 16: 0}[bits]
     return Timed(

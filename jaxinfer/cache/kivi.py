@@ -32,7 +32,6 @@ from jaxinfer.cache.kivi_checks import check_heads, check_settings
 from jaxinfer.cache.kivi_tail import (
     along,
     completed_blocks,
-    evidence,
     key_axis,
     oldest,
     put_completed,
@@ -46,6 +45,7 @@ from jaxinfer.cache.packed import (
     decode,
     empty_packed,
     encode,
+    write,
 )
 from jaxinfer.cache.slots import Slots, new_slots, slot_bytes, storage_dtype
 from jaxinfer.config import ModelConfig
@@ -146,21 +146,25 @@ class Kivi:
         spilled, spilled_count = None, jnp.zeros_like(count)
         keys, values, tail = state.keys, state.values, state.tail
         reads: tuple[Array, ...] = (after,)  # what comes before the writes to the tail
-        dequantizes = False
+        dequantizes = bool(keys.tokens) and self.value_flush == "sliding" and self.key_bits < 16
         if keys.tokens:
-            new_k = encode(keys.format, completed_blocks(tail.k, fresh.k, n_in, key_axis(tail)))
-            new_v = encode(values.format, self._leaving(tail, fresh, n_in))
-            reads = (after, *evidence(new_k), *evidence(new_v))
+            blocks = completed_blocks(tail.k, fresh.k, n_in, key_axis(tail))
+            leaving = self._leaving(tail, fresh, n_in)
             before_blocks: tuple[Array, ...] = (after,)
+            # Codes that more than the packed halves need are made once, and written by XLA.
+            new_k = encode(keys.format, blocks) if dequantizes or self.window else blocks
+            new_v = encode(values.format, leaving) if self.window else leaving
             if self.window is not None:
                 spilled, spilled_count = self._spill(state, new_k, new_v, n_in, count)
                 before_blocks = (after, spilled.k, spilled.v)
-            index = self._block_index(keys, new_k, n_in, count, before_blocks)
-            keys = keys.put(index, new_k)
+            tokens = blocks.shape[key_axis(tail)]
+            index = self._block_index(keys, tokens, n_in, count, before_blocks)
+            how = {"layout": tail.layout, "implementation": tail.implementation}
+            keys, read_k = write(keys, new_k, index, **how)
             if self.value_flush == "sliding":
-                index = self._value_index(values, new_v, n_in, count, after)
-                dequantizes = self.key_bits < 16
-            values = values.put(index, new_v)
+                index = self._value_index(values, leaving.shape[2], n_in, count, after)
+            values, read_v = write(values, new_v, index, **how)
+            reads = (after, *read_k, *read_v)
             if dequantizes:
                 tail = put_completed(tail, new_k, n_in, count, reads)
         tail = put_newest(tail, fresh, n_in, count, reads, keeps_completed=dequantizes)
@@ -277,10 +281,11 @@ class Kivi:
         )
         return items, self.passed(n_in + count) - self.passed(n_in)
 
-    def _block_index(self, old: Packed, new: Packed, n_in: Array, count: Array, after) -> Array:
-        """Where new blocks go; nowhere if incomplete, or if a later one takes the same place."""
+    def _block_index(self, old: Packed, tokens: int, n_in: Array, count: Array, after) -> Array:
+        """Where the blocks of so many new tokens go; nowhere if incomplete, or if a later one takes
+        the same place."""
         size, full = old.tokens // self.residual, ((n_in + count) // self.residual)[:, None]
-        width = new.tokens // self.residual
+        width = tokens // self.residual
         block = (n_in // self.residual)[:, None] + jnp.arange(width, dtype=jnp.int32)
         if self.window is None:
             index = jnp.where(block < full, block, size)
@@ -289,8 +294,8 @@ class Kivi:
             index = jnp.where(is_last, block % size, size)
         return write_index(index, size, *after)
 
-    def _value_index(self, old: Packed, new: Packed, n_in: Array, count: Array, after) -> Array:
-        token = self.packed_tokens(n_in)[:, None] + jnp.arange(new.tokens, dtype=jnp.int32)
+    def _value_index(self, old: Packed, tokens: int, n_in: Array, count: Array, after) -> Array:
+        token = self.packed_tokens(n_in)[:, None] + jnp.arange(tokens, dtype=jnp.int32)
         leaves = token < self.packed_tokens(n_in + count)[:, None]
         return write_index(jnp.where(leaves, token, old.tokens), old.tokens, after)
 

@@ -89,13 +89,6 @@ def put_newest(
     )
 
 
-def evidence(packed: Packed) -> tuple[Array, ...]:
-    """What proves to `write_index` that the numbers behind `packed` have been read."""
-    words = packed.words
-    signed = (words >> 1).astype(jnp.int32) if words.dtype == jnp.uint32 else load(words)
-    return (signed,) if packed.scale is None else (signed, load(packed.scale))
-
-
 def key_axis(tail: Slots) -> int:
     return 3 if tail.layout == "BKHS" else 2
 

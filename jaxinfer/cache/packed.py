@@ -8,7 +8,7 @@ With 16 bits the words are the stored numbers themselves and there are no scales
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxinfer.ops.attention import (
 )
 from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
 from jaxinfer.ops.stored import attend_packed
+from jaxinfer.ops.stored_writes import write_packed
 from jaxinfer.typing import Leaf
 from pallas_kernels.dispatch import Implementation
 
@@ -48,6 +49,18 @@ class Format:
     def group_axis(self) -> int:
         return self.token_axis if self.grouping == "channel" else 5 - self.token_axis
 
+    @property
+    def packs_tokens(self) -> bool:
+        """Whether a word holds one channel of several tokens, as those of keys do."""
+        return self.word_axis == self.token_axis
+
+    def has_kernel(self, width: int) -> bool:
+        """Whether kernels read and write such a half of heads of size `width` ("BKSH")."""
+        from pallas_kernels.kivi_attention.api import supported
+
+        usual = "channel" if self.packs_tokens else "token"
+        return self.grouping == usual and supported(self.bits, self.group, width)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +76,7 @@ class Packed:
     @property
     def tokens(self) -> int:
         f = self.format
-        along_tokens = f.bits < 16 and f.word_axis == f.token_axis
+        along_tokens = f.bits < 16 and f.packs_tokens
         return self.words.shape[f.token_axis] * (32 // f.bits if along_tokens else 1)
 
     def span(self, first: Int[Array, ""] | int, size: int) -> "Packed":
@@ -148,6 +161,59 @@ def decode(packed: Packed, dtype: str = "float32") -> Float[Array, "B K _ _"]:
     codes = unpack(packed.words, form.bits, form.word_axis)
     scale, zero = load(packed.scale), load(packed.zero)
     return dequantize(codes, scale, zero, form.group, form.group_axis, dtype)
+
+
+def write(
+    packed: Packed, new: Packed | Float[Array, "B K _ _"], index: Int[Array, "B M"], *,
+    layout: KeyLayout, implementation: Implementation | None,
+) -> tuple[Packed, tuple[Array, ...]]:  # fmt: skip
+    """`packed` with `new` at the runs `index` (see `Packed.put`), and what proves to `write_index`
+    that the numbers behind `new` have been read.
+
+    Numbers are encoded on their way, on a GPU by the kernel where it knows the format; codes are
+    written by XLA.
+    """
+    if not packed.tokens:
+        return packed, ()
+    form = packed.format
+    if not isinstance(new, Packed):
+        if layout == "BKSH" and implementation != "reference":
+            if form.has_kernel(new.shape[-1]):
+                return _written_by_kernel(packed, new, index, implementation)
+            if implementation is not None:
+                raise ValueError(
+                    "the kernels write 2-, 4- and 8-bit keys per channel and values per token in "
+                    f"groups of 16 to 128, got {form} and heads of size {new.shape[-1]}; without "
+                    "`implementation` they are written by XLA"
+                )
+        new = encode(form, new)
+    return packed.put(index, new), evidence(new)
+
+
+def _written_by_kernel(packed: Packed, x: Array, index: Array, implementation):
+    from pallas_kernels.kivi_attention.api import PackedHalf
+
+    form = packed.format
+
+    def reference(half, x, index):
+        old = Packed(words=half.words, scale=half.scale, zero=half.zero, format=form)
+        new = old.put(index, encode(form, x))
+        return PackedHalf(new.words, new.scale, new.zero)
+
+    half = write_packed(
+        PackedHalf(packed.words, packed.scale, packed.zero), x, index, bits=form.bits,
+        per_channel=form.packs_tokens, reference=reference, implementation=implementation,
+    )  # fmt: skip
+    written = replace(packed, words=half.words, scale=half.scale, zero=half.zero)
+    # One launch reads all of `x` and writes all of `written`: any element of it comes after.
+    return written, evidence(jax.tree.map(lambda leaf: leaf[:1, :1, :1, :1], written))
+
+
+def evidence(packed: Packed) -> tuple[Array, ...]:
+    """What proves to `write_index` that the numbers behind `packed` have been read."""
+    words = packed.words
+    signed = (words >> 1).astype(jnp.int32) if words.dtype == jnp.uint32 else load(words)
+    return (signed,) if packed.scale is None else (signed, load(packed.scale))
 
 
 def empty_packed(form: Format, shape: tuple[int, ...]) -> Packed:
@@ -235,7 +301,7 @@ class PackedSegment:
 
     def _attend_at_once(self, spec: AttentionSpec, q: Array, see) -> Partial:
         """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
-        from pallas_kernels.kivi_attention.api import PackedHalf, supported
+        from pallas_kernels.kivi_attention.api import PackedHalf
 
         key_form, value_form = self.keys.format, self.values.format
         distance, visible = see(self.pos, self.ok)
@@ -249,10 +315,7 @@ class PackedSegment:
             k, v = numbers(keys, key_form), numbers(values, value_form)
             return partial_attention(spec, q, k, v, distance, visible, self.layout)
 
-        known = all(
-            supported(form.bits, form.group, q.shape[-1]) for form in (key_form, value_form)
-        )
-        if known and (key_form.grouping, value_form.grouping) == ("channel", "token"):
+        if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):
             return attend_packed(
                 spec, q, keys, values, distance, visible, self.stop, key_bits=key_form.bits,
                 value_bits=value_form.bits, reference=reference, implementation=self.implementation,

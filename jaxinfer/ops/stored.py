@@ -7,12 +7,14 @@ XLA on every device, and naming "triton" or "interpret" is an error. The kernels
 a program is traced for them: a CPU never pays for Pallas.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
+from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation, dispatch
 
 
@@ -31,7 +33,7 @@ def attend_stored(
 
         return dense_attention(
             q, k, v, *_masks(spec, q, distance, visible, stop),
-            implementation=_of(interpret), **_form(spec),
+            implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
     if layout == "BKHS":
@@ -55,7 +57,7 @@ def stored_mass(
 
         visible, distance, stop = _masks(spec, q, distance, visible, stop)
         return key_mass(
-            q, k, visible, lse, distance, stop, implementation=_of(interpret),
+            q, k, visible, lse, distance, stop, implementation=implementation_of(interpret),
             **_form(spec),
         )  # fmt: skip
 
@@ -81,11 +83,30 @@ def attend_packed(
 
         return kivi_attention(
             q, keys, values, *_masks(spec, q, distance, visible, stop), key_bits=key_bits,
-            value_bits=value_bits, implementation=_of(interpret), **_form(spec),
+            value_bits=value_bits, implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
     args = q, keys, values, distance, visible, stop
     return Partial(*dispatch(implementation, unpacking, kernel, *args))
+
+
+def attend_low_rank(
+    q: Array, num: Array, den: Array, kernels: Params, *, reference: Callable[..., Any],
+    implementation: Implementation | None,
+) -> Partial:  # fmt: skip
+    """LESS's state (float32) as queries see it through their feature map; `reference` of the four
+    gives the same."""
+
+    def kernel(q, num, den, kernels, *, interpret):
+        from pallas_kernels.less_state import low_rank_read
+
+        maps = kernels["query_inner"], kernels["query_outer"]
+        return low_rank_read(q, num, den, *maps, implementation=implementation_of(interpret))
+
+    def unnamed(*args):
+        return tuple(reference(*args))
+
+    return Partial(*dispatch(implementation, unnamed, kernel, q, num, den, kernels))
 
 
 def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop: Array):
@@ -97,5 +118,6 @@ def _form(spec: AttentionSpec) -> dict:
     return {"scale": spec.scale, "softcap": spec.softcap, "slopes": spec.slopes}
 
 
-def _of(interpret: bool) -> Implementation:
+def implementation_of(interpret: bool) -> Implementation:
+    """The name of what `dispatch` traces."""
     return "interpret" if interpret else "triton"

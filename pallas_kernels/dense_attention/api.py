@@ -14,6 +14,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dense_attention import reference, triton
 from pallas_kernels.dense_attention.configs import Config, heuristic
 from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.tuned import choose
 
 Partial = tuple[
     Float[Array, "B K G T H"], Float[Array, "B K G T"], Float[Array, "B K G T"]
@@ -47,7 +48,7 @@ def dense_attention(
     args, spec = checked(q, k.shape[2], visible, distance, stop, scale, softcap, slopes)
     expect("v", v, k.shape)
     visible, distance, stop = args
-    config = config or _heuristic(q, k)
+    config = config or _chosen("dense_attention", q, k)
     return dispatch(
         implementation,
         functools.partial(reference.dense_attention, **spec),
@@ -76,7 +77,7 @@ def key_mass(
     args, spec = checked(q, k.shape[2], visible, distance, stop, scale, softcap, slopes)
     expect("lse", lse, q.shape[:-1])
     visible, distance, stop = args
-    config = config or _heuristic(q, k)
+    config = config or _chosen("key_mass", q, k)
     return dispatch(
         implementation,
         functools.partial(reference.key_mass, **spec),
@@ -117,6 +118,7 @@ def checked(
     return (visible, distance, stop), spec
 
 
-def _heuristic(q: Array, k: Array) -> Config:
+def _chosen(kernel: str, q: Array, k: Array) -> Config:
     batch, heads, groups, size, width = q.shape
-    return heuristic(batch, heads, groups * size, k.shape[2], width, k.dtype.itemsize)
+    sizes = (batch, heads, groups * size, k.shape[2], width, k.dtype.itemsize)
+    return choose(kernel, heuristic, *sizes)

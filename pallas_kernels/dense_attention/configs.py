@@ -1,8 +1,9 @@
-"""Tilings of dense attention; `tune` entries come before the heuristic."""
+"""Tilings of dense attention."""
 
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 
@@ -28,3 +29,22 @@ def heuristic(batch: int, heads: int, rows: int, keys: int, width: int, itemsize
     most = min(blocks_of(keys, 4 * tile_keys), keys * itemsize // (16 * rows))
     splits = min(blocks_of(PROGRAMS, programs), most)
     return Config(rows=tile_rows, keys=tile_keys, splits=max(splits, 1))
+
+
+def candidates(
+    batch: int, heads: int, rows: int, keys: int, width: int, itemsize: int
+) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(batch, heads, rows, keys, width, itemsize)
+    splits = near(first.splits, most=blocks_of(keys, first.keys))
+    tiles = {"keys": near(first.keys, least=16, most=128), "splits": splits, "stages": (2, 3)}
+    return around(first, tiles, {"warps": (2, 4, 8)})
+
+
+def mass_candidates(
+    batch: int, heads: int, rows: int, keys: int, width: int, itemsize: int
+) -> list[Config]:
+    """As `candidates`, for `key_mass`, which has no splits and no loop to pipeline."""
+    first = heuristic(batch, heads, rows, keys, width, itemsize)
+    tiles = {"keys": near(first.keys, least=16, most=128), "rows": near(first.rows, 16, 64)}
+    return around(first, tiles | {"warps": (4, 8)}, {"warps": (2,)})

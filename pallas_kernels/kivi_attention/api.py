@@ -18,6 +18,7 @@ from pallas_kernels.dense_attention.api import Partial, checked
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention import reference, triton
 from pallas_kernels.kivi_attention.configs import Config, heuristic
+from pallas_kernels.tuned import choose
 
 BITS = (2, 4, 8)
 GROUPS = (16, 32, 64, 128)
@@ -62,7 +63,10 @@ def kivi_attention(
     check_half("keys", keys, key_bits, (batch, heads), slots, width, token_words=True)
     check_half("values", values, value_bits, (batch, heads), slots, width, token_words=False)
     args, spec = checked(q, slots, visible, distance, stop, scale, softcap, slopes)
-    config = config or heuristic(batch, heads, groups * size, slots)
+    config = config or choose(
+        "kivi_attention", heuristic, batch, heads, groups * size, slots,
+        width=width, itemsize=q.dtype.itemsize, key_bits=key_bits, value_bits=value_bits,
+    )  # fmt: skip
     spec |= {"key_bits": key_bits, "value_bits": value_bits}
     visible, distance, stop = args
     return dispatch(

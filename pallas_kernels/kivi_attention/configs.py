@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 PROGRAMS = 528  # four for each multiprocessor of an H100 or H200: unpacking hides behind loads
 
@@ -25,3 +26,10 @@ def heuristic(batch: int, heads: int, rows: int, tokens: int) -> Config:
     most = min(blocks_of(tokens, 256), tokens // (16 * rows))
     splits = min(blocks_of(PROGRAMS, programs), most)
     return Config(rows=tile_rows, splits=max(splits, 1))
+
+
+def candidates(batch: int, heads: int, rows: int, tokens: int) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(batch, heads, rows, tokens)
+    splits = near(first.splits, most=blocks_of(tokens, 64))
+    return around(first, {"splits": splits, "warps": (2, 4, 8), "stages": (2, 3)})

@@ -21,6 +21,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.less_state import reference, triton
 from pallas_kernels.less_state.configs import Config, heuristic
+from pallas_kernels.tuned import choose
 
 Partial = tuple[
     Float[Array, "B K G T H"], Float[Array, "B K G T"], Float[Array, "B K G T"]
@@ -47,14 +48,15 @@ def low_rank_read(
       q: rotated, unscaled queries [B, K, G, T, H] of any float type.
       num, den: the state, f32[B, K, R, H] and f32[B, K, R].
       inner, outer: the layers of phi, [N, H, E] and [N, E, R].
-      config: the tiling; None takes a heuristic.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `pallas_kernels.dispatch.dispatch`.
     """
     expect("q", q, (None,) * 5)
     batch, heads, groups, size, width = q.shape
     _check_state(num, den, batch, heads, width)
     _check_layers(inner, outer, heads * groups, width, num.shape[2])
-    config = config or heuristic(heads * groups, batch * size)
+    layer = {"width": width, "hidden": inner.shape[2], "rank": num.shape[2]}
+    config = config or choose("low_rank_read", heuristic, heads * groups, batch * size, **layer)
     return dispatch(
         implementation,
         reference.low_rank_read,
@@ -90,7 +92,7 @@ def low_rank_update(
       count: i32[B].
       inner, outer: the layers of psi, [K, H, E] and [K, E, R].
       mix, scale, mix_scale: W3, s and s' above, [K, R, R], [K, R], [K, R].
-      config: the tiling; None takes a heuristic.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `pallas_kernels.dispatch.dispatch`.
     """
     expect("k", k, (None,) * 4)
@@ -103,7 +105,8 @@ def low_rank_update(
     expect("mix", mix, (heads, rank, rank))
     expect("scale", scale, (heads, rank))
     expect("mix_scale", mix_scale, (heads, rank))
-    config = config or heuristic(heads, batch * size, together=size)
+    layer = {"width": width, "hidden": inner.shape[2], "rank": rank}
+    config = config or choose("low_rank_update", heuristic, heads, batch * size, size, **layer)
     return dispatch(
         implementation,
         reference.low_rank_update,

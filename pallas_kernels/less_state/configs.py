@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
 
@@ -36,3 +37,10 @@ def heuristic(heads: int, rows: int, together: int = 1) -> Config:
     if tile == 16:
         return Config(rows=tile, hidden=64)
     return Config(rows=tile, hidden=32, warps=8)  # 4 warps spill at 64 rows of head size 128
+
+
+def candidates(heads: int, rows: int, together: int = 1) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(heads, rows, together)
+    tiles = near(first.rows, least=16, most=64)
+    return around(first, {"rows": tiles, "hidden": (32, 64, 128), "warps": (4, 8)})

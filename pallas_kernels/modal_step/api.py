@@ -19,6 +19,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.modal_step import reference, triton
 from pallas_kernels.modal_step.configs import Config, heuristic
+from pallas_kernels.tuned import choose
 
 
 def modal_step(
@@ -45,13 +46,13 @@ def modal_step(
       pole_re, pole_im, residue_re, residue_im: f32[D, K]. Poles rounded to bfloat16 move a filter
         by 10 % and leave the unit circle, so no other type is taken.
       h0: f32[D].
-      config: the tiling; None takes a heuristic.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `pallas_kernels.dispatch.dispatch`.
     """
     expect("u", u, (None, None))
     filters = (pole_re, pole_im, residue_re, residue_im, h0)
     _check(state_re, state_im, filters, *u.shape)
-    config = config or heuristic(*state_re.shape)
+    config = config or choose("modal_step", heuristic, *state_re.shape)
     return dispatch(
         implementation,
         reference.modal_step,
@@ -99,7 +100,7 @@ def hyena_step(
     expect("bias", bias, (triple,))
     filters = (pole_re, pole_im, residue_re, residue_im, h0)
     _check(state_re, state_im, filters, batch, triple // 3)
-    config = config or heuristic(*state_re.shape)
+    config = config or choose("hyena_step", heuristic, *state_re.shape)
     return dispatch(
         implementation,
         reference.hyena_step,

@@ -1,8 +1,10 @@
 """Tilings of the modal recurrence."""
 
+import itertools
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import near
 
 ELEMENTS = 1024  # of a tile of modes: two states and four coefficients stay in registers
 PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
@@ -41,3 +43,15 @@ def heuristic(batch: int, channels: int, modes: int) -> Config:
     while tile > WARP and batch * blocks_of(channels, tile) < PROGRAMS:
         tile //= 2
     return Config(rows=max(WARP // tile, 1), channels=tile, modes=group)
+
+
+def candidates(batch: int, channels: int, modes: int) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(batch, channels, modes)
+    tiles = itertools.product((1, 2, 4), near(first.channels), near(first.modes, most=first.modes))
+    others = (
+        Config(rows=rows, channels=width, modes=group)
+        for rows, width, group in tiles
+        if rows <= batch and rows * width >= WARP and rows * width * group <= 2 * ELEMENTS
+    )
+    return list(dict.fromkeys([first, *others]))

@@ -16,6 +16,7 @@ from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention.api import PackedHalf, check_half
 from pallas_kernels.quantize_pack import reference, triton
 from pallas_kernels.quantize_pack.configs import Config
+from pallas_kernels.tuned import choose
 
 
 def quantize_pack(
@@ -43,10 +44,12 @@ def quantize_pack(
         unit = f"multiples of {group} tokens" if per_channel else "a power of two of tokens"
         raise ValueError(f"runs must be {unit}, got {tokens} tokens in {index.shape[1]} runs")
     spec = {"bits": bits, "group": group, "axis": 2 if per_channel else 3}
+    sizes = {"batch": batch, "heads": heads, "runs": index.shape[1], "run": run, "width": width}
+    config = config or choose("quantize_pack", Config, **sizes, **spec)
     written = dispatch(
         implementation,
         functools.partial(reference.quantize_pack, **spec),
-        functools.partial(triton.quantize_pack, config=config or Config(), **spec),
+        functools.partial(triton.quantize_pack, config=config, **spec),
         *half, x, index.astype(jnp.int32),
     )  # fmt: skip
     return PackedHalf(*written)

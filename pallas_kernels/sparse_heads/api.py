@@ -14,6 +14,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.sparse_heads import reference, triton
 from pallas_kernels.sparse_heads.configs import Config, heuristic
+from pallas_kernels.tuned import choose
 
 Partial = tuple[
     Float[Array, "B K G H"], Float[Array, "B K G"], Float[Array, "B K G"]
@@ -45,7 +46,7 @@ def sparse_heads(
         `count` on are not looked at.
       count: int[B].
       scale: what scores are multiplied by.
-      config: the tiling; None takes a heuristic.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `common.dispatch`.
 
     Raises:
@@ -64,7 +65,8 @@ def sparse_heads(
     for name, x in (("length", length), ("groups", groups), ("count", count)):
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"{name} must be integers, got {x.dtype}")
-    config = config or heuristic(batch, min(groups.shape[1], heads), rows, k.shape[2], width)
+    sizes = (batch, min(groups.shape[1], heads), rows, k.shape[2], width)
+    config = config or choose("sparse_heads", heuristic, *sizes, itemsize=q.dtype.itemsize)
     return dispatch(
         implementation,
         functools.partial(reference.sparse_heads, scale=scale),

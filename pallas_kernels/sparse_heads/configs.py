@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 
@@ -24,3 +25,11 @@ def heuristic(batch: int, selected: int, rows: int, keys: int, width: int) -> Co
     tile_keys = min(power_of_two(keys, least=16), 32 if large or power_of_two(width) > 128 else 64)
     splits = min(blocks_of(PROGRAMS, batch * selected), blocks_of(keys, 4 * tile_keys))
     return Config(keys=tile_keys, splits=max(splits, 1), warps=8 if large else 4)
+
+
+def candidates(batch: int, selected: int, rows: int, keys: int, width: int) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(batch, selected, rows, keys, width)
+    splits = near(first.splits, most=blocks_of(keys, first.keys))
+    tiles = {"keys": near(first.keys, least=16, most=128), "splits": splits, "stages": (2, 3)}
+    return around(first, tiles, {"warps": (2, 4, 8)})

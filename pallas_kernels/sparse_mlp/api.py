@@ -15,6 +15,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.sparse_mlp import reference, triton
 from pallas_kernels.sparse_mlp.configs import Config, heuristic
+from pallas_kernels.tuned import choose
 
 
 def sparse_mlp(
@@ -51,7 +52,7 @@ def sparse_mlp(
       row_mask: bool[B, cap], which listed blocks each row selected itself. The others add nothing
         to it, so a row's result does not depend on who shares the list. Without it they do.
       up_bias, gate_bias: float[F]. down_bias: float[D].
-      config: the tiling; None takes a heuristic.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `common.dispatch`.
 
     Raises:
@@ -67,6 +68,8 @@ def sparse_mlp(
         raise ValueError("gate_bias was given without gate; a plain block takes up_bias alone")
     lists = 1 if blocks.ndim == 1 else len(blocks)
     rows, entries = len(x) // lists, blocks.shape[-1]
+    sizes = (rows, lists, width, entries * block_size, up.dtype.itemsize)
+    config = config or choose("sparse_mlp", heuristic, *sizes, gates=int(gate is not None))
     y = dispatch(
         implementation,
         functools.partial(reference.sparse_mlp, block_size=block_size, activation=activation),
@@ -74,8 +77,7 @@ def sparse_mlp(
             triton.sparse_mlp,
             block_size=block_size,
             activation=activation,
-            config=config
-            or heuristic(rows, lists, width, entries * block_size, up.dtype.itemsize),
+            config=config,
         ),
         x.astype(up.dtype).reshape(lists, rows, width), gate, up, down,
         blocks.astype(jnp.int32).reshape(lists, entries),

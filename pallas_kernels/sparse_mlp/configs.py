@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 
@@ -50,3 +51,17 @@ def heuristic(rows: int, lists: int, width: int, places: int, itemsize: int) -> 
 def row_tile(rows: int) -> int:
     """How many rows a program takes: one, or what the matrix unit needs."""
     return 1 if rows == 1 else min(power_of_two(rows, least=16), 64)
+
+
+def candidates(rows: int, lists: int, width: int, places: int, itemsize: int) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first."""
+    first = heuristic(rows, lists, width, places, itemsize)
+    least, whole = 1 if rows == 1 else 16, power_of_two(width, least=16)
+    splits = near(first.splits, most=blocks_of(places, first.chain))
+    return around(
+        first,
+        {"neurons": near(first.neurons, least, most=64), "warps": (4, 8)},
+        {"columns": near(first.columns, 16, min(whole, 256)), "splits": splits},
+        {"depth": near(first.depth, 16, whole)},
+        {"chain": near(first.chain, 16), "stages": (2, 3)},
+    )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.common import blocks_of, expect
 from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.tuned import choose
 from pallas_kernels.weight_matmul import reference, triton
 from pallas_kernels.weight_matmul.configs import Config, heuristic
 from pallas_kernels.weight_matmul.reference import QuantizedWeight, words_of
@@ -31,7 +32,8 @@ def weight_matmul(
     """
     _check(x, weight)
     words, groups = weight.codes.shape[1], weight.scale.shape[0]
-    config = config or heuristic(x.shape[0], words, groups)
+    form = {"bits": weight.bits, "group": weight.group}
+    config = config or choose("weight_matmul", heuristic, x.shape[0], words, groups, **form)
     return dispatch(
         implementation,
         reference.weight_matmul,

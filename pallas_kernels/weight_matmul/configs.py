@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.tuned import around, near
 
 MULTIPROCESSORS = 132  # of an H100 or H200
 
@@ -40,3 +41,14 @@ def heuristic(rows: int, words: int, groups: int) -> Config:
     return Config(
         rows=tile_rows, words=words_of_tile, splits=blocks_of(groups, part), warps=warps
     )  # fmt: skip
+
+
+def candidates(rows: int, words: int, groups: int) -> list[Config]:
+    """Tilings worth timing for such sizes, the heuristic's first; no split of one is empty."""
+    first = heuristic(rows, words, groups)
+    parts = (blocks_of(groups, splits) for splits in near(first.splits, most=groups))
+    tiles = {"words": near(first.words, least=8), "splits": [blocks_of(groups, n) for n in parts]}
+    if first.rows == 1:
+        depth = near(first.depth, least=8, most=first.depth)
+        return around(first, tiles | {"depth": depth}, {"warps": (2, 8)})
+    return around(first, tiles | {"warps": (4, 8)}, {"stages": (2, 4)})

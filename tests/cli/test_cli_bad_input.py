@@ -30,6 +30,7 @@ CASES = {
     "malformed policy argument": ((*GENERATE, "--policy-args", "bits"), "key=value"),
     "policy renamed": ((*GENERATE, "--policy-args", "name=full"), "key=value"),
     "unknown dtype": ((*GENERATE, "--dtype", "float7"), "float7"),
+    "weights of three bits": ((*GENERATE, "--weights", "int3"), "int8"),
     "draft that is no model": ((*GENERATE, "--draft", "TMP/none"), "none"),
     "draft exit without a number": ((*GENERATE, "--draft", "exit:x"), "exit:N"),
     "draft exit of all layers": ((*GENERATE, "--draft", "exit:99"), "early exit"),

@@ -22,6 +22,12 @@ def test_raw_continues_the_text_as_it_is(run, model, lm):
     assert result.out == lm.generate("hello", max_new_tokens=6)[0].text + "\n"
 
 
+def test_weights_in_fewer_bits_are_those_of_load(run, model):
+    result = run("generate", "hello", "--raw", "--model", model, "--weights", "int8", *SHORT)
+    small = ji.load(model, weights="int8")
+    assert result.out == small.generate("hello", max_new_tokens=6)[0].text + "\n"
+
+
 def test_json_prints_one_object_per_prompt(run, model):
     result = run("generate", "one", "two two", "--json", "--log-probs", "--model", model, *SHORT)
     records = [json.loads(line) for line in result.out.splitlines()]
