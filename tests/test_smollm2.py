@@ -63,6 +63,24 @@ def test_greedy_text_is_token_identical_to_transformers_on_eight_prompts(lm, ref
             assert gap < 1e-4 * np.abs(row).max()
 
 
+def test_the_trained_draft_gives_the_same_text_in_fewer_steps(lm):
+    draft = ji.load_draft(lm, "draft-smollm2-135m")
+    assert isinstance(draft, ji.RecurrentDraft)
+    tree = ji.Topology.optimal([0.35, 0.1, 0.06, 0.04], nodes=8, levels=3)
+    prompt, options = PROMPTS[5], {"max_new_tokens": 64, "ignore_eos": True}
+    (plain,) = lm.generate([prompt], **options)
+    (guessed,) = ji.speculate(lm, draft, tree).generate([prompt], **options)
+    assert guessed.tokens == plain.tokens
+    assert guessed.stats.tokens_per_step > 1.3
+
+
+def test_weights_of_8_bits_cost_little_perplexity(lm):
+    small = ji.load("smollm2-135m", weights="int8")
+    text = raw_text("ca01")[:1500]
+    exact, found = (one.score([text])[0].nll for one in (lm, small))
+    assert abs(found - exact) < 0.04
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "length", "expected"),

@@ -45,52 +45,91 @@ def calibration_tokens(cfg: ModelConfig, tokenizer: Any) -> Int[np.ndarray, " T"
     return tokens[: min(TOKENS, cfg.max_positions)].astype(np.int32)
 
 
-def smoothing(cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, " T"]) -> dict[str, Array]:
-    """Factors f32[I] of every weight that meets an activation while the model reads `tokens`, by
-    its path (`jax.tree_util.keystr`)."""
+def smoothing(
+    cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, " T"]
+) -> tuple[Params, dict[str, Array]]:
+    """The parameters with the factors of what their norms put out divided into these norms, and the
+    factors f32[I] of every weight, by its path (`jax.tree_util.keystr`).
+
+    Weights that read one activation have the same factors, so that it is rounded once for all of
+    them. Those of `out`, `down` and the head are left to the weight (`Int8Weight.smooth`).
+    """
     return _smoothing(cfg, params, tokens[None])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
-    factors: dict[str, Array] = {}
+def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> tuple[Params, dict[str, Array]]:
+    seen: dict[str, Array] = {}
 
     def observed(path: tuple[Any, ...], leaf: Any) -> Any:
         if isinstance(leaf, StoredWeight) or not is_weight(path):
             return leaf
         name = jax.tree_util.keystr(path)
-        return _Observed(
-            weight=leaf, name=name, factors=factors, dtype=str(leaf.dtype), origin=""
-        )  # fmt: skip
+        return _Observed(weight=leaf, name=name, seen=seen, dtype=str(leaf.dtype), origin="")
 
-    forward(
-        cfg,
-        jax.tree_util.tree_map_with_path(
-            observed, params, is_leaf=lambda x: isinstance(x, StoredWeight)
-        ),
-        tokens,
+    whole = jax.tree_util.tree_map_with_path(observed, params, is_leaf=_is_stored)
+    forward(cfg, whole, tokens)
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_stored)
+    names = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    factors = {name: _factor(seen[name], [names[name]]) for name in seen}
+    layers = []
+    for index, layer in enumerate(params["layers"]):
+        new = dict(layer)
+        for norm_name, readers in _readers(cfg).items():
+            group = [f"['layers'][{index}]{reader}" for reader in readers]
+            group = [name for name in group if name in seen]
+            if not group:
+                continue
+            shared = _factor(seen[group[0]], [names[name] for name in group])
+            factors |= dict.fromkeys(group, shared)
+            new[norm_name] = {
+                part: (value / shared).astype(value.dtype)
+                for part, value in layer[norm_name].items()
+            }
+        layers.append(new)
+    return params | {"layers": tuple(layers)}, factors
+
+
+def _factor(largest: Array, weights: list[Array]) -> Array:
+    own = functools.reduce(
+        jnp.maximum, [jnp.abs(weight.astype(jnp.float32)).max(axis=0) for weight in weights]
     )
-    return factors
+    return jnp.maximum(largest, 1e-6) ** STRENGTH / jnp.maximum(own, 1e-6) ** (1 - STRENGTH)
+
+
+def _readers(cfg: ModelConfig) -> dict[str, list[str]]:
+    """The weights that read what each norm of a layer puts out."""
+    attn = [f"['attn']['{name}']['weight']" for name in ("q", "k", "v")]
+    mlp = [f"['mlp']['{name}']['weight']" for name in ("gate", "up")]
+    return {"attn_norm": attn + mlp} if cfg.shared_norm else {"attn_norm": attn, "mlp_norm": mlp}
+
+
+def is_folded(name: str) -> bool:
+    """Whether a weight's factors are divided into the norm in front of it."""
+    return name.startswith("['layers']") and not name.endswith(
+        ("out']['weight']", "down']['weight']")
+    )
+
+
+def _is_stored(leaf: Any) -> bool:
+    return isinstance(leaf, StoredWeight)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class _Observed(StoredWeight):
-    """A weight that writes down the factors of its inputs where it is multiplied."""
+    """A weight that writes down the largest magnitude of each input where it is multiplied."""
 
     weight: Any
     name: str = field(metadata={"static": True})
-    factors: dict[str, Array] = field(metadata={"static": True})
+    seen: dict[str, Array] = field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
 
     def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        largest = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
-        own = jnp.abs(self.weight.astype(jnp.float32)).max(axis=0)
-        factor = jnp.maximum(largest, 1e-6) ** STRENGTH / jnp.maximum(own, 1e-6) ** (1 - STRENGTH)
-        self.factors[self.name] = factor
+        self.seen[self.name] = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
         return product(x, self.weight, jnp.float32)
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:

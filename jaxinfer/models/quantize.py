@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.calibrate import calibration_tokens, smoothing
+from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import is_weight
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
@@ -40,12 +40,10 @@ def quantize_params(
     Raises:
       ValueError: an unknown format, or a weight whose inputs no group divides.
     """
-    factors = {}
+    origin, factors = fingerprint(params), {}
     if weights == "int8" and not _for_kernels(implementation):
-        factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
-    return quantize_weights(
-        params, weights, implementation, factors=factors, origin=fingerprint(params)
-    )
+        params, factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
+    return quantize_weights(params, weights, implementation, factors=factors, origin=origin)
 
 
 def quantize_weights(
@@ -56,7 +54,7 @@ def quantize_weights(
     factors: Mapping[str, Array] = MappingProxyType({}),
     origin: str = "",
 ) -> Params:
-    """`quantize_params` of any tree with weights, given the factors of their inputs (default 1)."""
+    """`quantize_params` of any tree with weights, given factors as `smoothing` returns them."""
     if weights not in get_args(WeightFormat):
         raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
     tied, packed = "head" not in params, weights == "int4" or _for_kernels(implementation)
@@ -68,9 +66,10 @@ def quantize_weights(
             return leaf
         identity, where = {"dtype": str(leaf.dtype), "origin": origin}, jax.tree_util.keystr(path)
         if not packed:
-            smooth = factors.get(where, jnp.ones(leaf.shape[1]))
+            smooth = factors.get(where)
             codes, scale = _int8(leaf, smooth)
-            return Int8Weight(codes=codes, scale=scale, smooth=smooth, **identity)
+            kept = None if is_folded(where) else smooth
+            return Int8Weight(codes=codes, scale=scale, smooth=kept, **identity)
         group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
         if group is None:
             raise ValueError(
@@ -90,8 +89,9 @@ def _for_kernels(implementation: Implementation | None) -> bool:
 
 
 @jax.jit
-def _int8(weight: Array, smooth: Array) -> tuple[Array, Array]:
-    return rounded_to_int8(weight.astype(jnp.float32) * smooth)
+def _int8(weight: Array, smooth: Array | None) -> tuple[Array, Array]:
+    wide = weight.astype(jnp.float32)
+    return rounded_to_int8(wide if smooth is None else wide * smooth)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

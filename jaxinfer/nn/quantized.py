@@ -50,11 +50,11 @@ class StoredWeight:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Int8Weight(StoredWeight):
-    """w[o, i] = scale[o] * codes[o, i] / smooth[i]."""
+    """w[o, i] = scale[o] * codes[o, i] / smooth[i], where there is a `smooth`."""
 
     codes: Any  # s8[O, I]
     scale: Any  # f32[O]
-    smooth: Any  # f32[I], by which inputs are divided before they are rounded
+    smooth: Any = None  # f32[I], by which inputs are divided before they are rounded
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,16 +65,19 @@ class Int8Weight(StoredWeight):
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         wide = self.codes[indices].astype(jnp.float32) * self.scale[indices][..., None]
-        return (wide / self.smooth).astype(self.dtype)
+        if self.smooth is not None:
+            wide = wide / self.smooth
+        return wide.astype(self.dtype)
 
 
 @jax.jit  # traced once for all layers
-def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array) -> Array:
+def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array | None) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)
     if count == 1:  # XLA CPU multiplies a vector many times slower than two rows, and rounds it
         rows = jnp.pad(rows, ((0, 1), (0, 0)))  # in another order
-    codes, scale = rounded_to_int8(rows.astype(jnp.float32) / smooth)
+    wide = rows.astype(jnp.float32)
+    codes, scale = rounded_to_int8(wide if smooth is None else wide / smooth)
     contract = (((1,), (1,)), ((), ()))
     sums = jax.lax.dot_general(weight, codes, contract, preferred_element_type=jnp.int32)
     # XLA would turn the operands round to save the transposition of this small result

@@ -9,9 +9,9 @@ import jaxinfer as ji
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.compile.inspect import inspect_decode
 from jaxinfer.lm import LM
-from jaxinfer.models.calibrate import calibration_tokens, smoothing
+from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
 from jaxinfer.models.fingerprint import fingerprint
-from jaxinfer.models.quantize import quantize_params
+from jaxinfer.models.quantize import quantize_params, quantize_weights
 from jaxinfer.nn.linear import linear, product, rows
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, rounded_to_int8, size_of
 from tests.factories import CONFIGS, MODELS, lm_of, random_tokens
@@ -121,7 +121,9 @@ def test_sizes_count_what_is_stored(name):
     lm, small = lm_of(name), quantized(name)
     assert size_of(small.params) == size_of(lm.params)
     matrices = [x for x in jax.tree.leaves(lm.params["layers"]) if x.ndim == 2]
-    expected = sum(x.size + 4 * sum(x.shape) for x in matrices)
+    expected = sum(x.size + 4 * len(x) for x in matrices)
+    for layer in lm.params["layers"]:  # the factors that no norm could take
+        expected += 4 * (layer["attn"]["out"]["weight"].shape[1] + CONFIGS[name].intermediate_size)
     vectors = sum(x.nbytes for x in jax.tree.leaves(lm.params["layers"]) if x.ndim != 2)
     assert bytes_of(small.params["layers"]) == expected + vectors
     tied = lm.config.tie_embeddings
@@ -145,42 +147,42 @@ def test_an_int8_step_makes_no_copy_of_a_weight():
 
 def test_smoothing_protects_small_channels_from_large_ones():
     lm = lm_of("llama")
-    layers = [dict(layer) for layer in lm.params["layers"]]
-    for layer in layers:
-        for norm in ("attn_norm", "mlp_norm"):
-            layer[norm] = {"scale": layer[norm]["scale"].at[5].set(100.0)}
+    layers = []
+    for layer in lm.params["layers"]:  # one input of 100, which weights of 1/100 take back
+        new = jax.tree.map(lambda x: x, layer)
+        for part, names in (("attn", ("q", "k", "v")), ("mlp", ("gate", "up"))):
+            scale = new[f"{part}_norm"]["scale"]
+            new[f"{part}_norm"]["scale"] = scale.at[5].set(100.0)
+            for name in names:
+                weight = new[part][name]["weight"]
+                new[part][name]["weight"] = weight.at[:, 5].multiply(0.01)
+        layers.append(new)
     params = lm.params | {"layers": tuple(layers)}
     tokens = random_tokens(1, 24)
     exact = LM(lm.config, params).logits(tokens)
-    smooth = quantize_params(lm.config, params, "int8")
-    flat = jax.tree.map(
-        lambda w: _without_smoothing(w, params) if isinstance(w, Int8Weight) else w, smooth,
-        is_leaf=lambda x: isinstance(x, Int8Weight),
-    )  # fmt: skip
+    smooth, flat = quantize_params(lm.config, params, "int8"), quantize_weights(params, "int8")
     errors = [
         float(jnp.abs(LM(lm.config, p).logits(tokens) - exact).mean()) for p in (smooth, flat)
     ]
     assert errors[0] < 0.5 * errors[1]
 
 
-def _without_smoothing(weight: Int8Weight, params) -> Int8Weight:
-    codes, scale = rounded_to_int8(rows(weight, jnp.arange(weight.shape[0])))
-    ones = jnp.ones_like(weight.smooth)
-    return Int8Weight(codes=codes, scale=scale, smooth=ones, dtype=weight.dtype, origin="")
-
-
 def test_factors_follow_the_largest_input_that_was_seen():
     lm = lm_of("llama")
     tokens = calibration_tokens(lm.config, None)
-    factors = smoothing(lm.config, lm.params, tokens)
+    divided, factors = smoothing(lm.config, lm.params, tokens)
     assert len(factors) == 7 * lm.config.num_layers + 1
     x = lm.params["embed"]["tokens"][tokens]
     scale = np.asarray(lm.params["layers"][0]["attn_norm"]["scale"])
     normed = x / np.sqrt((np.asarray(x) ** 2).mean(-1, keepdims=True) + lm.config.norm_eps) * scale
-    weight = np.abs(lm.params["layers"][0]["attn"]["q"]["weight"]).max(axis=0)
+    attn = lm.params["layers"][0]["attn"]
+    weight = np.max([np.abs(attn[part]["weight"]).max(axis=0) for part in "qkv"], axis=0)
     expected = np.abs(normed).max(axis=0) ** 0.4 / weight**0.6
-    name = "['layers'][0]['attn']['q']['weight']"
-    np.testing.assert_allclose(factors[name], expected, rtol=1e-4)
+    for part in "qkv":  # they read the same activation, which is rounded once
+        name = f"['layers'][0]['attn']['{part}']['weight']"
+        np.testing.assert_allclose(factors[name], expected, rtol=1e-4)
+    new = divided["layers"][0]["attn_norm"]["scale"]
+    np.testing.assert_allclose(new * expected, scale, rtol=1e-4)
 
 
 def test_stored_weights_keep_the_identity_of_the_model():
@@ -219,3 +221,17 @@ def test_impossible_formats_are_refused():
             lm.config, {"embed": odd["embed"], "layers": (), "head": odd["head"]}, "int4"
         )
     assert CONFIGS["llama"].hidden_size % 16 == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dividing_norms_and_multiplying_weights_changes_no_logit(name):
+    lm = lm_of(name)
+    divided, factors = smoothing(lm.config, lm.params, calibration_tokens(lm.config, None))
+
+    def restored(path, leaf):
+        where = jax.tree_util.keystr(path)
+        return leaf * factors[where] if where in factors and is_folded(where) else leaf
+
+    params = jax.tree_util.tree_map_with_path(restored, divided)
+    tokens = random_tokens(1, 20)
+    np.testing.assert_allclose(LM(lm.config, params).logits(tokens), lm.logits(tokens), atol=1e-4)
