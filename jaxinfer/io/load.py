@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, load_checkpoint_folder
 from jaxinfer.io.dtypes import resolve_dtype
 from jaxinfer.io.weights import Progress, build_params
-from jaxinfer.models.quantize import WeightFormat, quantize_params
+from jaxinfer.models.quantize import check_format, quantize_params
 from pallas_kernels.dispatch import Implementation
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def load(
     source: str | os.PathLike,
     *,
     dtype: Any = None,
-    weights: WeightFormat | None = None,
+    weights: str | None = None,
     implementation: Implementation | None = None,
     progress: Progress | None = None,
 ) -> "LM":
@@ -40,6 +40,8 @@ def load(
     """
     from jaxinfer.lm import LM
 
+    if weights is not None:
+        check_format(weights)  # before gigabytes are read
     checkpoint = load_checkpoint(source, dtype, progress)
     params = checkpoint.params
     if weights is not None:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounde
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
 
-WeightFormat = Literal["int8", "int4"]
+FORMATS = {"int8": 8, "int4": 4}
 GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
 
 
@@ -55,8 +55,7 @@ def quantize_weights(
     origin: str = "",
 ) -> Params:
     """`quantize_params` of any tree with weights, given factors as `smoothing` returns them."""
-    if weights not in get_args(WeightFormat):
-        raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
+    check_format(weights)
     tied, packed = "head" not in params, weights == "int4" or _for_kernels(implementation)
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -76,12 +75,18 @@ def quantize_weights(
                 f"weights={weights!r} takes weights whose inputs are a multiple of {GROUPS[-1]}, "
                 f"params{where} has {leaf.shape[1]}; load this model without weights="
             )
-        stored = _packed(leaf, 8 if is_head else {"int8": 8, "int4": 4}[weights], group)
+        stored = _packed(leaf, 8 if is_head else FORMATS[weights], group)
         return PackedWeight(packed=stored, implementation=implementation, **identity)
 
     return jax.tree_util.tree_map_with_path(
         one, params, is_leaf=lambda x: isinstance(x, StoredWeight)
     )
+
+
+def check_format(weights: str) -> None:
+    """Raises unless `weights` names a format."""
+    if weights not in FORMATS:
+        raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
 
 
 def _for_kernels(implementation: Implementation | None) -> bool:
