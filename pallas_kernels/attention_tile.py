@@ -18,15 +18,16 @@ def partials(batch: int, heads: int, splits: int, rows: int, width: int):
     return tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, width), shape, shape))
 
 
-def merged(acc, peak, norm, groups: int | None = None):
-    """The partial softmax states of all splits (axis 2) as one; with `groups`, rows are split into
-    [groups, rows / groups]."""
+def merged(acc, peak, norm):
+    """The partial softmax states of all splits (axis 2) as one."""
     top = peak.max(axis=2)
     scale = jnp.exp(peak - top[:, :, None])
-    found = (acc * scale[..., None]).sum(axis=2), top, (norm * scale).sum(axis=2)
-    if groups is None:
-        return found
-    return tuple(x.reshape(*x.shape[:2], groups, -1, *x.shape[3:]) for x in found)
+    return (acc * scale[..., None]).sum(axis=2), top, (norm * scale).sum(axis=2)
+
+
+def grouped(partial, groups: int):
+    """A softmax state of rows [B, K, R, ...] as that of [B, K, groups, R / groups, ...]."""
+    return tuple(x.reshape(*x.shape[:2], groups, -1, *x.shape[3:]) for x in partial)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -310,13 +310,13 @@ def store(path: Path, row: Row, header: dict[str, Any]) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [("kernel", "sizes", "best", "us", "heuristic us", "ratio", "right")]
+    lines = [["kernel", "sizes", "best", "us", "heuristic us", "ratio", "right"]]
     for row in rows:
         best, default = row.times.get(row.best), row.times.get(row.default)
         ratio = f"{default / best:.2f}" if best and default else "-"
         us = (f"{x:.2f}" if x else "-" for x in (best, default))
         right = f"{len(row.times)} of {row.total}"
-        lines.append((row.kernel, row.key, changes(row), *us, ratio, right))
+        lines.append([row.kernel, row.key, changes(row), *us, ratio, right])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -18,7 +18,7 @@ from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
 
 FORMATS = {"int8": 8, "int4": 4}
-GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
+GROUPS = {8: (64, 32, 16), 4: (32, 16)}  # inputs that share a scale: the first that divides them
 
 
 def quantize_params(
@@ -69,13 +69,14 @@ def quantize_weights(
             codes, scale = _int8(leaf, smooth)
             kept = None if is_folded(where) else smooth
             return Int8Weight(codes=codes, scale=scale, smooth=kept, **identity)
-        group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
+        bits = 8 if is_head else FORMATS[weights]
+        group = next((size for size in GROUPS[bits] if leaf.shape[1] % size == 0), None)
         if group is None:
             raise ValueError(
-                f"weights={weights!r} takes weights whose inputs are a multiple of {GROUPS[-1]}, "
+                f"weights={weights!r} takes weights whose inputs are a multiple of 16, "
                 f"params{where} has {leaf.shape[1]}; load this model without weights="
             )
-        stored = _packed(leaf, 8 if is_head else FORMATS[weights], group)
+        stored = _packed(leaf, bits, group)
         return PackedWeight(packed=stored, implementation=implementation, **identity)
 
     return jax.tree_util.tree_map_with_path(

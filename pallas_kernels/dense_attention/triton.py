@@ -13,13 +13,14 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention_tile import (
     NEGATIVE,
     Scores,
+    grouped,
     load_matrix,
-    merged,
     partials,
     store_matrix,
 )
 from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
 from pallas_kernels.dense_attention.configs import Config
+from pallas_kernels.merge_splits import merge_splits
 
 
 def dense_attention(
@@ -37,7 +38,7 @@ def dense_attention(
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="dense_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return merged(*parts, groups=groups)
+    return grouped(merge_splits(*parts, interpret=interpret), groups)
 
 
 def key_mass(

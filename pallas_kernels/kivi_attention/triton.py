@@ -22,12 +22,13 @@ from jax.experimental import pallas as pl
 from pallas_kernels.attention_tile import (
     NEGATIVE,
     Scores,
+    grouped,
     load_matrix,
-    merged,
     partials,
 )
 from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
 from pallas_kernels.kivi_attention.configs import Config
+from pallas_kernels.merge_splits import merge_splits
 
 MOST_TOKENS = 64  # of an iteration
 
@@ -50,7 +51,7 @@ def kivi_attention(
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="kivi_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return merged(*parts, groups=groups)
+    return grouped(merge_splits(*parts, interpret=interpret), groups)
 
 
 def _kernel(

@@ -100,19 +100,22 @@ def test_every_kind_of_device_has_a_file():
     assert tuned.path_of("NVIDIA H100 80GB HBM3").name == "nvidia-h100-80gb-hbm3.json"
 
 
+ENTRY = '{"kernels": {"modal_step": {"batch 1": %s}}}'
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("{", "cpu.json is not JSON: .*; delete it or write it anew with tools/tune_kernels.py"),
         ("[]", 'cpu.json must hold "kernels": '),
-        ('{"kernels": {"modal_step": {"batch 1": 3}}}', 'cpu.json must hold "kernels": '),
-        ('{"kernels": {"modal_step": {"batch 1": {"rows": "1"}}}}', "field: integer"),
+        (ENTRY % "3", 'cpu.json must hold "kernels": '),
+        (ENTRY % '{"rows": "1"}', "field: integer"),
         (
-            '{"kernels": {"modal_step": {"batch 1": {"row": 1}}}}',
+            ENTRY % '{"rows": 1, "channels": 32, "modes": 4, "row": 1}',
             "cpu.json has no valid configuration of modal_step for 'batch 1': .*'row'",
         ),
         (
-            '{"kernels": {"modal_step": {"batch 1": {"rows": 3, "channels": 32, "modes": 4}}}}',
+            ENTRY % '{"rows": 3, "channels": 32, "modes": 4}',
             "cpu.json has no valid .*must be powers of two.*take the entry out",
         ),
     ],
@@ -170,8 +173,8 @@ def test_a_budget_reaches_every_kernel():
     assert len(problems) > len(KERNELS)
 
 
-def row(times, total=3, default="slow"):
-    return Row(kernel="k", key="batch 1", default=default, total=total, times=times)
+def row(times, total=3):
+    return Row(kernel="k", key="batch 1", default="slow", total=total, times=times)
 
 
 def test_the_heuristic_stands_unless_another_is_clearly_faster():
@@ -249,7 +252,7 @@ def test_a_candidate_that_does_not_compile_is_dropped(few, monkeypatch, capsys):
 def test_a_search_that_was_cut_short_replaces_no_entry(tmp_path, is_complete):
     path = tmp_path / "tuned.json"
     write(path, "k", "batch 1", {"rows": 2, "channels": 32, "modes": 4})
-    found = row({MODAL(channels=32): 1.0}, total=1 if is_complete else 2, default=None)
+    found = row({MODAL(channels=32): 1.0}, total=1 if is_complete else 2)
     tune_kernels.store(path, found, {})
     assert tuned.read(path)["k"]["batch 1"]["rows"] == (1 if is_complete else 2)
     other = Row(kernel="k", key="batch 2", default=None, total=5, times=found.times)
