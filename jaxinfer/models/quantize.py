@@ -18,7 +18,7 @@ from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
 
 FORMATS = {"int8": 8, "int4": 4}
-GROUPS = {8: (64, 32, 16), 4: (32, 16)}  # inputs that share a scale: the first that divides them
+GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
 
 
 def quantize_params(
@@ -70,7 +70,7 @@ def quantize_weights(
             kept = None if is_folded(where) else smooth
             return Int8Weight(codes=codes, scale=scale, smooth=kept, **identity)
         bits = 8 if is_head else FORMATS[weights]
-        group = next((size for size in GROUPS[bits] if leaf.shape[1] % size == 0), None)
+        group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
         if group is None:
             raise ValueError(
                 f"weights={weights!r} takes weights whose inputs are a multiple of 16, "
