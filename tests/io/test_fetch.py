@@ -168,7 +168,9 @@ def test_the_kernels_that_come_with_the_library_are_found_outside_a_checkout(mon
 def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     models = [model.folder for model in MODELS.values() if isinstance(model, FolderModel)]
-    expected = {folder: f"jaxinfer/{folder}" for folder in (*models, *LESS.values(), *DRAFTS.values())}
+    expected = {
+        folder: f"jaxinfer/{folder}" for folder in (*models, *LESS.values(), *DRAFTS.values())
+    }
     assert wheel["targets"]["wheel"]["force-include"] == expected
 
 
