@@ -95,13 +95,15 @@ def attend(
         state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
     by_tier = _segments(policy, state, aux, length) if reads else ()
 
-    def arguments(segment: Segment, before: Array):
+    latest = dict(queries)
+
+    def arguments(segment: Segment):
         # The barrier makes each segment's queries another value: XLA:GPU merges products that share
         # an operand by concatenating the others, which are whole caches.
         phase = segment.query_phase
-        q, _ = jax.lax.optimization_barrier((queries[phase], before))
+        latest[phase] = jax.lax.optimization_barrier(latest[phase])
         see = seer(policy, spec, positions["absolute"], positions[phase])
-        return spec, q, positions[phase], see
+        return spec, latest[phase], positions[phase], see
 
     partial = empty_partial(queries["absolute"])
     if sink is not None:
@@ -117,23 +119,22 @@ def attend(
     segments = [segment for tier in by_tier for segment in tier]
     for segment in segments:
         if segment.holds_tokens:
-            partial = merge(partial, segment.partial(*arguments(segment, partial.peak)))
+            partial = merge(partial, segment.partial(*arguments(segment)))
 
     if policy.observe:
         lse = log_sum_exp(partial)  # over tokens: what summarises evicted ones takes no part
         fresh_mass, stored = fresh.key_mass(lse), []
-        before = fresh_mass
         for tier in by_tier:
             masses = []
             for segment in tier:
                 if segment.holds_tokens:
-                    before = segment.key_mass(*arguments(segment, before), lse)
-                    masses.append(_summed(ctx, before))
+                    mass = segment.key_mass(*arguments(segment), lse)
+                    masses.append(_summed(ctx, mass))
             stored.append(tuple(masses))
         items = replace(items, mass=Mass(stored=tuple(stored), fresh=fresh_mass))
     for segment in segments:
         if not segment.holds_tokens:
-            partial = merge(partial, segment.partial(*arguments(segment, partial.peak)))
+            partial = merge(partial, segment.partial(*arguments(segment)))
     return finish(partial).reshape(q.shape).astype(q.dtype), items
 
 

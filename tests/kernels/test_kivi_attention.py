@@ -123,7 +123,7 @@ def test_it_compiles_for_an_h200_without_spills(b, k, g, t, h, dtype, bits):
         array(b, dtype="int32"),
     )  # fmt: skip
     run = functools.partial(kivi_attention, scale=0.1, key_bits=bits, value_bits=bits)
-    lowers_for_cuda(run, *args)
+    lowers_for_cuda(run, *args, calls=2)  # the second merges the splits
     compiles_without_spills(run, *args)
 
 
