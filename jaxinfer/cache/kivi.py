@@ -152,9 +152,10 @@ class Kivi:
             leaving = self._leaving(tail, fresh, n_in)
             before_blocks: tuple[Array, ...] = (after,)
             # Codes that more than the packed halves need are made once, and written by XLA.
-            new_k = encode(keys.format, blocks) if dequantizes or self.window else blocks
-            new_v = encode(values.format, leaving) if self.window else leaving
+            completed = encode(keys.format, blocks) if dequantizes else None
+            new_k, new_v = (blocks if completed is None else completed), leaving
             if self.window is not None:
+                new_k, new_v = encode(keys.format, blocks), encode(values.format, leaving)
                 spilled, spilled_count = self._spill(state, new_k, new_v, n_in, count)
                 before_blocks = (after, spilled.k, spilled.v)
             tokens = blocks.shape[key_axis(tail)]
@@ -165,8 +166,8 @@ class Kivi:
                 index = self._value_index(values, leaving.shape[2], n_in, count, after)
             values, read_v = write(values, new_v, index, **how)
             reads = (after, *read_k, *read_v)
-            if dequantizes:
-                tail = put_completed(tail, new_k, n_in, count, reads)
+            if completed is not None:
+                tail = put_completed(tail, completed, n_in, count, reads)
         tail = put_newest(tail, fresh, n_in, count, reads, keeps_completed=dequantizes)
         return replace(state, keys=keys, values=values, tail=tail), spilled, spilled_count
 

@@ -87,9 +87,6 @@ def get(slots: Slots, index: Int[Array, "B _ A"]) -> tuple[Array, Array]:
         k = jnp.take_along_axis(slots.k, index[:, :, None], axis=3).swapaxes(2, 3)
     else:
         k = jnp.take_along_axis(slots.k, index[..., None], axis=2)
-        # Read once: XLA:GPU repeats the gather for each of its users, and only those that
-        # `write_index` knows of are sure to come before a write to the slots.
-        k, v = jax.lax.optimization_barrier((k, v))
     return load(k), load(v)
 
 
