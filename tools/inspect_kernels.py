@@ -261,6 +261,35 @@ def modal_step() -> Iterator[Case]:
     )  # fmt: skip
 
 
+@kernel
+def add_norm() -> Iterator[Case]:
+    from pallas_kernels.add_norm import add_norm as run
+
+    for name, rows, width in (("smollm2, 1 row", 1, 576), ("llama-2 7B, 64 rows", 64, 4096)):
+        yield Case(
+            config=name, operations=6 * rows * width,
+            function=functools.partial(run, kind="rms", eps=1e-5),
+            args=(array(rows, width), array(rows, width), array(width)),
+        )  # fmt: skip
+
+
+@kernel
+def merge_splits() -> Iterator[Case]:
+    from pallas_kernels.merge_splits import merge_splits as merge
+
+    for name, b, k, splits, rows, h in (
+        ("smollm2, 1 row, 32k", 1, 3, 88, 3, 64),
+        ("llama-2 7B, 1 row, 4k", 1, 32, 9, 1, 128),
+    ):
+        shape = (b, k, splits, rows)
+        state = array(*shape, dtype="float32")
+        yield Case(
+            config=name, operations=2 * math.prod(shape) * h,
+            function=functools.partial(merge, interpret=False),
+            args=(array(*shape, h, dtype="float32"), state, state),
+        )  # fmt: skip
+
+
 def inspect(name: str, case: Case, target: str, ptxas: str, dumps: Path) -> Row:
     """The row of one case. XLA dumps into the folder `dumps`, which is left empty."""
     import jax

@@ -1,7 +1,7 @@
 """What a whole decode step compiles to for a GPU, by model, cache policy and format of weights.
 
 XLA's GPU compiler runs on the CPU (`jaxinfer.compile.gpu_target`). Layers are unrolled and alike:
-launches per layer are the difference between models of two layers and of one. A launch is
+launches per layer are the difference between models of three layers and of two. A launch is
 whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy.
 
     python tools/inspect_steps.py --save bench/results/steps.jsonl
@@ -63,21 +63,21 @@ def params_of(cfg: ModelConfig, weights: str | None) -> Any:
 
 
 def row_of(name: str, policy: str, weights: str | None, batch: int, target: str) -> dict[str, Any]:
-    """Facts of the decode step of a model, read from its first layer and its first two."""
+    """Facts of the decode step of a model, read from its first two layers and its first three."""
     from jaxinfer.compile.inspect import inspect_decode
 
     found = []
-    for layers in (1, 2):
+    for layers in (2, 3):
         cfg = replace(SHAPES[name], num_layers=layers)
         lm = SimpleNamespace(config=cfg, params=params_of(cfg, weights))
         found.append(inspect_decode(lm, policies()[policy], CAPACITY, batch, target)["decode"])
-    one, two = found
+    two, three = found
+    per_layer = three["launches"] - two["launches"]
     return {
         "model": name, "policy": policy, "weights": weights or "bfloat16", "batch": batch,
         "target": target, "capacity": CAPACITY,
-        "launches_per_layer": two["launches"] - one["launches"],
-        "launches_beside": 2 * one["launches"] - two["launches"],
-        "cache_copies": two["cache_copies"], "unaliased_leaves": two["unaliased_leaves"],
+        "launches_per_layer": per_layer, "launches_beside": two["launches"] - 2 * per_layer,
+        "cache_copies": three["cache_copies"], "unaliased_leaves": three["unaliased_leaves"],
     }  # fmt: skip
 
 

@@ -195,6 +195,16 @@ def hyena_step(run: Any) -> Iterator[Problem]:
 
 
 @kernel
+def add_norm(run: Any) -> Iterator[Problem]:
+    from bench.gpu.states_part import norm
+    from pallas_kernels.add_norm.configs import candidates
+
+    for rows in (1, 8, 64):
+        make = functools.partial(norm, run, rows=rows)
+        yield Problem(kernel="add_norm", make=make, candidates=candidates, tolerance=3e-2)
+
+
+@kernel
 def sparse_heads(run: Any) -> Iterator[Problem]:
     from bench.gpu.attention_part import half_of_heads
     from pallas_kernels.sparse_heads.configs import candidates

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.ops.quantize import pack, quantize
+from pallas_kernels.add_norm import add_norm
 from pallas_kernels.dense_attention import dense_attention, key_mass
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.kivi_attention.reference import unpacked
@@ -195,6 +196,18 @@ def hyena(rng: Rng, quick: bool) -> Problem:
     return Problem(run=hyena_step, args=args, tolerance=1e-2, facts=facts)
 
 
+def norm(rng: Rng, quick: bool) -> Problem:
+    rows, width = int(rng.integers(1, 9)), int(rng.integers(30, 100 if quick else 9000))
+    dtype, kind = rng.choice(["float32", "bfloat16"]), rng.choice(["rms", "layer"])
+    delta = _some(rng, dtype, rows, width) if rng.random() < 0.7 else None
+    scale, bias = (_some(rng, dtype, width) for _ in range(2))
+    args = (_some(rng, dtype, rows, width), delta, scale, bias if kind == "layer" else None)
+    return Problem(
+        run=functools.partial(add_norm, kind=kind, eps=1e-5), args=args,
+        tolerance=_tolerance(dtype), facts={"shape": [rows, width], "kind": kind, "dtype": dtype},
+    )  # fmt: skip
+
+
 def packed(x: np.ndarray, bits: int, group: int, axis: int) -> PackedHalf:
     codes, scale, zero = quantize(jnp.asarray(x, jnp.float32), bits, group, axis, "float16")
     return PackedHalf(pack(codes, bits, axis), scale, zero)
@@ -266,4 +279,5 @@ PROBLEMS: dict[str, Callable[[Rng, bool], Problem]] = {
     "low_rank_update": less_update,
     "modal_step": modal,
     "hyena_step": hyena,
+    "add_norm": norm,
 }

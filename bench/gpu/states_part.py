@@ -1,8 +1,9 @@
-"""What is written in place: the flush of a quantized cache, LESS's state, a modal recurrence.
+"""The small kernels between products: the flush of a quantized cache, LESS's state, a modal
+recurrence, a residual sum with its norm.
 
 Bytes are those of the kernels' documentation: a flush reads its tokens and writes their codes; the
 LESS kernels move the state and the weights of the feature maps; the recurrence its state and
-coefficients.
+coefficients; a norm reads two arrays and writes two.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 from bench.gpu.correctness_part import stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
+from pallas_kernels.add_norm import add_norm
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.quantize_pack import quantize_pack
 
 
 def steps(run: Run) -> list[Timed]:
-    makers: tuple[Callable[[Run, str], Timed], ...] = (flush, read, update, modal)
+    makers: tuple[Callable[[Run, str], Timed], ...] = (flush, read, update, modal, norm)
     return [make(run, peer) for make in makers for peer in ("kernel", "reference")]
 
 
@@ -120,6 +122,22 @@ def hyena(run: Run, b: int, d: int, k: int, peer: str, config: Any = None) -> Ti
 
     size = 16 * b * d * k + 16 * d * k + 52 * d + b * d * (3 * 2 + 2 * 3 * 2 * 2 + 2)
     return _timed(run, {"op": "hyena_step", "shape": [b, d, k]}, peer, inputs, call, size)
+
+
+def norm(run: Run, peer: str, config: Any = None, rows: int = 64) -> Timed:
+    width = 96 if run.quick else 4096
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        x, delta = (filled(seed + i, (rows, width), jnp.bfloat16) for i in (0, 1))
+        return x, (delta, filled(seed + 2, (width,), jnp.bfloat16))
+
+    def call(x: Any, delta: Any, scale: Any) -> tuple[Any, Any]:
+        return add_norm(
+            x, delta, scale, kind="rms", eps=1e-5, config=config, implementation=_name(run, peer)
+        )
+
+    form = {"op": "add_norm", "shape": [rows, width]}
+    return _timed(run, form, peer, inputs, call, 2 * width * (4 * rows + 1))
 
 
 def _timed(run: Run, form: dict[str, Any], peer: str, inputs: Any, call: Any, size: float):

@@ -289,13 +289,16 @@ class PerLayer(Policy):
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """All rows' committed tokens. `layers[i]` is layer i's mixer state. `pending` are the fresh
-    tokens, per layer, of earlier calls that the next one sees too (see `StepContext`)."""
+    tokens, per layer, of earlier calls that the next one sees too (see `StepContext`).
+    `implementation` is that of what layers compute beside attention: "reference" where the layers'
+    layout is a CPU's, so that a CPU never traces a kernel."""
 
     length: Leaf  # i32[B]
     layers: tuple[Leaf, ...]
     shared: Leaf = None  # what all layers share, such as a page table
     pending: tuple[Leaf, ...] = ()
     policies: tuple[Policy, ...] = field(default=(), metadata={"static": True})
+    implementation: Implementation | None = field(default="reference", metadata={"static": True})
 
 
 def write_index(index: Array, capacity: int, *after: Array | None) -> Array:

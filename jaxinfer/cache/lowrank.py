@@ -11,16 +11,20 @@ The maps see keys and queries as attention does, rotated; they are `FeatureMaps`
 `jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less`.
 """
 
-from dataclasses import dataclass, replace
+import functools
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Geometry, Items, QueryPhase
+from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
 from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import NEGATIVE, AttentionSpec, Partial
+from jaxinfer.ops.stored import attend_low_rank
+from jaxinfer.ops.stored_writes import absorb
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +32,7 @@ from jaxinfer.typing import Leaf, Params
 class LowRankState:
     num: Leaf  # f32[B, K, R, H], sum of psi(k)^T v over the tokens that are gone
     den: Leaf  # f32[B, K, R], sum of psi(k)
+    implementation: Implementation | None = field(default="reference", metadata={"static": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +46,11 @@ class FeatureSegment:
     holds_tokens: bool = False
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
-        batch, kv_heads, group, size, width = q.shape
-        phi = features("query", self.aux, q.reshape(batch, kv_heads * group, size, width))
-        phi = phi.reshape(batch, kv_heads, group, size, self.rank)
-        total = jnp.einsum("bkgtr,bkr->bkgt", phi, self.state.den)
-        some = total > 0  # else the identity of the merge
-        total = jnp.where(some, total, 1.0)
-        acc = jnp.einsum("bkgtr,bkrh->bkgth", phi, self.state.num) / total[..., None]
-        return Partial(
-            jnp.where(some[..., None], acc, 0.0),
-            jnp.where(some, jnp.log(total), NEGATIVE),
-            some.astype(total.dtype),
-        )
+        state = self.state
+        return attend_low_rank(
+            q, state.num, state.den, self.aux, reference=functools.partial(_partial, self.rank),
+            implementation=state.implementation,
+        )  # fmt: skip
 
     def key_mass(self, spec, q, q_pos, see, lse):
         raise TypeError("a low-rank state has no keys that could receive mass")
@@ -81,7 +79,9 @@ class LowRank:
     def init(self, geometry: Geometry, batch: int) -> LowRankState:
         shape, dtype = (batch, geometry.num_kv_heads, self.rank), _dtype(geometry)
         return LowRankState(
-            num=jnp.zeros((*shape, geometry.head_dim), dtype), den=jnp.zeros(shape, dtype)
+            num=jnp.zeros((*shape, geometry.head_dim), dtype),
+            den=jnp.zeros(shape, dtype),
+            implementation=_implementation(geometry),
         )
 
     def kept(self, n_in: Array) -> Array:
@@ -97,14 +97,12 @@ class LowRank:
         return state
 
     def push(self, state: LowRankState, aux, items: Items, n_in, count, after):
-        psi = features("key", _kernels(aux), items.k)
-        gone = jnp.arange(items.v.shape[2], dtype=jnp.int32) < count[:, None, None]
-        # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
-        psi = jnp.where(gone[..., None], psi, 0.0)
-        values = jnp.where(gone[..., None], items.v.astype(state.num.dtype), 0.0)
-        num = state.num + jnp.einsum("bkar,bkah->bkrh", psi, values)
-        new = replace(state, num=num, den=state.den + psi.sum(axis=2))
-        return new, None, jnp.zeros_like(count)
+        num, den = absorb(
+            state.num, state.den, items.k, items.v,
+            write_index(count, items.v.shape[2], after),  # the kernel writes in place
+            _kernels(aux), reference=_absorbed, implementation=state.implementation,
+        )  # fmt: skip
+        return replace(state, num=num, den=den), None, jnp.zeros_like(count)
 
     def grow(self, state: LowRankState, capacity: int) -> LowRankState:
         return state
@@ -112,6 +110,30 @@ class LowRank:
     def bytes_per_row(self, geometry: Geometry) -> int:
         numbers = geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)
         return numbers * _dtype(geometry).itemsize
+
+
+def _partial(rank: int, q: Array, num: Array, den: Array, kernels: Params) -> Partial:
+    batch, kv_heads, group, size, width = q.shape
+    phi = features("query", kernels, q.reshape(batch, kv_heads * group, size, width))
+    phi = phi.reshape(batch, kv_heads, group, size, rank)
+    total = jnp.einsum("bkgtr,bkr->bkgt", phi, den)
+    some = total > 0  # else the identity of the merge
+    total = jnp.where(some, total, 1.0)
+    acc = jnp.einsum("bkgtr,bkrh->bkgth", phi, num) / total[..., None]
+    return Partial(
+        jnp.where(some[..., None], acc, 0.0),
+        jnp.where(some, jnp.log(total), NEGATIVE),
+        some.astype(total.dtype),
+    )
+
+
+def _absorbed(num: Array, den: Array, k: Array, v: Array, count: Array, kernels: Params):
+    psi = features("key", kernels, k)
+    gone = jnp.arange(v.shape[2], dtype=jnp.int32) < count[:, None, None]
+    # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
+    psi = jnp.where(gone[..., None], psi, 0.0)
+    values = jnp.where(gone[..., None], v.astype(num.dtype), 0.0)
+    return num + jnp.einsum("bkar,bkah->bkrh", psi, values), den + psi.sum(axis=2)
 
 
 def features(which: str, kernels: Params, x: Array) -> Array:
@@ -124,6 +146,20 @@ def features(which: str, kernels: Params, x: Array) -> Array:
 
 def _dtype(geometry: Geometry) -> jnp.dtype:
     return jnp.result_type(jnp.dtype(geometry.dtype), jnp.float32)
+
+
+def _implementation(geometry: Geometry) -> Implementation | None:
+    """XLA on a CPU, and where the state is no float32, which is what the kernels know."""
+    if geometry.key_layout == "BKHS":
+        return "reference"
+    if _dtype(geometry) == jnp.float32:
+        return geometry.implementation
+    if geometry.implementation in ("triton", "interpret"):
+        raise ValueError(
+            f"the kernels of LESS keep its state in float32, got a cache of {geometry.dtype}, "
+            "whose state is wider; without `implementation` XLA reads and updates it"
+        )
+    return "reference"
 
 
 def _kernels(aux: Params | None) -> Params:

@@ -61,6 +61,9 @@ def put(
 ) -> Slots:
     """Writes tokens to `index` i32[B, A] or, per head, [B, K, A]; `capacity` drops one."""
     k, v = store(k, slots.k.dtype), store(v, slots.v.dtype)
+    if index.ndim == 2 and slots.layout == "BKSH":
+        # XLA:GPU writes one element per index on its own, but a run of heads by a loop of updates.
+        index = jnp.broadcast_to(index[:, None], (index.shape[0], k.shape[1], index.shape[1]))
     if index.ndim == 2:
         rows = jnp.arange(index.shape[0])[:, None]
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, A, K, H]

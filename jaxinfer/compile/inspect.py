@@ -46,10 +46,11 @@ class DecodeCase:
     @property
     def cache_leaves(self) -> list[jax.ShapeDtypeStruct]:
         """The leaves whose copy would be felt: those with keys, values or their codes (four axes)
-        of at least 1/64 of the largest one; not the few bytes per slot of a policy's books."""
+        of at least 1/16 of the largest one. A tail or sinks of constant size are less in a long
+        cache, and so are the few bytes per slot of a policy's books."""
         leaves = jax.tree.leaves(self.state.cache.layers)
         largest = max((bytes_of(leaf) for leaf in leaves), default=0)
-        return [leaf for leaf in leaves if 64 * bytes_of(leaf) >= largest and leaf.ndim > 3]
+        return [leaf for leaf in leaves if 16 * bytes_of(leaf) >= largest and leaf.ndim > 3]
 
 
 def decode_case(

@@ -5,6 +5,7 @@ layer, nothing sliced, nothing copied. `embed`, `blocks` and `unembed` are separ
 pipeline stage can run a part of them.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ from jaxinfer.models.mixer import mixer_of
 from jaxinfer.models.offload import fetched
 from jaxinfer.nn.linear import linear, product, rows
 from jaxinfer.nn.mlp import dense_mlp
-from jaxinfer.nn.norm import norm
+from jaxinfer.nn.norm import add_norm, norm
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
 
@@ -56,7 +57,12 @@ def init_cache(
         mixer_of(layer)[1].init(cfg, one, geometry, batch)
         for layer, one in zip(params["layers"], policies, strict=True)
     )
-    return Cache(length=jnp.zeros((batch,), jnp.int32), layers=layers, policies=policies)
+    return Cache(
+        length=jnp.zeros((batch,), jnp.int32),
+        layers=layers,
+        policies=policies,
+        implementation="reference" if geometry.key_layout == "BKHS" else implementation,
+    )
 
 
 def cache_geometry(
@@ -140,8 +146,11 @@ def blocks(
 ) -> tuple[Float[Array, "B T D"], tuple[Leaf, ...]]:
     """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers."""
     layers = range(cfg.num_layers) if layers is None else layers
+    normed_sum = functools.partial(
+        add_norm, kind=cfg.norm, eps=cfg.norm_eps, implementation=cache.implementation
+    )
     phases: dict[Policy, dict] = {}
-    fresh = []
+    fresh, added = [], None  # what the last block adds to x
     pending = cache.pending or (None,) * len(layers)
     for index, layer, state, policy, waiting in zip(
         layers, params["layers"], cache.layers, cache.policies, pending, strict=True
@@ -151,18 +160,19 @@ def blocks(
         name, mixer = mixer_of(layer)
         with jax.named_scope(f"layer{index}"):
             layer = fetched(layer)
-            normed = norm(layer["attn_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+            x, normed = normed_sum(layer["attn_norm"], x, added)
             here = ctx if waiting is None else replace(ctx, pending=waiting)
-            mixed, added = mixer.read(
+            mixed, new = mixer.read(
                 cfg, policy, layer[name], state, normed, here, phases[policy], index
             )
-            fresh.append(added)
+            fresh.append(new)
             if not cfg.parallel_block:
-                x = x + mixed
-            if not cfg.shared_norm:
-                normed = norm(layer["mlp_norm"], x, kind=cfg.norm, eps=cfg.norm_eps)
+                x, normed = normed_sum(layer["mlp_norm"], x, mixed)
+            elif not cfg.shared_norm:
+                _, normed = normed_sum(layer["mlp_norm"], x, None)
             fed = mlp(cfg, layer["mlp"], normed, index)
-            x = x + mixed + fed if cfg.parallel_block else x + fed
+            added = mixed + fed if cfg.parallel_block else fed
+    x = x if added is None else x + added
     return x, tuple(fresh)
 
 
@@ -205,9 +215,4 @@ def commit(
         layers.append(
             mixer.commit(cfg, policy, layer[name], state, added, cache.length, take, count, after)
         )
-    return Cache(
-        length=cache.length + count,
-        layers=tuple(layers),
-        shared=cache.shared,
-        policies=cache.policies,
-    )
+    return replace(cache, length=cache.length + count, layers=tuple(layers), pending=())

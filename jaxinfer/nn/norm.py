@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxinfer.config import Norm
 from jaxinfer.typing import Params
+from pallas_kernels.dispatch import Implementation, dispatch
 
 
 def norm(
@@ -20,3 +21,35 @@ def norm(
     if "bias" in params:
         y = y + params["bias"].astype(jnp.float32)
     return y.astype(x.dtype)
+
+
+def add_norm(
+    params: Params,
+    x: Float[Array, "B T D"],
+    delta: Float[Array, "B T D"] | None,
+    *,
+    kind: Norm,
+    eps: float,
+    implementation: Implementation | None = "reference",
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """`(y, norm(y))` with `y = x + delta` (None: x itself), by one kernel on a CUDA device.
+
+    The kernel has no gradient: training takes the reference.
+    """
+
+    def reference(x, delta, params):
+        y = x if delta is None else x + delta
+        return y, norm(params, y, kind=kind, eps=eps)
+
+    def kernel(x, delta, params, *, interpret):
+        from pallas_kernels.add_norm import add_norm
+
+        rows = (-1, x.shape[-1])
+        found = add_norm(
+            x.reshape(rows), None if delta is None else delta.reshape(rows),
+            params["scale"], params.get("bias"), kind=kind, eps=eps,
+            implementation="interpret" if interpret else "triton",
+        )  # fmt: skip
+        return tuple(one.reshape(x.shape) for one in found)
+
+    return dispatch(implementation, reference, kernel, x, delta, params)

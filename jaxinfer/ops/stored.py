@@ -7,12 +7,14 @@ XLA on every device, and naming "triton" or "interpret" is an error. The kernels
 a program is traced for them: a CPU never pays for Pallas.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
+from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation, dispatch
 
 
@@ -86,6 +88,25 @@ def attend_packed(
 
     args = q, keys, values, distance, visible, stop
     return Partial(*dispatch(implementation, unpacking, kernel, *args))
+
+
+def attend_low_rank(
+    q: Array, num: Array, den: Array, kernels: Params, *, reference: Callable[..., Any],
+    implementation: Implementation | None,
+) -> Partial:  # fmt: skip
+    """LESS's state (float32) as queries see it through their feature map; `reference` of the four
+    gives the same."""
+
+    def kernel(q, num, den, kernels, *, interpret):
+        from pallas_kernels.less_state import low_rank_read
+
+        maps = kernels["query_inner"], kernels["query_outer"]
+        return low_rank_read(q, num, den, *maps, implementation=implementation_of(interpret))
+
+    def unnamed(*args):
+        return tuple(reference(*args))
+
+    return Partial(*dispatch(implementation, unnamed, kernel, q, num, den, kernels))
 
 
 def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop: Array):

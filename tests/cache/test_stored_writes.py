@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.base import Geometry, Items
-from jaxinfer.cache.presets import kivi, streaming
+from jaxinfer.cache.lowrank import LowRank
+from jaxinfer.cache.presets import h2o, kivi, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.lm import LM
+from jaxinfer.models.params import init_params
 from tests.kernels.checking import lowers_for_cuda
+from tests.policies import over, with_random_kernels
 
 SLOW = pytest.mark.slow
 K, H = 2, 32
@@ -129,6 +133,42 @@ def test_a_format_without_a_kernel_is_written_by_xla_and_refused_by_name(change,
     for name in ("interpret", "triton"):
         with pytest.raises(ValueError, match="the kernels write 2-, 4- and 8-bit keys per channel"):
             push(name)
+
+
+@pytest.mark.parametrize(
+    "base", [h2o(heavy=4, recent=6), pytest.param(streaming(sinks=2, window=9), marks=SLOW)]
+)
+def test_kernels_read_and_update_the_low_rank_state_as_the_reference_does(base):
+    policy = with_random_kernels(over(base), CFG)
+    params = init_params(CFG, jax.random.key(0))
+    options = {"max_new_tokens": 12, "policy": policy, "ignore_eos": True}
+    wanted = LM(CFG, params).generate(PROMPTS, **options)
+    given = LM(CFG, params, implementation="interpret").generate(PROMPTS, **options)
+    bare = LM(CFG, params).generate(PROMPTS, **options | {"policy": base})
+    for a, b, other in zip(wanted, given, bare, strict=True):
+        assert a.tokens == b.tokens
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
+        if len(a.tokens) and other is bare[0]:  # or nothing of the state would have been seen
+            assert np.abs(np.subtract(a.log_probs, other.log_probs)).max() > 1e-3
+
+
+def test_a_cuda_device_updates_the_low_rank_state_with_the_kernel():
+    cfg = replace(CFG, head_dim=H)
+    aux = with_random_kernels(over(h2o(heavy=4, recent=6)), cfg).kernels.layers[0]
+    tier, zero = LowRank(rank=3), jnp.zeros(2, jnp.int32)
+
+    def push(state, items):
+        return tier.push(state, aux, items, zero, zero + 1, zero)
+
+    lowers_for_cuda(push, tier.init(GEOMETRY, 2), items(1, 0), calls=1)
+
+
+def test_a_low_rank_state_wider_than_the_kernels_is_refused_by_name():
+    wide = replace(GEOMETRY, dtype="float64")
+    with jax.enable_x64(True):
+        assert LowRank(rank=3).init(wide, 1).implementation == "reference"
+        with pytest.raises(ValueError, match="float32, got a cache of float64"):
+            LowRank(rank=3).init(replace(wide, implementation="interpret"), 1)
 
 
 ON_A_CPU = """

@@ -127,6 +127,7 @@ def test_a_file_that_makes_no_sense_is_named(gpu_file, text, message):
 
 
 SIZES = {
+    "add_norm": [(1, 64), (96, 576, 4096)],
     "dense_attention": [(1, 64), (1, 3, 32), (1, 9, 64), (16, 4096, 131072), (64, 80, 256), (2, 4)],
     "kivi_attention": [(1, 64), (1, 3, 32), (1, 9, 64), (64, 4096, 131072)],
     "less_state": [(3, 32, 128), (1, 16, 512), (1, 5, 256)],

@@ -7,7 +7,7 @@ import pytest
 
 from jaxinfer.config import RopeConfig
 from jaxinfer.models.registry import config_from_hf
-from jaxinfer.nn.rope import inverse_frequencies, rotate, rotation
+from jaxinfer.nn.rope import _by_halves, _by_pairs, inverse_frequencies, rotate, rotation
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
@@ -62,3 +62,14 @@ def test_a_rotation_keeps_the_dtype_and_applies_the_attention_factor():
     y = rotate(x, still)
     assert y.dtype == jnp.bfloat16
     assert (y == 2).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_and_a_cpu_rotate_alike(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 24), dtype)
+    turns = rotation(RopeConfig(rotary_dim=24), jnp.arange(10, dtype=jnp.int32).reshape(2, 5) * 37)
+    cos, sin = turns.cos[:, None], turns.sin[:, None]
+    found, expected = (np.asarray(f(x, cos, sin), np.float32) for f in (_by_pairs, _by_halves))
+    # Sums of two products, of which a compiler may round one less.
+    tolerance = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=4 * tolerance)
