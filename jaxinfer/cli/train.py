@@ -111,6 +111,9 @@ def draft(
     batch: Annotated[int, typer.Option(min=1, help="Windows per update.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak; falls to 0 as a cosine.")] = 3e-3,
     optimizer: Annotated[str, typer.Option(help="muon, or adamw: cheap steps.")] = "muon",
+    weights: Annotated[
+        str | None, typer.Option(help="int8: learn from a target that is stored in fewer bits.")
+    ] = None,
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
     seed: o.SeedOption = 0,
@@ -132,14 +135,15 @@ def draft(
         learning_rate=learning_rate, optimizer=optimizer, seed=seed,
     )  # fmt: skip
     check_out(out, recipe)  # before hours of work
-    lm = open_model(target, "float32")
+    lm = open_model(target, "float32", weights)
     tokens = text_windows(
         lm.encode, windows, context, seed=seed, sources=source or None, folder=texts
     )
     note(f"{tokens.size} tokens in {windows} windows")
     with _progress() as report:
         student, trained, metrics = train_draft(lm, tokens, recipe, run_dir, report=report)
-    save_trained(out, lm, student, trained, {"recipe": asdict(recipe), "results": metrics})
+    record = {"recipe": asdict(recipe) | {"weights": weights}, "results": metrics}
+    save_trained(out, lm, student, trained, record)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if as_json:
         o.print_json({"folder": str(out), "bytes": size} | metrics)

@@ -28,6 +28,7 @@ from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward, unembed
+from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.speculative.recurrent import RecurrentConfig, guesses, init_cell, read
 from jaxinfer.train import optimizers
 from jaxinfer.train.loop import Loss, fit, read_log
@@ -122,6 +123,11 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
         draft = BorrowingDraft(cell, {}, kept, target.name, "")
         return Student(
             cell, draft.full_params(target.params), init_cell(cell, jax.random.key(recipe.seed))
+        )
+    if isinstance(target.params["layers"][0]["mlp"]["up"]["weight"], StoredWeight):
+        raise ValueError(
+            "a draft of the target's own layers trains them further, but they are stored in fewer "
+            "bits; load the target without `weights`, or train a recurrent draft"
         )
     if not 1 <= recipe.layers < cfg.num_layers:
         raise ValueError(f"layers must be 1 to {cfg.num_layers - 1}, got {recipe.layers}")

@@ -11,6 +11,7 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.cli.models import open_draft
 from jaxinfer.io.draft import load_draft, rounded
+from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.train.draft import (
     DraftRecipe,
@@ -116,6 +117,22 @@ def test_a_draft_of_other_weights_or_a_damaged_one_is_refused(tmp_path):
     for recipe in (BORROWING, OWN_KIND):
         with pytest.raises(ValueError, match="choose another destination"):
             check_out(tmp_path / "other", recipe)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    target = lm_of()
+    params = quantize_params(target.config, target.params, "int8")
+    return replace(target, params=params)
+
+
+def test_a_recurrent_draft_learns_from_a_target_in_fewer_bits(stored, tmp_path):
+    student, params, _ = train_draft(stored, TOKENS, replace(RECURRENT, steps=4), tmp_path / "run")
+    save_trained(tmp_path / "draft", stored, student, params, {})
+    for target in (stored, lm_of()):  # the same weights
+        load_draft(tmp_path / "draft", target.params)
+    with pytest.raises(ValueError, match="stored in fewer bits; load the target without"):
+        new_student(stored, TOKENS, BORROWING)
 
 
 def test_own_text_goes_on_where_it_was_killed(tmp_path):
