@@ -1,4 +1,4 @@
-"""What a whole decode step compiles to for a GPU, by model, cache policy and format of weights.
+"""What a whole decode step compiles to for a GPU, by model, cache policy and form of the weights.
 
 XLA's GPU compiler runs on the CPU (`jaxinfer.compile.gpu_target`). Layers are unrolled and alike:
 launches per layer are the difference between models of three layers and of two. A launch is
@@ -10,6 +10,7 @@ whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy
 The exit status is 1 where a step copies a cache.
 """
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -24,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jaxinfer.config import ModelConfig, RopeConfig
 
 CAPACITY = 32768
+SPARSE = "sparse"  # a quarter of the blocks of neurons, by a router in every layer
+BLOCK_SIZE, ROUTER_RANK, DENSITY = 32, 64, 0.25
+LESS_HIDDEN, LESS_RANK = 64, 8
 SMOLLM2 = ModelConfig(
     family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30,
     num_heads=9, num_kv_heads=3, head_dim=64, max_positions=8192, rope=RopeConfig(rotary_dim=64),
@@ -37,18 +41,43 @@ LLAMA_2_7B = ModelConfig(
 SHAPES = {"smollm2-135m": SMOLLM2, "llama-2-7b": LLAMA_2_7B}
 
 
-def policies() -> dict[str, Any]:
+def policies(cfg: ModelConfig) -> dict[str, Any]:
     import jaxinfer as ji
 
+    h2o = ji.h2o(heavy=256, recent=256)
     return {
         "full": ji.full(),
         "kivi": ji.kivi(bits=2, group=32, residual=128),
         "streaming": ji.streaming(4, 1020),
-        "h2o": ji.h2o(heavy=256, recent=256),
+        "h2o": h2o,
+        "less": ji.less(h2o, less_kernels(cfg)),
     }
 
 
-def params_of(cfg: ModelConfig, weights: str | None) -> Any:
+def less_kernels(cfg: ModelConfig) -> Any:
+    """The shapes of LESS's kernels, which fit any weights."""
+    import jax
+
+    from jaxinfer.io.less_kernels import LessConfig, LessKernels
+
+    class Shapes(LessKernels):
+        def check(self, cfg, params=None):
+            pass
+
+    config = LessConfig(
+        model="", fingerprint="", num_layers=cfg.num_layers, num_heads=cfg.num_heads,
+        num_kv_heads=cfg.num_kv_heads, head_dim=cfg.head_dim, hidden_size=cfg.hidden_size,
+        vocab_size=cfg.vocab_size, hidden=LESS_HIDDEN, rank=LESS_RANK,
+    )  # fmt: skip
+    layer = {
+        "feature_map": {
+            name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in config.shapes().items()
+        }
+    }
+    return Shapes(config, (layer,) * cfg.num_layers)
+
+
+def params_of(cfg: ModelConfig, weights: str) -> Any:
     """The parameters' shapes, in the form that GPU kernels read."""
     import jax
     import jax.numpy as jnp
@@ -57,12 +86,30 @@ def params_of(cfg: ModelConfig, weights: str | None) -> Any:
     from jaxinfer.models.quantize import quantize_weights
 
     params = abstract_params(cfg, jnp.bfloat16)
-    if weights is None:
+    if weights == "bfloat16":
         return params
+    if weights == SPARSE:
+        layers = tuple(layer | {"mlp": sparse_block(layer["mlp"])} for layer in params["layers"])
+        return params | {"layers": layers}
     return jax.eval_shape(lambda tree: quantize_weights(tree, weights, "triton"), params)
 
 
-def row_of(name: str, policy: str, weights: str | None, batch: int, target: str) -> dict[str, Any]:
+def sparse_block(dense: Any) -> Any:
+    """A block of which a token uses a quarter, with a router."""
+    import jax
+
+    from jaxinfer.nn.sparse_mlp import SparseMlp
+
+    neurons, width = dense["up"]["weight"].shape
+    router = tuple(
+        jax.ShapeDtypeStruct(shape, "bfloat16")
+        for shape in ((ROUTER_RANK, width), (-(-neurons // BLOCK_SIZE), ROUTER_RANK))
+    )
+    make = functools.partial(SparseMlp.of, block_size=BLOCK_SIZE, density=DENSITY)
+    return jax.eval_shape(make, dense, router)
+
+
+def row_of(name: str, policy: str, weights: str, batch: int, target: str) -> dict[str, Any]:
     """Facts of the decode step of a model, read from its first two layers and its first three."""
     from jaxinfer.compile.inspect import inspect_decode
 
@@ -70,12 +117,12 @@ def row_of(name: str, policy: str, weights: str | None, batch: int, target: str)
     for layers in (2, 3):
         cfg = replace(SHAPES[name], num_layers=layers)
         lm = SimpleNamespace(config=cfg, params=params_of(cfg, weights))
-        found.append(inspect_decode(lm, policies()[policy], CAPACITY, batch, target)["decode"])
+        found.append(inspect_decode(lm, policies(cfg)[policy], CAPACITY, batch, target)["decode"])
     two, three = found
     per_layer = three["launches"] - two["launches"]
     return {
-        "model": name, "policy": policy, "weights": weights or "bfloat16", "batch": batch,
-        "target": target, "capacity": CAPACITY,
+        "model": name, "policy": policy, "weights": weights, "batch": batch, "target": target,
+        "capacity": CAPACITY,
         "launches_per_layer": per_layer, "launches_beside": two["launches"] - 2 * per_layer,
         "cache_copies": three["cache_copies"], "unaliased_leaves": three["unaliased_leaves"],
     }  # fmt: skip
@@ -84,7 +131,9 @@ def row_of(name: str, policy: str, weights: str | None, batch: int, target: str)
 def main(
     model: Annotated[list[str] | None, typer.Option(help="Only these shapes.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Only these policies.")] = None,
-    weights: Annotated[list[str] | None, typer.Option(help="bfloat16, int8 or int4.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="bfloat16, int8, int4 or sparse feed-forward blocks.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Rows.")] = 1,
     target: Annotated[str, typer.Option(help="GPU that is compiled for.")] = "h200",
     save: Annotated[Path | None, typer.Option(help="JSON Lines file to write.")] = None,
@@ -92,9 +141,9 @@ def main(
     """Launches per layer and cache copies of whole decode steps."""
     rows = []
     for name in model or SHAPES:
-        for kind in policy or policies():
-            for kept in weights or ["bfloat16", "int4"] if kind == "full" else ["bfloat16"]:
-                row = row_of(name, kind, None if kept == "bfloat16" else kept, batch, target)
+        for kind in policy or policies(SHAPES[name]):
+            for kept in weights or ["bfloat16", *(["int4", SPARSE] if kind == "full" else [])]:
+                row = row_of(name, kind, kept, batch, target)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     if save is not None:

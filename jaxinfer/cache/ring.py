@@ -136,6 +136,9 @@ class Ring:
         size, width = state.capacity, items.v.shape[2]
         order = jnp.arange(width, dtype=jnp.int32)
         spilled, spilled_count = self._spill(state, items, n_in, count)
+        # Read once: XLA:GPU would repeat the gather for each of its users, of which only those
+        # that `write_index` knows of are sure to come before the write.
+        spilled = jax.lax.optimization_barrier(spilled)
         # Of more tokens than slots only the last ones are written: no slot twice.
         written = (order < count[:, None]) & (order >= count[:, None] - size)
         index = jnp.where(written, jnp.mod(n_in[:, None] + order, size), size)

@@ -20,7 +20,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
 from jaxinfer.models.offload import fetched
 from jaxinfer.nn.linear import linear, product, rows
-from jaxinfer.nn.mlp import dense_mlp
+from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import add_norm, norm
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
@@ -96,7 +96,7 @@ def forward(
     cache: Cache | None = None,
     ctx: StepContext | None = None,
     *,
-    mlp: Mlp = dense_mlp,
+    mlp: Mlp = feed_forward,
     logits: Literal["all", "last", "none"] = "all",
 ) -> Output:
     """Reads `tokens` after what `cache` holds (None: nothing) and writes nothing.
@@ -142,7 +142,7 @@ def blocks(
     ctx: StepContext,
     *,
     layers: range | None = None,
-    mlp: Mlp = dense_mlp,
+    mlp: Mlp = feed_forward,
 ) -> tuple[Float[Array, "B T D"], tuple[Leaf, ...]]:
     """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers."""
     layers = range(cfg.num_layers) if layers is None else layers

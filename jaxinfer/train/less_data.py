@@ -20,7 +20,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.distill.less import Eviction, kept_attention, leaving_order
 from jaxinfer.models.mixer import attention_spec, project
 from jaxinfer.models.stack import NO_CACHE, blocks
-from jaxinfer.nn.mlp import dense_mlp
+from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import norm
 from jaxinfer.nn.rope import rotate
 from jaxinfer.typing import Params
@@ -194,7 +194,7 @@ class Harvester:
         fed = []
 
         def mlp(cfg: ModelConfig, params: Params, x: jax.Array, index: int) -> jax.Array:
-            fed.append(dense_mlp(cfg, params, x, index))
+            fed.append(feed_forward(cfg, params, x, index))
             return fed[-1]
 
         cache = Cache(length=ctx.length, layers=((),), policies=(NO_CACHE,))

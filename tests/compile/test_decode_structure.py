@@ -21,7 +21,7 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.models.params import abstract_params, count_params, init_params
 from jaxinfer.models.stack import cache_geometry
 from tests.policies import over, with_random_kernels
-from tools.inspect_steps import row_of
+from tools.inspect_steps import SPARSE, row_of
 
 CFG = ModelConfig(
     family="llama",
@@ -102,8 +102,16 @@ def test_decoding_on_an_h200_copies_no_cache(dtype, batch, capacity):
 @pytest.mark.gpu_compile
 @needs_compiler
 def test_a_layer_takes_few_launches_on_an_h200():
-    row = row_of("smollm2-135m", "full", None, batch=1, target="h200")
+    row = row_of("smollm2-135m", "full", "bfloat16", batch=1, target="h200")
     assert row["launches_per_layer"] <= 13
+
+
+@pytest.mark.gpu_compile
+@needs_compiler
+@pytest.mark.parametrize("policy, weights", [("h2o", "bfloat16"), ("full", SPARSE)])
+def test_no_step_of_one_row_copies_its_cache_on_an_h200(policy, weights):
+    row = row_of("smollm2-135m", policy, weights, batch=1, target="h200")
+    assert row["cache_copies"] == row["unaliased_leaves"] == 0
 
 
 def less(base, cfg=ONE_LAYER):

@@ -1,0 +1,118 @@
+"""A feed-forward block in which each token uses only the blocks of neurons that a router selects.
+
+It stands in the parameter tree where a dense block does, so every decoder and every cache policy
+serves it. Up to `LISTED` tokens of a step read just the weights that any of them selected, by the
+kernel `sparse_mlp` on a CUDA device; more (a prompt) read all of them. Either way a token's result
+is that of its own selection, whoever shares the step (arXiv 2310.17157, section 4; with neurons
+grouped into experts, 2402.06126, section 4).
+
+Axis letters: F neurons, J blocks of them, P rank of the router.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.nn.activation import activate
+from jaxinfer.nn.linear import product
+from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
+
+LISTED = 64  # tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SparseMlp:
+    """Weights are neuron-major. `kept` blocks of `block_size` neurons are used by each token, those
+    with the largest scores `outer (inner x)`: a linear classifier of low rank, as in DejaVu."""
+
+    up: Leaf  # [F, D]
+    down: Leaf  # [F, D], transposed
+    inner: Leaf  # [P, D]
+    outer: Leaf  # [J, P]
+    gate: Leaf = None  # [F, D] or None
+    up_bias: Leaf = None  # [F] or None
+    gate_bias: Leaf = None
+    down_bias: Leaf = None  # [D] or None
+    block_size: int = field(metadata={"static": True})
+    kept: int = field(metadata={"static": True})
+    implementation: Implementation | None = field(default=None, metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls, dense: Params, router: tuple[Array, Array], *, block_size: int, density: float,
+        implementation: Implementation | None = None,
+    ) -> "SparseMlp":  # fmt: skip
+        """The parameters of a dense block with a router [P, D], [J, P]; `density` is the share of
+        the blocks that a token uses, at least one.
+
+        Raises:
+          ValueError: if a router or a density does not fit.
+        """
+        inner, outer = router
+        neurons, width = dense["up"]["weight"].shape
+        blocks = -(-neurons // block_size)
+        if inner.shape[1] != width or outer.shape != (blocks, inner.shape[0]):
+            raise ValueError(
+                f"a router for {neurons} neurons in blocks of {block_size} over width {width} has "
+                f"shapes [P, {width}] and [{blocks}, P], got {inner.shape} and {outer.shape}"
+            )
+        if not 0 < density <= 1:
+            raise ValueError(f"density must be above 0 and at most 1, got {density}")
+        gate = dense.get("gate", {})
+        return cls(
+            up=dense["up"]["weight"],
+            down=dense["down"]["weight"].T,
+            gate=gate.get("weight"),
+            up_bias=dense["up"].get("bias"),
+            gate_bias=gate.get("bias"),
+            down_bias=dense["down"].get("bias"),
+            inner=inner,
+            outer=outer,
+            block_size=block_size,
+            kept=max(round(density * blocks), 1),
+            implementation=implementation,
+        )
+
+    def __call__(self, cfg: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        rows = x.reshape(-1, x.shape[-1])
+        selected = self._selected(rows)
+        y = self._listed if len(rows) <= LISTED else self._masked
+        return y(cfg, rows, selected).astype(x.dtype).reshape(x.shape)
+
+    def _selected(self, rows: Float[Array, "R D"]) -> Bool[Array, "R J"]:
+        scores = product(product(rows, self.inner, jnp.float32), self.outer, jnp.float32)
+        _, best = jax.lax.top_k(scores, self.kept)
+        return jax.nn.one_hot(best, scores.shape[1], dtype=bool).any(axis=1)
+
+    def _listed(self, cfg: ModelConfig, rows: Array, selected: Array) -> Array:
+        from pallas_kernels.sparse_mlp import sparse_mlp
+
+        # What any row selected comes first, in order; no more than all rows together can select.
+        used = selected.any(axis=0)
+        blocks = jnp.argsort(~used, stable=True)[: len(rows) * self.kept]
+        return sparse_mlp(
+            rows, self.gate, self.up, self.down, blocks, used.sum(dtype=jnp.int32),
+            block_size=self.block_size, activation=cfg.activation,
+            row_mask=selected[:, blocks] if len(rows) > 1 else None, up_bias=self.up_bias,
+            gate_bias=self.gate_bias, down_bias=self.down_bias, implementation=self.implementation,
+        )  # fmt: skip
+
+    def _masked(self, cfg: ModelConfig, rows: Array, selected: Array) -> Array:
+        def project(weight: Array, bias: Leaf) -> Array:
+            y = product(rows, weight, jnp.float32)
+            return y if bias is None else y + bias.astype(jnp.float32)
+
+        hidden = project(self.up, self.up_bias)
+        if self.gate is None:
+            hidden = activate(cfg.activation, hidden)
+        else:
+            hidden = activate(cfg.activation, project(self.gate, self.gate_bias)) * hidden
+        every = jnp.repeat(selected, self.block_size, axis=1)[:, : len(self.up)]
+        hidden = jnp.where(every, hidden, 0.0).astype(self.down.dtype)
+        y = jnp.matmul(hidden, self.down, preferred_element_type=jnp.float32)
+        return y if self.down_bias is None else y + self.down_bias.astype(jnp.float32)

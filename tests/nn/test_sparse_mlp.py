@@ -1,0 +1,105 @@
+"""A sparse block computes each token with its own selection, however many share the step."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.lm import LM
+from jaxinfer.models.params import abstract_params
+from jaxinfer.nn.mlp import feed_forward
+from jaxinfer.nn.sparse_mlp import LISTED, SparseMlp
+from jaxinfer.speculative.topology import Topology
+from tests.factories import CONFIGS, params_of
+
+SIZES = pytest.mark.parametrize("size", [1, 5, LISTED + 10])
+BLOCKS = {"gated": CONFIGS["llama"], "plain": replace(CONFIGS["learned"], mlp_bias=True)}
+FORMS = pytest.mark.parametrize("cfg", BLOCKS.values(), ids=BLOCKS)
+
+
+def dense_block(cfg):
+    """Random weights, and biases that are not zero."""
+    block = abstract_params(cfg)["layers"][0]["mlp"]
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), block)
+
+
+def router(cfg, block_size: int, seed: int = 0):
+    rng, blocks = np.random.default_rng(seed), -(-cfg.intermediate_size // block_size)
+    shapes = ((6, cfg.hidden_size), (blocks, 6))
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def sparse(cfg, dense, density: float, block_size: int = 5, **options) -> SparseMlp:
+    return SparseMlp.of(
+        dense, router(cfg, block_size), block_size=block_size, density=density, **options
+    )
+
+
+def tokens(cfg, size: int):
+    return jax.random.normal(jax.random.key(1), (2, size, cfg.hidden_size))
+
+
+@SIZES
+@FORMS
+def test_with_all_blocks_it_is_the_dense_one(cfg, size):
+    dense, x = dense_block(cfg), tokens(cfg, size)
+    wanted = feed_forward(cfg, dense, x, 0)
+    found = feed_forward(cfg, sparse(cfg, dense, 1.0), x, 0)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@SIZES
+@FORMS
+def test_a_token_is_computed_with_the_blocks_of_its_largest_scores(cfg, size):
+    dense, x = dense_block(cfg), tokens(cfg, size)
+    block = sparse(cfg, dense, 0.3)
+    inner, outer = router(cfg, 5)
+    scores = np.asarray(x) @ np.asarray(inner).T @ np.asarray(outer).T
+    least = np.sort(scores, axis=-1)[..., -block.kept][..., None]
+    listed = np.repeat(scores >= least, 5, axis=-1)[..., : cfg.intermediate_size]
+    act = {"silu": jax.nn.silu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}[cfg.activation]
+
+    def project(part):
+        return x @ part["weight"].T + part.get("bias", 0.0)
+
+    hidden = project(dense["up"])
+    hidden = act(project(dense["gate"])) * hidden if cfg.gated_mlp else act(hidden)
+    down = dense["down"]
+    wanted = jnp.where(listed, hidden, 0) @ down["weight"].T + down.get("bias", 0.0)
+    found = feed_forward(cfg, block, x, 0)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@FORMS
+def test_the_kernel_interpreted_gives_the_same(cfg):
+    dense, x, found = dense_block(cfg), tokens(cfg, 3), {}
+    for kind in ("reference", "interpret"):
+        found[kind] = feed_forward(cfg, sparse(cfg, dense, 0.4, implementation=kind), x, 0)
+    np.testing.assert_allclose(found["interpret"], found["reference"], atol=1e-5)
+
+
+def test_a_model_of_sparse_blocks_speculates_without_a_loss():
+    cfg, params = CONFIGS["llama"], params_of("llama")
+    layers = tuple(layer | {"mlp": sparse(cfg, layer["mlp"], 0.5)} for layer in params["layers"])
+    lm, dense = LM(cfg, params | {"layers": layers}), LM(cfg, params)
+    prompts, options = [[3, 1, 4, 1], [5, 9]], {"max_new_tokens": 24, "ignore_eos": True}
+    plain = lm.generate(prompts, **options)
+    tree = Topology.from_children([[[], []], []])
+    ahead = ji.speculate(lm, dense, tree).generate(prompts, **options)
+    assert [one.tokens for one in ahead] == [one.tokens for one in plain]
+    assert lm.engine.programs["decode"].traces <= 2  # plain and speculative
+    other = dense.generate(prompts, **options)
+    assert [one.tokens for one in other] != [one.tokens for one in plain]  # it does select
+
+
+def test_impossible_blocks_are_refused():
+    cfg = CONFIGS["llama"]
+    dense = dense_block(cfg)
+    with pytest.raises(ValueError, match=r"in blocks of 4 .* has shapes \[P, 32\] and \[12, P\]"):
+        SparseMlp.of(dense, router(cfg, 5), block_size=4, density=0.5)
+    with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
+        sparse(cfg, dense, 0.0)
