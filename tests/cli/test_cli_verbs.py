@@ -124,10 +124,10 @@ def test_without_the_default_model_the_committed_one_answers(run, model, monkeyp
 
     plain = models._load
 
-    def load(source, dtype):
+    def load(source, **options):
         if source == "smollm2-135m":
             raise ModelUnavailable("no connection")
-        return plain(model, dtype)
+        return plain(model, **options)
 
     monkeypatch.setattr(models, "_load", load)
     result = run("generate", "hello", *SHORT)
