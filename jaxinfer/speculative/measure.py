@@ -225,6 +225,27 @@ def measure_times(
     return median, passes
 
 
+def measure_step(
+    target: LM,
+    draft: LM | RecurrentDraft,
+    sampler: Sampler,
+    topology: Topology,
+    *,
+    policy: Any = None,
+    draft_policy: Any = None,
+    context: int = 128,
+    rounds: int = 5,
+) -> float:
+    """The time of a whole step with this tree in plain steps: medians over interleaved rounds."""
+    plans = {"plain": None, "tree": speculate(target, draft, topology, policy=draft_policy)}
+    runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
+    for step in runs.values():
+        step()  # compiles
+    times = [{name: step() for name, step in runs.items()} for _ in range(rounds)]
+    plain, tree = (statistics.median(found[name] for found in times) for name in plans)
+    return tree / plain
+
+
 def _steps(
     target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
 ) -> Callable[[], float]:

@@ -4,10 +4,11 @@ What was found is kept as a small JSON file in the user's cache folder, so that 
 at once. Delete the folder `trees` there, or pass `fresh=True`, to measure again.
 """
 
+import functools
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from jaxinfer.models.offload import PCIE4
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.files import write_text
-from jaxinfer.speculative.measure import SIZES, measure_acceptance, measure_times, online_acceptance
+from jaxinfer.speculative.measure import (
+    SIZES,
+    measure_acceptance,
+    measure_step,
+    measure_times,
+    online_acceptance,
+)
 from jaxinfer.speculative.optimizer import Choice, choose
 from jaxinfer.speculative.prompts import PROMPTS
 from jaxinfer.speculative.recurrent import RecurrentDraft
@@ -32,7 +39,8 @@ from jaxinfer.speculative.topology import Topology
 
 MOST_LEVELS = 10
 LOOKUP_LEVELS = 8
-VERSION = 1
+VERSION = 2
+TRIALS = 2
 
 # Of devices that are not here: bytes/s of the target's weights, those of the draft's, and dense
 # bf16 operations/s. Offloaded weights cross PCIe 4.0.
@@ -102,8 +110,29 @@ def tune(
         target, draft, sampler, policy=policy, draft_policy=draft_policy, sizes=sizes
     )
     tuned = Tuned(acceptance=acceptance, verify_ms=times, draft_ms=passes)
-    record = {"acceptance": acceptance.to_dict(), "verify_ms": times, "draft_ms": passes}
+    if draft is not None:
+        step = functools.partial(
+            measure_step, target, draft, sampler, policy=policy, draft_policy=draft_policy
+        )
+        tuned = tried(tuned, step)
+    record = {"acceptance": acceptance.to_dict(), "verify_ms": times, "draft_ms": tuned.draft_ms}
     write_text(path, json.dumps(record) + "\n")
+    return tuned
+
+
+def tried(tuned: Tuned, step: Callable[[Topology], float]) -> Tuned:
+    """With the draft passes of the tree that is chosen: they draw more than those of a chain.
+
+    `step` gives the time of a step with a tree in plain steps. What it costs beyond the forecast is
+    put down to the passes, and the choice made again, which may be not to speculate.
+    """
+    for _ in range(TRIALS):
+        choice = tuned.choice()
+        passes = choice.topology.levels - 1
+        if passes == 0:
+            break
+        beyond = step(choice.topology) * tuned.verify_ms[1] - choice.step_cost
+        tuned = replace(tuned, draft_ms=max(tuned.draft_ms + beyond / passes, 1e-3))
     return tuned
 
 

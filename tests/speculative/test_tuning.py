@@ -8,7 +8,8 @@ import jaxinfer as ji
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.speculative import tuning
 from jaxinfer.speculative.acceptance import Acceptance
-from jaxinfer.speculative.tuning import Tuned, roofline, tune
+from jaxinfer.speculative.measure import measure_step
+from jaxinfer.speculative.tuning import Tuned, roofline, tried, tune
 from tests.factories import lm_of, scripted_lm
 
 GOOD = Acceptance(p=(0.8, 0.1, 0.05))
@@ -57,6 +58,22 @@ def test_auto_uses_the_measured_tree_or_none(monkeypatch):
     monkeypatch.setattr(tuning, "tune", lambda *a, **k: tuned({1: 1.0, 3: 9.0}, 1.0))
     out = spec.generate([[1, 2]], **new)[0]
     assert out.tokens == expected and out.stats.step_tokens == ()
+
+
+def test_a_chosen_tree_that_costs_more_than_forecast_is_given_up_or_made_shallower():
+    found = tuned({1: 1.0, 4: 1.1, 8: 1.2}, 0.05)
+    choice = found.choice()
+    assert tried(found, lambda tree: choice.step_cost) == found  # as forecast
+    assert tried(found, lambda tree: 9.0).choice().topology.nodes == 1
+    slower = tried(found, lambda tree: 1.2 + 0.25 * (tree.levels - 1))
+    assert slower.draft_ms == pytest.approx(0.25)
+    assert 1 < slower.choice().topology.levels < choice.topology.levels
+
+
+def test_a_step_is_timed_with_the_tree_that_was_chosen():
+    lm = lm_of()
+    ratio = measure_step(lm, ji.early_exit(lm, 1), Sampler(), ji.Topology.chain(3), rounds=1)
+    assert 0 < ratio < 1000
 
 
 def test_a_roofline_is_flat_until_operations_count():
