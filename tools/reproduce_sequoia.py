@@ -89,8 +89,8 @@ def methods(
     nodes: Annotated[int, typer.Option(help="Nodes of every tree.")] = 33,
     levels: Annotated[int, typer.Option(help="Levels of the optimal tree, at most.")] = 8,
 ) -> None:
-    """Tokens per step of Sequoia, k chains, SpecInfer and top-k at several temperatures, and how far
-    Sequoia is ahead of each on the same documents."""
+    """Tokens per step of Sequoia, k chains, SpecInfer and top-k, and how far Sequoia is ahead of
+    each on the same documents."""
     import jaxinfer as ji
 
     pair, table = Pair(target, draft, rows, tokens), []
