@@ -15,7 +15,7 @@ from jaxinfer.models.params import abstract_params
 from jaxinfer.speculative.drafters import LookupDrafter, LookupState, ModelDrafter, ModelState
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
-from tests.compile.test_decode_structure import CFG, LARGE, needs_compiler
+from tests.compile.test_decode_structure import CFG, HUGE, needs_compiler
 
 DRAFT = replace(CFG, num_layers=1)
 REFERENCE = (0.77, 0.10, 0.04, 0.02, 0.013, 0.008)  # falls like the vector of appendix E
@@ -27,14 +27,14 @@ def arguments(policy, tree, drafter, dtype, backend, temperature, batch=2):
     sampler = Sampler(temperature=temperature)
     case, draft = (
         decode_case(
-            cfg, abstract_params(cfg, jnp.dtype(dtype)), one, LARGE, batch, backend, sampler
+            cfg, abstract_params(cfg, jnp.dtype(dtype)), one, HUGE, batch, backend, sampler
         )
         for cfg, one in ((CFG, policy), (DRAFT, full()))
     )
     step = TreeStep(topology=tree, drafter=drafter)
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
     if isinstance(drafter, LookupDrafter):
-        state = LookupState(jax.ShapeDtypeStruct((batch, LARGE), jnp.int32), row)
+        state = LookupState(jax.ShapeDtypeStruct((batch, HUGE), jnp.int32), row)
         leaves = case.cache_leaves
     else:
         state = ModelState(draft.state.cache, row)
@@ -50,7 +50,7 @@ def assert_structure(executable, leaves, tree, batch=2):
     assert hlo.cache_sized_copies(executable, leaves) == []
     assert hlo.unaliased_leaves(executable, leaves) == []
     logits = 4 * batch * tree.nodes * CFG.vocab_size
-    scores = 4 * batch * tree.nodes * CFG.num_heads * LARGE
+    scores = 4 * batch * tree.nodes * CFG.num_heads * HUGE
     assert hlo.memory(executable).temp_bytes <= 4 * logits + 3 * scores + (1 << 20)
 
 
