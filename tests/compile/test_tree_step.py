@@ -26,9 +26,7 @@ def arguments(policy, tree, drafter, dtype, backend, temperature, batch=2):
     """(program, its arguments, the step, the cache leaves that count)."""
     sampler = Sampler(temperature=temperature)
     case, draft = (
-        decode_case(
-            cfg, abstract_params(cfg, jnp.dtype(dtype)), one, HUGE, batch, backend, sampler
-        )
+        decode_case(cfg, abstract_params(cfg, jnp.dtype(dtype)), one, HUGE, batch, backend, sampler)
         for cfg, one in ((CFG, policy), (DRAFT, full()))
     )
     step = TreeStep(topology=tree, drafter=drafter)
