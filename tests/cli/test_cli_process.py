@@ -5,7 +5,14 @@ import signal
 import subprocess
 import sys
 
-COMMAND = [sys.executable, "-c", "import sys; from jaxinfer.cli import main; sys.exit(main())"]
+# Ctrl-C works as in a terminal, also where the tests run in the background, which ignores it.
+CODE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxinfer.cli import main
+sys.exit(main())
+"""
+COMMAND = [sys.executable, "-c", CODE]
 NEVER_ENDING = ("--logit-bias", "257=-inf")
 
 
