@@ -119,12 +119,16 @@ def speculation(
         if tree is not None:
             raise ValueError("--tree says what --draft drafts; add --draft")
         return {}
-    from jaxinfer.cli.models import open_draft
+    from jaxinfer.cli.models import note, open_draft
     from jaxinfer.speculative.speculate import speculate
     from jaxinfer.speculative.topology import Topology
 
-    shape = "auto" if tree is None else Topology.load(tree)
-    return {"draft": speculate(lm, open_draft(lm, draft, dtype, weights), shape)}
+    shape, model = "auto", open_draft(lm, draft, dtype, weights)
+    if tree is not None:
+        shape = Topology.load(tree)
+    else:
+        note("tree: the one that pays on this machine; finding it takes minutes, the first time")
+    return {"draft": speculate(lm, model, shape)}
 
 
 def key_values(text: str, option: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxinfer.decode.options import Options
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.lm import LM
 from jaxinfer.models.stack import forward
+from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.proposal import USED, draw_children, support
 from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
@@ -31,6 +32,7 @@ from jaxinfer.typing import Params
 POSITIONS = 64  # whose logits exist at a time
 DEPTHS = 8  # to which a recurrent draft is measured
 SIZES = (2, 3, 4, 6, 8, 12, 16)  # of trees whose verification is timed on a CPU
+STEPS, LARGE = 32, 30_000_000  # that are timed at once; a quarter of them for larger models
 PASSES = 4  # draft passes of the chain whose time, without the verification's, gives one pass
 
 
@@ -250,7 +252,8 @@ def _steps(
     target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
 ) -> Callable[[], float]:
     """A function that runs a few steps and returns the milliseconds of one."""
-    steps, cfg = 32, target.config
+    cfg = target.config
+    steps = STEPS if size_of(target.params) < LARGE else STEPS // 4
     context = min(context, cfg.max_positions // 4)
     new = min(256, cfg.max_positions // 2)
     prompt = np.random.default_rng(0).integers(0, cfg.vocab_size, context).tolist()

@@ -89,7 +89,7 @@ def tune(
     """Acceptance on the target's own text after `prompts` (default: a dozen of our own), and the
     times of steps and draft passes; `draft` None is prompt lookup.
 
-    Takes about a minute the first time, most of it compilation.
+    Takes minutes the first time, most of it compilation.
     """
     settings = [repr(x) for x in (sampler, resolve(policy), draft_policy, tuple(sizes), new_tokens)]
     settings += [identity(target), "prompt-lookup" if draft is None else identity(draft), prompts]
