@@ -124,7 +124,7 @@ def new_student(target: LM, tokens: Int[np.ndarray, "Q T"], recipe: DraftRecipe)
         return Student(
             cell, draft.full_params(target.params), init_cell(cell, jax.random.key(recipe.seed))
         )
-    if isinstance(target.params["layers"][0]["mlp"]["up"]["weight"], StoredWeight):
+    if isinstance(target.params["layers"][0]["attn"]["q"]["weight"], StoredWeight):
         raise ValueError(
             "a draft of the target's own layers trains them further, but they are stored in fewer "
             "bits; load the target without `weights`, or train a recurrent draft"

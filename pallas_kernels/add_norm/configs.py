@@ -6,7 +6,7 @@ from pallas_kernels.common import power_of_two
 from pallas_kernels.tuned import around
 
 THREADS, MOST = 32, 16  # of a warp; warps of a program
-NUMBERS = 16  # of a row that a thread holds
+NUMBERS = 4  # of a row for each thread, while there are warps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Config:
 def heuristic(rows: int, width: int) -> Config:
     """For `rows` of `width`: few rows want many threads each, which load at once."""
     del rows
-    return Config(warps=min(max(power_of_two(width) // (NUMBERS // 4 * THREADS), 1), MOST))
+    return Config(warps=min(max(power_of_two(width) // (NUMBERS * THREADS), 1), MOST))
 
 
 def candidates(rows: int, width: int) -> list[Config]:
