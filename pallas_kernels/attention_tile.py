@@ -1,4 +1,4 @@
-"""What attention kernels share: scores and their masks, tiles of rows, and the merge of splits."""
+"""What attention kernels share: scores and their masks, and tiles of rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,26 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.common import load, power_of_two, store
-
-NEGATIVE = -1e30
+from pallas_kernels.softmax_state import NEGATIVE
 
 
 def partials(batch: int, heads: int, splits: int, rows: int, width: int):
     """What the programs of all splits write: accumulated values, peaks, norms."""
     shape = (batch, heads, splits, rows)
     return tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, width), shape, shape))
-
-
-def merged(acc, peak, norm):
-    """The partial softmax states of all splits (axis 2) as one."""
-    top = peak.max(axis=2)
-    scale = jnp.exp(peak - top[:, :, None])
-    return (acc * scale[..., None]).sum(axis=2), top, (norm * scale).sum(axis=2)
-
-
-def grouped(partial, groups: int):
-    """A softmax state of rows [B, K, R, ...] as that of [B, K, groups, R / groups, ...]."""
-    return tuple(x.reshape(*x.shape[:2], groups, -1, *x.shape[3:]) for x in partial)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 section 3), in one launch.
 
 A program owns one query row of one (row, key/value head). Splits are added up in the order of their
-slots, whatever order they ran in: the same numbers give the same sums. The plain `jnp` form is
-`attention_tile.merged`.
+slots, whatever order they ran in: the same numbers give the same sums. Given the rest of the keys,
+the same launch adds them and divides, which leaves the attention's output. The plain `jnp` forms
+are `attention_tile.merged` and `attention_tile.attended`.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,20 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
+from pallas_kernels.softmax_state import LEAST, NEGATIVE, Rest
 
 NUMBERS = 4096  # of accumulated values that a program holds at a time
+
+
+def joined(parts: tuple[Array, Array, Array], rest: Rest | None, q, *, interpret: bool):
+    """What all splits wrote, as the softmax state of the queries `q` [B, K, G, T, H]; given the
+    `rest` of the keys, the attention output over all, in the dtype of `q`."""
+    groups, size = q.shape[2:4]
+    if rest is not None:
+        acc, peak, norm = parts
+        return attend_splits(acc, peak, norm, rest, q.dtype, interpret=interpret).reshape(q.shape)
+    state = merge_splits(*parts, interpret=interpret)
+    return tuple(x.reshape(*x.shape[:2], groups, size, *x.shape[3:]) for x in state)
 
 
 def merge_splits(
@@ -30,37 +45,93 @@ def merge_splits(
         return acc[:, :, 0], peak[:, :, 0], norm[:, :, 0]
     shape = (batch, heads, rows)
     return launch(
-        _kernel, acc, peak, norm,
+        functools.partial(_kernel, has_rest=False), acc, peak, norm,
         out=tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, width), shape, shape)),
         grid=(batch * heads, rows), name="merge_splits", interpret=interpret,
     )  # fmt: skip
 
 
-def _kernel(acc_ref, peak_ref, norm_ref, out_acc_ref, out_peak_ref, out_norm_ref):
+def attend_splits(
+    acc: Float[Array, "B K P R H"],
+    peak: Float[Array, "B K P R"],
+    norm: Float[Array, "B K P R"],
+    rest: Rest,
+    dtype: jax.typing.DTypeLike,
+    *,
+    interpret: bool,
+) -> Float[Array, "B K R H"]:
+    """The attention output over the keys of all P splits and the rest."""
+    batch, heads, _, rows, width = acc.shape
+    state = () if rest.state is None else rest.state
+    return launch(
+        functools.partial(_kernel, has_rest=True), acc, peak, norm,
+        rest.scores.reshape(batch, heads, rows, -1), rest.values,
+        *(x.reshape(batch, heads, rows, *x.shape[4:]) for x in state),
+        out=jax.ShapeDtypeStruct((batch, heads, rows, width), dtype),
+        grid=(batch * heads, rows), name="merge_splits", interpret=interpret,
+    )  # fmt: skip
+
+
+def _kernel(acc_ref, peak_ref, norm_ref, *refs, has_rest: bool):
     _, heads, splits, _, width = acc_ref.shape
     b, h, row = pl.program_id(0) // heads, pl.program_id(0) % heads, pl.program_id(1)
-    every = jnp.arange(power_of_two(splits))
-    columns = jnp.arange(power_of_two(width))
-    size = max(min(NUMBERS // columns.size, every.size), 1)  # splits of a tile
+    every, columns = jnp.arange(power_of_two(splits)), jnp.arange(power_of_two(width))
+    inside = columns < width
 
     def peaks(part):
         return load(peak_ref.at[b, h, part, row], mask=part < splits, other=-jnp.inf)
 
+    def values(part, mask):
+        return load(acc_ref.at[b, h, part, row, columns[None]], mask=mask, other=0.0)
+
     peak = peaks(every)
-    top = jnp.max(peak)
     norm = load(norm_ref.at[b, h, every, row], mask=every < splits, other=0.0)
+    if not has_rest:
+        top = jnp.max(peak)
+        total = _weighted(splits, inside, lambda part: jnp.exp(peaks(part) - top), values)
+        out_acc_ref, out_peak_ref, out_norm_ref = refs
+        store(out_acc_ref.at[b, h, row, columns], total, mask=inside)
+        store(out_peak_ref.at[b, h, row], top)
+        store(out_norm_ref.at[b, h, row], jnp.sum(norm * jnp.exp(peak - top)))
+        return
+
+    score_ref, value_ref, *state, out_ref = refs
+    fresh = score_ref.shape[3]
+    keys = jnp.arange(power_of_two(fresh))
+
+    def scores(key):
+        return load(score_ref.at[b, h, row, key], mask=key < fresh, other=NEGATIVE)
+
+    def fresh_values(key, mask):
+        return load(value_ref.at[b, h, key, columns[None]], mask=mask, other=0.0).astype(norm.dtype)
+
+    def probability(score):
+        return jnp.where(score > NEGATIVE, jnp.exp(score - top), 0.0)
+
+    top = jnp.maximum(jnp.max(peak), jnp.max(scores(keys)))
+    if state:
+        other_acc_ref, other_peak_ref, other_norm_ref = state
+        other = load(other_peak_ref.at[b, h, row])
+        top = jnp.maximum(top, other)
+    total = _weighted(splits, inside, lambda part: jnp.exp(peaks(part) - top), values)
+    total += _weighted(fresh, inside, lambda key: probability(scores(key)), fresh_values)
+    norm = jnp.sum(norm * jnp.exp(peak - top)) + jnp.sum(probability(scores(keys)))
+    if state:
+        weight = jnp.exp(other - top)
+        total += weight * load(other_acc_ref.at[b, h, row, columns], mask=inside, other=0.0)
+        norm += weight * load(other_norm_ref.at[b, h, row])
+    out = total / jnp.maximum(norm, LEAST)
+    store(out_ref.at[b, h, row, columns], out.astype(out_ref.dtype), mask=inside)
+
+
+def _weighted(count: int, inside: Array, weight, values):
+    """The sum of `count` rows, each times its weight; as many at a time as `NUMBERS` allows."""
+    size = max(min(NUMBERS // inside.size, power_of_two(count)), 1)
 
     def body(i, total):
         part = i * size + jnp.arange(size)
-        values = load(
-            acc_ref.at[b, h, part[:, None], row, columns[None]],
-            mask=(part < splits)[:, None] & (columns < width)[None], other=0.0,
-        )  # fmt: skip
-        return total + jnp.sum(values * jnp.exp(peaks(part) - top)[:, None], axis=0)
+        mask = (part < count)[:, None] & inside[None]
+        return total + jnp.sum(values(part[:, None], mask) * weight(part)[:, None], axis=0)
 
-    total = jax.lax.fori_loop(
-        0, blocks_of(splits, size), body, jnp.zeros(columns.shape, jnp.float32)
-    )
-    store(out_acc_ref.at[b, h, row, columns], total, mask=columns < width)
-    store(out_peak_ref.at[b, h, row], top)
-    store(out_norm_ref.at[b, h, row], jnp.sum(norm * jnp.exp(peak - top)))
+    start = jnp.zeros(inside.shape, jnp.float32)
+    return jax.lax.fori_loop(0, blocks_of(count, size), body, start)

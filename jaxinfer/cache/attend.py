@@ -18,13 +18,14 @@ from jaxinfer.config import RopeConfig
 from jaxinfer.nn.rope import Rotation, rotate, rotation
 from jaxinfer.ops.attention import (
     AttentionSpec,
-    empty_partial,
+    Partial,
     finish,
     log_sum_exp,
     merge,
     sink_partial,
 )
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.softmax_state import Rest
 
 Rotations = dict[str, Rotation | None]
 
@@ -105,22 +106,31 @@ def attend(
         see = seer(policy, spec, positions["absolute"], positions[phase])
         return spec, latest[phase], positions[phase], see
 
-    partial = empty_partial(queries["absolute"])
-    if sink is not None:
-        partial = sink_partial(queries["absolute"], sink)
     admits = policy
     if not (ctx.reads or policy.chunk_invariant) and policy.positions == "absolute":
         admits = replace(policy, window=None)  # a prompt sees all of itself before it is stored
     fresh = FreshTokens(
         policy=admits, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
     )
-    if not commits_first:
-        partial = merge(partial, fresh.partial())
-    segments = [segment for tier in by_tier for segment in tier]
-    for segment in segments:
-        if segment.holds_tokens:
-            partial = merge(partial, segment.partial(*arguments(segment)))
+    tokens, summaries = (
+        [segment for tier in by_tier for segment in tier if segment.holds_tokens == holds]
+        for holds in (True, False)
+    )
+    final, few = (summaries or tokens or [None])[-1], None
+    if final is not None and final.ends_softmax and not (policy.observe or commits_first):
+        few = fresh.few()
+    partial = None if sink is None else sink_partial(queries["absolute"], sink)
+    if not commits_first and few is None:
+        partial = _merged(partial, fresh.partial())
+    for segment in tokens:
+        if few is None or segment is not final:
+            partial = _merged(partial, segment.partial(*arguments(segment)))
+    if few is not None:
+        assert final is not None
+        _, query, _, see = arguments(final)
+        return final.output(spec, query, see, Rest(*few, partial)).reshape(q.shape), items
 
+    assert partial is not None
     if policy.observe:
         lse = log_sum_exp(partial)  # over tokens: what summarises evicted ones takes no part
         fresh_mass, stored = fresh.key_mass(lse), []
@@ -132,10 +142,13 @@ def attend(
                     masses.append(_summed(ctx, mass))
             stored.append(tuple(masses))
         items = replace(items, mass=Mass(stored=tuple(stored), fresh=fresh_mass))
-    for segment in segments:
-        if not segment.holds_tokens:
-            partial = merge(partial, segment.partial(*arguments(segment)))
+    for segment in summaries:
+        partial = merge(partial, segment.partial(*arguments(segment)))
     return finish(partial).reshape(q.shape).astype(q.dtype), items
+
+
+def _merged(partial: Partial | None, more: Partial) -> Partial:
+    return more if partial is None else merge(partial, more)
 
 
 def commit_layer(

@@ -22,6 +22,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import KeyLayout, Partial
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
+from pallas_kernels.softmax_state import Rest
 
 QueryPhase = Literal["absolute", "in_cache"]
 
@@ -100,7 +101,9 @@ class Segment(Protocol):
 
     `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass`
     take `see(k_pos, ok) -> (distance, visible)` of `jaxinfer.cache.attend`. `holds_tokens` is False
-    for a summary of tokens that are gone: it takes part in the softmax but gets no key mass.
+    for a summary of tokens that are gone: it takes part in the softmax but gets no key mass. Where
+    it `ends_softmax`, `output` is the attention over its tokens and the rest of the keys, in the
+    dtype of `q`, by one kernel.
     """
 
     @property
@@ -109,7 +112,12 @@ class Segment(Protocol):
     @property
     def holds_tokens(self) -> bool: ...
 
+    @property
+    def ends_softmax(self) -> bool: ...
+
     def partial(self, spec, q: Array, q_pos: Array, see: Callable) -> Partial: ...
+
+    def output(self, spec, q: Array, see: Callable, rest: Rest) -> Array: ...
 
     def key_mass(self, spec, q: Array, q_pos: Array, see: Callable, lse: Array) -> Array: ...
 

@@ -21,6 +21,7 @@ from jaxinfer.ops.attention import (
     partial_attention,
 )
 from jaxinfer.ops.stored import attend_stored, stored_mass
+from pallas_kernels.softmax_state import Rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,9 @@ class DenseSegment:
     holds_tokens: bool = True
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
-        layout = self.slots.layout
         if not self._is_blocked:
-            distance, visible = see(self.pos, self.ok)
-            return attend_stored(
-                spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop,
-                layout=layout, implementation=self.slots.implementation,
-            )  # fmt: skip
-
-        start = 0
+            return self._at_once(spec, q, see)
+        layout, start = self.slots.layout, 0
         if spec.window is not None and self.in_order:
             oldest = jnp.min(q_pos) - spec.window + 1
             start = jnp.maximum(oldest, 0) // self._size
@@ -58,6 +53,20 @@ class DenseSegment:
             return merge(partial, new)
 
         return jax.lax.fori_loop(start, self._blocks, body, empty_partial(q))
+
+    @property
+    def ends_softmax(self) -> bool:
+        return self.slots.layout == "BKSH" and not self._is_blocked
+
+    def output(self, spec: AttentionSpec, q: Array, see, rest: Rest) -> Array:
+        return self._at_once(spec, q, see, rest)
+
+    def _at_once(self, spec: AttentionSpec, q: Array, see, rest: Rest | None = None):
+        distance, visible = see(self.pos, self.ok)
+        return attend_stored(
+            spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop, rest,
+            layout=self.slots.layout, implementation=self.slots.implementation,
+        )  # fmt: skip
 
     def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
         layout = self.slots.layout

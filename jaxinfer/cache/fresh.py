@@ -5,16 +5,25 @@ from the absolute one, so that a prompt of any length equals the stream of its t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinfer.cache.base import Items, Policy, QueryPhase, StepContext
-from jaxinfer.ops.attention import AttentionSpec, Partial, key_mass, merge, partial_attention
+from jaxinfer.ops.attention import (
+    NEGATIVE,
+    AttentionSpec,
+    Partial,
+    key_mass,
+    merge,
+    partial_attention,
+    scores,
+)
 
 QUERY_BLOCK = 512  # queries whose scores exist at a time
+FEW = 64  # keys that a kernel reads in the end of a softmax
 
 See = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -65,6 +74,22 @@ class FreshTokens:
             found = partial if found is None else merge(found, partial)
         assert found is not None
         return found
+
+    def few(self) -> tuple[Array, Array] | None:
+        """Scores f32[B, K, G, T, J], NEGATIVE where hidden, and values, if the keys are few and
+        queries see all of them in one phase."""
+        (phase, keys), *more = self._parts()
+        if more or keys > FEW:
+            return None
+
+        def block(q, distance, visible):
+            spec, k = self.spec, self.items.k
+            if keys == 1:  # else XLA:GPU takes a launch to scale the product
+                spec, q = replace(spec, scale=1.0), q.astype(jnp.float32) * spec.scale
+            s = scores(spec, q, k, distance, "BKSH")
+            return jnp.where(visible[:, :, None], s, NEGATIVE)
+
+        return self._over_blocks(phase, keys, 3, block), self.items.v
 
     def key_mass(self, lse: Array) -> Array:
         """Probability that fresh keys receive, f32[B, K, Q, T]: per query (Q = T) in a tree, in a

@@ -44,6 +44,7 @@ class FeatureSegment:
     rank: int
     query_phase: QueryPhase = "absolute"
     holds_tokens: bool = False
+    ends_softmax: bool = False
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
         state = self.state
@@ -51,6 +52,9 @@ class FeatureSegment:
             q, state.num, state.den, self.aux, reference=functools.partial(_partial, self.rank),
             implementation=state.implementation,
         )  # fmt: skip
+
+    def output(self, spec, q, see, rest):
+        raise TypeError("a low-rank state does not end a softmax")
 
     def key_mass(self, spec, q, q_pos, see, lse):
         raise TypeError("a low-rank state has no keys that could receive mass")

@@ -9,6 +9,7 @@ With 16 bits the words are the stored numbers themselves and there are no scales
 
 import functools
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,11 @@ from jaxinfer.ops.attention import (
     partial_attention,
 )
 from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
-from jaxinfer.ops.stored import attend_packed
+from jaxinfer.ops.stored import attend_packed, ended
 from jaxinfer.ops.stored_writes import write_packed
 from jaxinfer.typing import Leaf
 from pallas_kernels.dispatch import Implementation
+from pallas_kernels.softmax_state import Rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +275,13 @@ class PackedSegment:
 
         return jax.lax.fori_loop(start, self._blocks(), body, empty_partial(q))
 
+    @property
+    def ends_softmax(self) -> bool:
+        return self.layout == "BKSH"
+
+    def output(self, spec: AttentionSpec, q: Array, see, rest: Rest) -> Array:
+        return self._attend_at_once(spec, q, see, rest)
+
     def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
         size = self.pos.shape[2]
 
@@ -299,7 +308,7 @@ class PackedSegment:
         distance, visible = see(_cut(self.pos, first, size), _cut(ok, first, size))
         return partial_attention(spec, q, keys, values, distance, visible, self.layout)
 
-    def _attend_at_once(self, spec: AttentionSpec, q: Array, see) -> Partial:
+    def _attend_at_once(self, spec: AttentionSpec, q: Array, see, rest: Rest | None = None) -> Any:
         """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
         from pallas_kernels.kivi_attention.api import PackedHalf
 
@@ -317,7 +326,7 @@ class PackedSegment:
 
         if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):
             return attend_packed(
-                spec, q, keys, values, distance, visible, self.stop, key_bits=key_form.bits,
+                spec, q, keys, values, distance, visible, self.stop, rest, key_bits=key_form.bits,
                 value_bits=value_form.bits, reference=reference, implementation=self.implementation,
             )  # fmt: skip
         if self.implementation in ("triton", "interpret"):
@@ -326,7 +335,8 @@ class PackedSegment:
                 f"of 16 to 128, got {key_form} and {value_form}; without `implementation` they are "
                 "read by XLA"
             )
-        return reference(q, keys, values, distance, visible)
+        state = reference(q, keys, values, distance, visible)
+        return state if rest is None else ended(state, rest, q)
 
     def _dtype(self, q: Array) -> str:
         """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""

@@ -16,29 +16,33 @@ from jaxtyping import Array, Float
 from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.softmax_state import Rest, attended
 
 
 def attend_stored(
     spec: AttentionSpec, q: Array, k: Array, v: Array, distance: Array, visible: Array,
-    stop: Array, *, layout: KeyLayout, implementation: Implementation | None,
-) -> Partial:  # fmt: skip
-    """`partial_attention` over slots of which none from `stop` (i32[]) on is visible."""
+    stop: Array, rest: Rest | None = None, *, layout: KeyLayout,
+    implementation: Implementation | None,
+) -> Any:  # fmt: skip
+    """`partial_attention` over slots of which none from `stop` (i32[]) on is visible; given the
+    `rest` of the keys, the attention output over all, in the dtype of `q`."""
 
-    def reference(q, k, v, distance, visible, stop):
+    def reference(q, k, v, distance, visible, stop, rest):
         del stop
-        return tuple(partial_attention(spec, q, k, v, distance, visible, layout))
+        return ended(partial_attention(spec, q, k, v, distance, visible, layout), rest, q)
 
-    def kernel(q, k, v, distance, visible, stop, *, interpret):
+    def kernel(q, k, v, distance, visible, stop, rest, *, interpret):
         from pallas_kernels.dense_attention import dense_attention
 
         return dense_attention(
-            q, k, v, *_masks(spec, q, distance, visible, stop),
+            q, k, v, *_masks(spec, q, distance, visible, stop), rest,
             implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
+    args = q, k, v, distance, visible, stop, rest
     if layout == "BKHS":
-        return partial_attention(spec, q, k, v, distance, visible, layout)
-    return Partial(*dispatch(implementation, reference, kernel, q, k, v, distance, visible, stop))
+        return _as_partial(reference(*args))
+    return _as_partial(dispatch(implementation, reference, kernel, *args))
 
 
 def stored_mass(
@@ -68,26 +72,26 @@ def stored_mass(
 
 def attend_packed(
     spec: AttentionSpec, q: Array, keys: Any, values: Any, distance: Array,
-    visible: Array, stop: Array, *, key_bits: int, value_bits: int, reference,
-    implementation: Implementation | None,
-) -> Partial:  # fmt: skip
-    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`; `reference` of them,
-    the queries and masks unpacks and attends."""
+    visible: Array, stop: Array, rest: Rest | None = None, *, key_bits: int, value_bits: int,
+    reference, implementation: Implementation | None,
+) -> Any:  # fmt: skip
+    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`, with `rest` as in
+    `attend_stored`; `reference` of queries, codes and masks unpacks and attends."""
 
-    def unpacking(q, keys, values, distance, visible, stop):
+    def unpacking(q, keys, values, distance, visible, stop, rest):
         del stop
-        return tuple(reference(q, keys, values, distance, visible))
+        return ended(reference(q, keys, values, distance, visible), rest, q)
 
-    def kernel(q, keys, values, distance, visible, stop, *, interpret):
+    def kernel(q, keys, values, distance, visible, stop, rest, *, interpret):
         from pallas_kernels.kivi_attention import kivi_attention
 
         return kivi_attention(
-            q, keys, values, *_masks(spec, q, distance, visible, stop), key_bits=key_bits,
+            q, keys, values, *_masks(spec, q, distance, visible, stop), rest, key_bits=key_bits,
             value_bits=value_bits, implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
-    args = q, keys, values, distance, visible, stop
-    return Partial(*dispatch(implementation, unpacking, kernel, *args))
+    args = q, keys, values, distance, visible, stop, rest
+    return _as_partial(dispatch(implementation, unpacking, kernel, *args))
 
 
 def attend_low_rank(
@@ -107,6 +111,16 @@ def attend_low_rank(
         return tuple(reference(*args))
 
     return Partial(*dispatch(implementation, unnamed, kernel, q, num, den, kernels))
+
+
+def ended(state: Partial, rest: Rest | None, q: Array) -> Any:
+    """The state as a tuple, or with the `rest` of the keys the attention output."""
+    return tuple(state) if rest is None else attended(state, rest, q.dtype)
+
+
+def _as_partial(found: Any) -> Any:
+    """What `dispatch` returned: a state is a tuple there."""
+    return Partial(*found) if isinstance(found, tuple | list) else found
 
 
 def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop: Array):

@@ -14,6 +14,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dense_attention import reference, triton
 from pallas_kernels.dense_attention.configs import Config, heuristic
 from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.softmax_state import Rest
 from pallas_kernels.tuned import choose
 
 Partial = tuple[
@@ -28,13 +29,14 @@ def dense_attention(
     visible: Array,
     distance: Array | None = None,
     stop: Array | None = None,
+    rest: Rest | None = None,
     *,
     scale: float,
     softcap: float | None = None,
     slopes: tuple[float, ...] | None = None,
     config: Config | None = None,
     implementation: Implementation | None = None,
-) -> Partial:
+) -> Partial | Float[Array, "B K G T H"]:
     """The softmax state of each query over the keys that it sees, in float32.
 
     `k`, `v` [B, K, S, H]; `visible` bool[B|1, K|1, T|1, S], `distance` i32 of such a shape, `stop`
@@ -42,7 +44,8 @@ def dense_attention(
 
     `acc / norm` is the attention output and `peak + log(norm)` its log-sum-exp; a query that sees
     nothing has `norm` 0. `distance` (query minus key position) is needed by the ALiBi `slopes`, one
-    per query head. Slots from `stop` on are not read.
+    per query head. Slots from `stop` on are not read. Given the `rest` of the keys, the result is
+    the attention output over all, in the dtype of `q`, without a further launch.
     """
     expect("k", k, (*q.shape[:2], None, q.shape[4]))
     args, spec = checked(q, k.shape[2], visible, distance, stop, scale, softcap, slopes)
@@ -53,7 +56,7 @@ def dense_attention(
         implementation,
         functools.partial(reference.dense_attention, **spec),
         functools.partial(triton.dense_attention, config=config, **spec),
-        q, k, v, visible, distance, stop,
+        q, k, v, visible, distance, stop, rest,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30  # finite, so that the difference of two empty peaks is 0
+from pallas_kernels.softmax_state import NEGATIVE, attended
 
 
 def scores(
@@ -26,14 +26,15 @@ def scores(
     return s
 
 
-def dense_attention(q, k, v, visible: Bool[Array, "#B #K #T S"], distance, stop, **spec):
+def dense_attention(q, k, v, visible: Bool[Array, "#B #K #T S"], distance, stop, rest, **spec):
     mask = (visible & _before(stop, visible))[:, :, None]
     s = jnp.where(mask, scores(q, k, distance, **spec), NEGATIVE)
     peak = s.max(axis=-1)
     p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
     clean = jnp.where(_before(stop, v[..., 0])[..., None], v, 0)  # what lies behind may be NaN
     acc = jnp.einsum("bkgts,bksh->bkgth", p.astype(v.dtype), clean, preferred_element_type=p.dtype)
-    return acc, peak, p.sum(axis=-1)
+    state = acc, peak, p.sum(axis=-1)
+    return state if rest is None else attended(state, rest, q.dtype)
 
 
 def key_mass(q, k, visible: Bool[Array, "#B #K #T S"], distance, lse, stop, **spec):

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention_tile import (
-    NEGATIVE,
     Scores,
-    grouped,
     load_matrix,
     partials,
     store_matrix,
 )
 from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
 from pallas_kernels.dense_attention.configs import Config
-from pallas_kernels.merge_splits import merge_splits
+from pallas_kernels.merge_splits import joined
+from pallas_kernels.softmax_state import NEGATIVE
 
 
 def dense_attention(
-    q, k, v, visible, distance, stop, *, config: Config, interpret: bool, scale, softcap, slopes
-):
+    q, k, v, visible, distance, stop, rest, *, config: Config, interpret: bool, scale, softcap,
+    slopes,
+):  # fmt: skip
     batch, heads, groups, size, width = q.shape
     rows, splits = groups * size, config.splits
     kernel = functools.partial(
@@ -38,7 +38,7 @@ def dense_attention(
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="dense_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return grouped(merge_splits(*parts, interpret=interpret), groups)
+    return joined(parts, rest, q, interpret=interpret)
 
 
 def key_mass(

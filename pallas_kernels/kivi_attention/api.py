@@ -18,6 +18,7 @@ from pallas_kernels.dense_attention.api import Partial, checked
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention import reference, triton
 from pallas_kernels.kivi_attention.configs import Config, heuristic
+from pallas_kernels.softmax_state import Rest
 from pallas_kernels.tuned import choose
 
 BITS = (2, 4, 8)
@@ -44,6 +45,7 @@ def kivi_attention(
     visible: Array,
     distance: Array | None = None,
     stop: Array | None = None,
+    rest: Rest | None = None,
     *,
     key_bits: int,
     value_bits: int,
@@ -52,8 +54,9 @@ def kivi_attention(
     slopes: tuple[float, ...] | None = None,
     config: Config | None = None,
     implementation: Implementation | None = None,
-) -> Partial:
-    """The softmax state of each query over the packed tokens that it sees, as `dense_attention`.
+) -> Partial | Float[Array, "B K G T H"]:
+    """The softmax state of each query over the packed tokens that it sees, or with `rest` the
+    attention output, as in `dense_attention`.
 
     `visible` bool[B|1, K|1, T|1, S] says how many of the packed tokens take part (S may be less
     than there is room for), `stop` i32[B] from where on nothing is read.
@@ -73,7 +76,7 @@ def kivi_attention(
         implementation,
         functools.partial(reference.kivi_attention, **spec),
         functools.partial(triton.kivi_attention, config=config, **spec),
-        q, *keys, *values, visible, distance, stop,
+        q, *keys, *values, visible, distance, stop, rest,
     )  # fmt: skip
 
 

@@ -20,21 +20,20 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention_tile import (
-    NEGATIVE,
     Scores,
-    grouped,
     load_matrix,
     partials,
 )
 from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
 from pallas_kernels.kivi_attention.configs import Config
-from pallas_kernels.merge_splits import merge_splits
+from pallas_kernels.merge_splits import joined
+from pallas_kernels.softmax_state import NEGATIVE
 
 MOST_TOKENS = 64  # of an iteration
 
 
 def kivi_attention(
-    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop,
+    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop, rest,
     *, key_bits: int, value_bits: int, config: Config, interpret: bool, scale, softcap, slopes,
 ):  # fmt: skip
     batch, heads, groups, size, width = q.shape
@@ -51,7 +50,7 @@ def kivi_attention(
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="kivi_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return grouped(merge_splits(*parts, interpret=interpret), groups)
+    return joined(parts, rest, q, interpret=interpret)
 
 
 def _kernel(

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention_tile import (
-    NEGATIVE,
     load_matrix,
-    merged,
     partials,
     store_matrix,
 )
 from pallas_kernels.common import exact_dot, launch, load, power_of_two, store
+from pallas_kernels.merge_splits import merge_splits
+from pallas_kernels.softmax_state import NEGATIVE
 from pallas_kernels.sparse_heads.configs import Config
 
 
@@ -31,7 +31,7 @@ def sparse_heads(q, k, v, length, groups, count, *, config: Config, interpret, s
         grid=(batch * heads, config.splits), name="sparse_heads",
         warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return merged(*parts)
+    return merge_splits(*parts, interpret=interpret)
 
 
 def _kernel(

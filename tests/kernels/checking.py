@@ -17,7 +17,7 @@ from jaxinfer.compile.gpu_target import (
     lower_for_cuda,
     unavailable_reason,
 )
-from pallas_kernels.attention_tile import NEGATIVE as PEAK
+from pallas_kernels.softmax_state import NEGATIVE as PEAK
 
 NEGATIVE = np.float32(PEAK)
 

@@ -7,16 +7,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention_tile import merged
 from pallas_kernels.dense_attention import dense_attention
 from pallas_kernels.dense_attention.configs import Config
 from pallas_kernels.dispatch import dispatch
-from pallas_kernels.merge_splits import merge_splits
+from pallas_kernels.merge_splits import attend_splits, merge_splits
+from pallas_kernels.softmax_state import Rest, attended, merged
 from tests.kernels.checking import NEGATIVE, agree, compiles_without_spills, lowers_for_cuda
 
 
 def run(acc, peak, norm, implementation=None):
     return dispatch(implementation, merged, merge_splits, acc, peak, norm)
+
+
+def run_to_the_end(acc, peak, norm, rest, implementation=None):
+    """In bfloat16, as a model's queries are; `rest` as of one query per row."""
+    size = acc.shape[0], acc.shape[1], acc.shape[3], 1, acc.shape[4]
+
+    def reference(acc, peak, norm, rest):
+        state = tuple(x.reshape(*size[:4], *x.shape[3:]) for x in merged(acc, peak, norm))
+        return attended(state, rest, jnp.bfloat16)
+
+    def kernel(acc, peak, norm, rest, *, interpret):
+        found = attend_splits(acc, peak, norm, rest, jnp.bfloat16, interpret=interpret)
+        return found.reshape(size)
+
+    return dispatch(implementation, reference, kernel, acc, peak, norm, rest)
+
+
+def rest_of(seed: int, size, fresh: int, *, state: bool):
+    """Fresh keys, some of them hidden, and perhaps a state, for the rows of such splits."""
+    rng = np.random.default_rng(seed)
+    b, k, _, r, h = size
+    hidden = rng.random((b, k, r, 1, fresh)) < rng.choice([0.0, 0.5])
+    scores = np.where(hidden, NEGATIVE, 10 * rng.normal(size=hidden.shape))
+    values = jnp.asarray(rng.normal(size=(b, k, fresh, h)), jnp.bfloat16)
+    other = tuple(x[:, :, 0] for x in splits_of(seed + 10, *size))
+    other = tuple(x.reshape(b, k, r, 1, *x.shape[3:]) for x in other)
+    return Rest(jnp.asarray(scores, jnp.float32), values, other if state else None)
 
 
 def splits_of(seed: int, *shape: int):
@@ -42,6 +69,23 @@ def test_the_kernel_agrees_with_plain_jnp(size, seed):
     agree(run, *splits_of(seed, *size))
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fresh, state", [(1, False), (1, True), (7, False), (70, True)])
+def test_with_the_rest_of_the_keys_it_gives_the_output(size, fresh, state):
+    rest = rest_of(fresh, size, fresh, state=state)
+    agree(run_to_the_end, *splits_of(fresh, *size), rest, tolerance=1e-2)  # of bfloat16
+
+
+def test_queries_that_saw_nothing_get_zero():
+    size = (1, 2, 3, 4, 16)
+    acc, peak, norm = splits_of(1, *size)
+    empty = jnp.zeros_like(acc), jnp.full_like(peak, NEGATIVE), jnp.zeros_like(norm)
+    rest = rest_of(1, size, 2, state=False)
+    rest = rest._replace(scores=jnp.full_like(rest.scores, NEGATIVE))
+    found = run_to_the_end(*empty, rest, implementation="interpret")
+    assert not np.asarray(found, np.float32).any()
+
+
 def test_splits_that_saw_nothing_change_nothing():
     acc, peak, norm = splits_of(1, 1, 2, 3, 4, 16)
     lone = tuple(x.at[:, :, 1:].set(y) for x, y in ((acc, 0), (peak, NEGATIVE), (norm, 0)))
@@ -49,11 +93,12 @@ def test_splits_that_saw_nothing_change_nothing():
         np.testing.assert_array_equal(found, given[:, :, 0])
 
 
-@pytest.mark.parametrize("splits, calls", [(1, 1), (4, 2)])
-def test_it_is_launched_for_more_than_one_split(splits, calls):
+@pytest.mark.parametrize("splits, ends, calls", [(1, False, 1), (1, True, 2), (4, True, 2)])
+def test_it_is_launched_for_more_than_one_split_and_for_the_output(splits, ends, calls):
     q, cache = jnp.zeros((1, 2, 3, 1, 16)), jnp.zeros((1, 2, 256, 16))
+    rest = Rest(jnp.zeros((1, 2, 3, 1, 1)), jnp.zeros((1, 2, 1, 16))) if ends else None
     config = Config(rows=16, keys=16, splits=splits)
-    attention = functools.partial(dense_attention, scale=0.1, config=config)
+    attention = functools.partial(dense_attention, rest=rest, scale=0.1, config=config)
     lowers_for_cuda(attention, q, cache, cache, jnp.ones((1, 1, 1, 256), bool), calls=calls)
 
 
@@ -69,5 +114,7 @@ def test_it_is_launched_for_more_than_one_split(splits, calls):
 def test_it_compiles_for_an_h200_without_spills(size):
     shapes = (size, size[:-1], size[:-1])
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    rest = jax.eval_shape(lambda: rest_of(0, size, min(size[3], 64), state=True))
     lowers_for_cuda(run, *args)
     compiles_without_spills(run, *args)
+    compiles_without_spills(run_to_the_end, *args, rest)
