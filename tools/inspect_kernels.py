@@ -275,7 +275,11 @@ def add_norm() -> Iterator[Case]:
 
 @kernel
 def merge_splits() -> Iterator[Case]:
+    import jax.numpy as jnp
+
+    from pallas_kernels.merge_splits import attend_splits
     from pallas_kernels.merge_splits import merge_splits as merge
+    from pallas_kernels.softmax_state import Rest
 
     for name, b, k, splits, rows, h in (
         ("smollm2, 1 row, 32k", 1, 3, 88, 3, 64),
@@ -287,6 +291,12 @@ def merge_splits() -> Iterator[Case]:
             config=name, operations=2 * math.prod(shape) * h,
             function=functools.partial(merge, interpret=False),
             args=(array(*shape, h, dtype="float32"), state, state),
+        )  # fmt: skip
+        rest = Rest(array(b, k, rows, 1, 1, dtype="float32"), array(b, k, 1, h))
+        yield Case(
+            config=name + ", to the output", operations=2 * math.prod(shape) * h,
+            function=lambda *args: attend_splits(*args, jnp.bfloat16, interpret=False),
+            args=(array(*shape, h, dtype="float32"), state, state, rest),
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from pallas_kernels.kivi_attention.reference import unpacked
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.quantize_pack import quantize_pack
+from pallas_kernels.softmax_state import NEGATIVE, Rest
 from pallas_kernels.sparse_heads import sparse_heads
 from pallas_kernels.sparse_mlp import sparse_mlp
 from pallas_kernels.weight_matmul import quantize_weight, weight_matmul
@@ -45,8 +46,9 @@ def dense(rng: Rng, quick: bool) -> Problem:
     keys, values = _some(rng, dtype, b, k, s, h), _some(rng, dtype, b, k, s, h)
     visible, distance, stop, spec = _masks(rng, q.shape, s)
     run = functools.partial(dense_attention, **spec)
-    facts = _facts(q, slots=s, dtype=dtype)
-    args = (q, keys, values, visible, distance, stop)
+    rest = _rest(rng, q, dtype)
+    facts = _facts(q, slots=s, dtype=dtype, rest=rest is not None)
+    args = (q, keys, values, visible, distance, stop, rest)
     return Problem(run=run, args=args, tolerance=_tolerance(dtype), facts=facts)
 
 
@@ -75,7 +77,7 @@ def kivi(rng: Rng, quick: bool) -> Problem:
     visible, distance, stop, spec = _masks(rng, q.shape, s)
     run = functools.partial(kivi_attention, key_bits=bits[0], value_bits=bits[1], **spec)
     facts = _facts(q, slots=s, dtype=dtype, bits=bits)
-    args = (q, *halves, visible, distance, stop)
+    args = (q, *halves, visible, distance, stop, _rest(rng, q, dtype))
     return Problem(run=run, args=args, tolerance=_tolerance(dtype), facts=facts)
 
 
@@ -253,6 +255,23 @@ def _filters(rng: Rng, d: int, k: int):
     poles = rng.uniform(0.5, 0.999, (d, k)) * np.exp(1j * rng.uniform(0, 2 * np.pi, (d, k)))
     parts = poles.real, poles.imag, *(rng.normal(size=(2, d, k)) / k), rng.normal(size=d)
     return tuple(jnp.asarray(x, jnp.float32) for x in parts)
+
+
+def _rest(rng: Rng, q: Any, dtype: Any) -> Rest | None:
+    """Nothing, or a few fresh keys of which some are hidden, perhaps with a state of others."""
+    if rng.random() < 0.3:
+        return None
+    b, k, _, _, h = q.shape
+    fresh = int(rng.integers(1, 9))
+    hidden = rng.random((*q.shape[:-1], fresh)) < 0.3
+    scores = jnp.where(hidden, NEGATIVE, 3 * rng.normal(size=hidden.shape))
+    state = None
+    if rng.random() < 0.5:
+        state = (
+            _some(rng, "float32", *q.shape), _some(rng, "float32", *q.shape[:-1]),
+            jnp.asarray(rng.uniform(1, 9, q.shape[:-1]), jnp.float32),
+        )  # fmt: skip
+    return Rest(scores.astype(jnp.float32), _some(rng, dtype, b, k, fresh, h), state)
 
 
 def _some(rng: Rng, dtype: Any, *shape: int):

@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.ops.attention import AttentionSpec, Partial, finish, log_sum_exp, partial_attention
+from jaxinfer.ops.attention import (
+    AttentionSpec,
+    Partial,
+    finish,
+    log_sum_exp,
+    merge,
+    partial_attention,
+)
 from pallas_kernels.dense_attention import dense_attention, key_mass
 from pallas_kernels.dense_attention.configs import Config
-from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
+from pallas_kernels.softmax_state import Rest
+from tests.kernels.checking import NEGATIVE, agree, compiles_without_spills, lowers_for_cuda
 
 
 def problem(seed: int):
@@ -54,6 +62,32 @@ def test_the_kernels_agree_with_their_references(seed):
         functools.partial(key_mass, **options), q, k, visible, lse, distance, stop,
         tolerance=tolerance,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [*QUICK, *ALL])
+def test_given_the_rest_of_the_keys_it_attends_to_all(seed):
+    q, k, v, visible, distance, stop, _, options, tolerance = problem(seed)
+    rng = np.random.default_rng(seed)
+    fresh = int(rng.integers(1, 6))
+    hidden = rng.random((*q.shape[:-1], fresh)) < rng.choice([0.0, 0.5])
+    scores = jnp.asarray(np.where(hidden, NEGATIVE, 3 * rng.normal(size=hidden.shape)), jnp.float32)
+    values = jnp.asarray(rng.normal(size=(*q.shape[:2], fresh, q.shape[-1])), q.dtype)
+    run = functools.partial(dense_attention, **options)
+    other = run(-q, v, k, visible, distance, stop, implementation="reference")
+    rest = Rest(scores, values, other if seed % 2 else None)
+    agree(run, q, k, v, visible, distance, stop, rest, tolerance=tolerance)
+
+    states = [run(q, k, v, visible, distance, stop, implementation="reference")]
+    states += [other] if seed % 2 else []
+    merged = functools.reduce(merge, (Partial(*state) for state in states))
+    seen = jnp.exp(scores - merged.peak[..., None]) * ~hidden
+    acc = merged.acc + jnp.einsum("bkgtj,bkjh->bkgth", seen, values.astype(jnp.float32))
+    expected = finish(merged._replace(acc=acc, norm=merged.norm + seen.sum(axis=-1)))
+    found = run(q, k, v, visible, distance, stop, rest, implementation="reference")
+    some = merged.peak > NEGATIVE  # else its scores are no measure of the fresh ones
+    np.testing.assert_allclose(
+        np.asarray(found, np.float32)[some], np.asarray(expected)[some], atol=tolerance * 5
+    )
 
 
 def test_the_reference_is_the_attention_of_the_library():
