@@ -112,12 +112,12 @@ def _show(place: str, tuned: "Tuned", choice: "Choice") -> None:
             best[one.nodes] = one
     for one in best.values():
         out.add_row(
-            str(one.nodes), str(one.levels), f"{one.expected:.2f}", f"{one.step_cost:.2f}",
+            str(one.nodes), str(one.levels), f"{one.expected:.2f}", f"{one.step_cost:.3g}",
             f"{one.speedup:.2f}",
         )  # fmt: skip
     console = Console()
     console.print(out)
-    console.print(f"one draft pass: {tuned.draft_ms:.2f} ms")
+    console.print(f"one draft pass: {tuned.draft_ms:.3g} ms")
     if choice.topology.nodes == 1:
         console.print("speculation does not pay here: plain decoding is fastest")
     else:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import product
+from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
 
@@ -51,9 +52,15 @@ class SparseMlp:
         the blocks that a token uses, at least one.
 
         Raises:
-          ValueError: if a router or a density does not fit.
+          ValueError: if a router or a density does not fit, or the block is stored in few bits.
         """
         inner, outer = router
+        if isinstance(dense["up"]["weight"], StoredWeight):
+            raise ValueError(
+                "a sparse block reads floating weights, got a block that is stored in fewer bits; "
+                "load the model without `weights`, make its blocks sparse, then quantize the "
+                "rest with `quantize_weights`, which leaves them as they are"
+            )
         neurons, width = dense["up"]["weight"].shape
         blocks = -(-neurons // block_size)
         if inner.shape[1] != width or outer.shape != (blocks, inner.shape[0]):

@@ -9,8 +9,11 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.lm import LM
-from jaxinfer.models.params import abstract_params
+from jaxinfer.models.params import abstract_params, init_params
+from jaxinfer.models.quantize import quantize_weights
+from jaxinfer.models.stack import forward
 from jaxinfer.nn.mlp import feed_forward
+from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.nn.sparse_mlp import LISTED, SparseMlp
 from jaxinfer.speculative.topology import Topology
 from tests.factories import CONFIGS, params_of
@@ -103,3 +106,21 @@ def test_impossible_blocks_are_refused():
         SparseMlp.of(dense, router(cfg, 5), block_size=4, density=0.5)
     with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
         sparse(cfg, dense, 0.0)
+
+
+def test_blocks_in_fewer_bits_are_refused():
+    cfg = CONFIGS["llama"]
+    stored = quantize_weights({"layers": ({"mlp": dense_block(cfg)},), "head": {}}, "int8")
+    with pytest.raises(ValueError, match="load the model without `weights`"):
+        SparseMlp.of(stored["layers"][0]["mlp"], router(cfg, 12), block_size=4, density=0.5)
+
+
+def test_the_rest_of_a_model_with_sparse_blocks_can_be_quantized():
+    cfg = CONFIGS["llama"]
+    params = init_params(cfg, jax.random.key(0))
+    layers = tuple(layer | {"mlp": sparse(cfg, layer["mlp"], 0.5)} for layer in params["layers"])
+    small = quantize_weights(params | {"layers": layers}, "int8")
+    assert small["layers"][0]["mlp"].up is layers[0]["mlp"].up
+    assert isinstance(small["layers"][0]["attn"]["q"]["weight"], StoredWeight)
+    logits = forward(cfg, small, jnp.asarray([[1, 2, 3]])).logits
+    assert np.isfinite(logits).all()
