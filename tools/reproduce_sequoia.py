@@ -23,6 +23,7 @@ from tools.figures import bootstrap, held_out_rows, publish
 SOURCES = ["essays", "brown", "anarchism", "pydoc", "kjv"]
 PROMPT = 32
 TEMPERATURES = (0.0, 0.6, 1.0)
+SETTINGS = ((0.0, 1.0), (0.6, 1.0), (0.6, 0.9), (1.0, 1.0), (1.0, 0.9))  # temperature, top-p
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 TargetOption = Annotated[str, typer.Option(help="Target model.")]
@@ -89,14 +90,15 @@ def methods(
     nodes: Annotated[int, typer.Option(help="Nodes of every tree.")] = 33,
     levels: Annotated[int, typer.Option(help="Levels of the optimal tree, at most.")] = 8,
 ) -> None:
-    """Tokens per step of Sequoia, k chains, SpecInfer and top-k, and how far Sequoia is ahead of
-    each on the same documents."""
+    """Tokens per step of Sequoia, k chains, SpecInfer and top-k over temperature and top-p, and how
+    far Sequoia is ahead of each on the same documents."""
     import jaxinfer as ji
 
     pair, table = Pair(target, draft, rows, tokens), []
     chains = ji.Topology.k_chains(4, (nodes - 1) // 4)
-    for temperature in TEMPERATURES:
-        sampler = ji.Sampler(temperature=temperature)
+    for temperature, top_p in SETTINGS:
+        sampler = ji.Sampler(temperature=temperature, top_p=top_p)
+        setting = f"T={temperature}" + (f", top-p {top_p}" if top_p < 1 else "")
         found, ours = pair.acceptance(sampler), np.zeros(rows)
         best = ji.Topology.optimal(found, nodes, levels)
         for name, tree, method in (
@@ -108,7 +110,7 @@ def methods(
         ):
             expected = ji.expected_tokens(tree, found)
             measured = pair.tokens_per_step(tree, sampler, method)
-            label = f"T={temperature}: {name}"
+            label = f"{setting}: {name}"
             if name == "Sequoia":
                 ours = measured
                 table.append(row_of(label, measured, expected=expected))
@@ -119,16 +121,17 @@ def methods(
             table.append(row_of(label, measured, expected=expected, **more))
 
     def plot(axes) -> None:
-        names = [row.label.split(": ")[1] for row in table[: len(table) // len(TEMPERATURES)]]
+        labels = [row.label.split(": ") for row in table]
+        settings, names = (list(dict.fromkeys(x)) for x in zip(*labels, strict=True))
         for i, name in enumerate(names):
             picked = [row.metrics for row in table if row.label.endswith(f": {name}")]
             means = np.array([row["tokens_per_step"] for row in picked])
             error = [
                 means - [row["low"] for row in picked], [row["high"] for row in picked] - means
             ]  # fmt: skip
-            places = np.arange(len(TEMPERATURES)) + (i - 2) * 0.16
+            places = np.arange(len(settings)) + (i - 2) * 0.16
             axes.bar(places, means, 0.15, yerr=error, label=name, error_kw={"lw": 0.8})
-        axes.set_xticks(range(len(TEMPERATURES)), [f"T = {t}" for t in TEMPERATURES])
+        axes.set_xticks(range(len(settings)), [x.replace(", ", "\n") for x in settings])
         axes.set_ylabel("tokens per step")
         axes.legend(frameon=False, fontsize=8, ncols=3)
 
