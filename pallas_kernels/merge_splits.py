@@ -4,7 +4,7 @@ section 3), in one launch.
 A program owns one query row of one (row, key/value head). Splits are added up in the order of their
 slots, whatever order they ran in: the same numbers give the same sums. Given the rest of the keys,
 the same launch adds them and divides, which leaves the attention's output. The plain `jnp` forms
-are `attention_tile.merged` and `attention_tile.attended`.
+are `softmax_state.merged` and `softmax_state.attended`.
 """
 
 import functools

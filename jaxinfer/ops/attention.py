@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30  # finite, so that the difference of two "empty" peaks is 0 and not NaN
+from pallas_kernels.softmax_state import LEAST, NEGATIVE
 
 KeyLayout = Literal["BKHS", "BKSH"]
 
@@ -67,11 +67,11 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 def finish(partial: Partial) -> Float[Array, "B K G T H"]:
     """The attention output; finite (0) for queries that saw no key."""
-    return partial.acc / jnp.maximum(partial.norm, 1e-30)[..., None]
+    return partial.acc / jnp.maximum(partial.norm, LEAST)[..., None]
 
 
 def log_sum_exp(partial: Partial) -> Float[Array, "B K G T"]:
-    return partial.peak + jnp.log(jnp.maximum(partial.norm, 1e-30))
+    return partial.peak + jnp.log(jnp.maximum(partial.norm, LEAST))
 
 
 def scores(

@@ -45,7 +45,7 @@ def dense_attention(
     `acc / norm` is the attention output and `peak + log(norm)` its log-sum-exp; a query that sees
     nothing has `norm` 0. `distance` (query minus key position) is needed by the ALiBi `slopes`, one
     per query head. Slots from `stop` on are not read. Given the `rest` of the keys, the result is
-    the attention output over all, in the dtype of `q`, without a further launch.
+    the attention output over all, in the dtype of `q`; the launch that merges splits makes it.
     """
     expect("k", k, (*q.shape[:2], None, q.shape[4]))
     args, spec = checked(q, k.shape[2], visible, distance, stop, scale, softcap, slopes)
