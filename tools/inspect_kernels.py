@@ -14,6 +14,7 @@ typical use. The exit status is 1 where a kernel spills.
 
 import argparse
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -374,8 +375,10 @@ def inspect_all(names: list[str], config: str, target: str) -> list[Row]:
         raise SystemExit(NO_PTXAS)
     with tempfile.TemporaryDirectory() as folder:
         # Read by XLA at its first use in a process, hence before anything imports jax.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder}".strip()
+        flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_dump_to={folder}"]
+        if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 11):
+            flags.append("--xla_dump_emitter_re=ptx")  # else no PTX; 0.10 does not know the flag
+        os.environ["XLA_FLAGS"] = " ".join(flags).strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         from jaxinfer.compile.gpu_target import unavailable_reason
 

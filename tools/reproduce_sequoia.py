@@ -22,6 +22,7 @@ from tools.figures import bootstrap, held_out_rows, publish
 
 SOURCES = ["essays", "brown", "anarchism", "pydoc", "kjv"]
 PROMPT = 32
+KNOWN = 32  # documents that acceptance is measured on
 TEMPERATURES = (0.0, 0.6, 1.0)
 SETTINGS = ((0.0, 1.0), (0.6, 1.0), (0.6, 0.9), (1.0, 1.0), (1.0, 0.9))  # temperature, top-p
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -42,8 +43,8 @@ class Pair:
         self.target = ji.load(target, dtype="float32", weights=weights)
         self.draft: Any = open_draft(self.target, draft, "float32", weights)
         self.rows, self.tokens = rows, tokens
-        prompts = held_out_rows(self.target, 2 * rows, PROMPT, SOURCES).tolist()
-        self.known, self.prompts = prompts[::2], prompts[1::2]
+        prompts = held_out_rows(self.target, KNOWN + rows, PROMPT, SOURCES).tolist()
+        self.known, self.prompts = prompts[:KNOWN], prompts[KNOWN:]
         self.names = {"target": target, "draft": draft, "rows": rows, "tokens": tokens}
 
     def acceptance(self, sampler):
