@@ -30,6 +30,9 @@ def grow(
     vocabulary: Int[Array, " V"] | None = None,
 ) -> Proposal:
     """The tree behind the tokens `root`, whose children are drawn from the `size` likeliest."""
+    features = sampler.features
+    if not (features.sample or features.penalty or features.bias):
+        size = topology.branching  # of more tokens nothing is asked
     tokens, picks = root[:, None], jnp.zeros((len(root), 1), jnp.int32)
     ids, logits = [], []
     for level, (parents, breadth, row, rank) in enumerate(topology.growth):

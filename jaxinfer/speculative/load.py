@@ -8,7 +8,7 @@ from jaxinfer.io.draft import load_draft as load_borrowing
 from jaxinfer.io.load import load
 from jaxinfer.io.model_index import FolderModel, committed_folder
 from jaxinfer.lm import LM
-from jaxinfer.models.quantize import quantize_params, quantize_weights
+from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
 
@@ -20,7 +20,8 @@ def load_draft(target: LM, source: str, **options: Any) -> "LM | RecurrentDraft 
     """A draft for `speculate`: "prompt-lookup"; "exit:N", the target's first N layers; a trained
     draft, by its name or folder; or any other model, as in `load`.
 
-    `options` are those of `load`; a trained draft has the target's dtype.
+    `options` are those of `load`; a trained draft has the target's dtype. A recurrent one keeps its
+    weights in full under `weights`: so few of them are multiplied no faster in fewer bits.
 
     Raises:
       ValueError: an unknown name, or a trained draft of another target.
@@ -38,8 +39,6 @@ def load_draft(target: LM, source: str, **options: Any) -> "LM | RecurrentDraft 
     found, name = load_borrowing(folder, target.params), Path(folder).name
     params, weights = found.full_params(target.params), options.get("weights")
     if isinstance(found.config, RecurrentConfig):
-        if weights is not None:
-            params = quantize_weights(params, weights, target.implementation)
         return RecurrentDraft(found.config, params, name)
     if weights is not None:
         params = quantize_params(

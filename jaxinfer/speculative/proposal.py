@@ -39,7 +39,8 @@ def support(
     seen: Array,
     vocab: Int[Array, " V"] | None = None,
 ) -> tuple[Int[Array, "B W M"], Float[Array, "B W M"]]:
-    """Ids and log-probabilities of the draft's `size` likeliest tokens, by the sampler's settings.
+    """Ids and log-probabilities of the draft's `size` likeliest tokens, by the sampler's settings,
+    the likeliest first.
 
     `seen` bool[B, W, V'] are the tokens that a node's text holds, [B, 1, 1] without a penalty.
     `vocab` names the tokens of a draft with a reduced vocabulary. Rows with temperature 0 get the
@@ -55,6 +56,9 @@ def support(
         penalty = sampler.penalty[column]
         used = jnp.take_along_axis(seen, ids, axis=-1)
         best = jnp.where(used, jnp.where(best > 0, best / penalty, best * penalty), best)
+    if features.bias or features.penalty:
+        best, order = jax.lax.top_k(best, best.shape[-1])
+        ids = jnp.take_along_axis(ids, order, axis=-1)
     if not features.sample:
         return ids, best
     width = best.shape[1]
@@ -88,15 +92,16 @@ def draw_children(
     sampler: SamplerRows,
     count: int,
 ) -> Int[Array, "B W C"]:
-    """Places in the support of `count` children per node, in the order in which they are drawn.
+    """Places in the support (the likeliest first) of `count` children per node, as they are drawn.
 
     The descending order of logit + Gumbel noise is exactly that of sampling one after the other
     without replacement: each token rings after an exponential time at the rate of its probability,
     and what has not rung yet starts anew. With replacement every child has noise of its own. Greedy
     rows, and "top", take the likeliest. `keys` [B] are the rows' keys.
     """
+    best = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (*logits.shape[:2], count))
     if draws == "top" or not sampler.features.sample:
-        return jax.lax.top_k(logits, count)[1].astype(jnp.int32)
+        return best
     shape = logits.shape[1:] if draws == "without_replacement" else (count, *logits.shape[1:])
     noise = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
     greedy = sampler.temperature <= 0
@@ -104,5 +109,4 @@ def draw_children(
         noise = jnp.where(greedy[:, None, None], 0.0, noise)
         return jax.lax.top_k(logits + noise, count)[1].astype(jnp.int32)
     drawn = jnp.argmax(logits[:, None] + noise, axis=-1).transpose(0, 2, 1)
-    best = jax.lax.top_k(logits, count)[1]
     return jnp.where(greedy[:, None, None], best, drawn).astype(jnp.int32)

@@ -76,6 +76,14 @@ def test_a_saved_draft_speculates_with_the_targets_own_text(trained, tmp_path):
     check_out(folder, recipe)  # it may be replaced
 
 
+def test_a_recurrent_draft_keeps_its_weights_in_full(tmp_path):
+    target, folder = lm_of(), tmp_path / "draft"
+    student = new_student(target, TOKENS, RECURRENT)
+    save_trained(folder, target, student, student.trained, {})
+    found, expected = (open_draft(target, str(folder), None, kind) for kind in ("int8", None))
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
 def test_a_borrowing_draft_keeps_the_most_frequent_tokens_and_shares_the_embedding():
     target = lm_of()
     student = new_student(target, TOKENS, BORROWING)
