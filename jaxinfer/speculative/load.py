@@ -12,7 +12,7 @@ from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
 
-DRAFTS = {"draft-smollm2-135m": "checkpoints/draft-smollm2-135m"}
+DRAFTS = {name: f"checkpoints/{name}" for name in ("draft-smollm2-135m", "draft-tiny-llama")}
 """Drafts that come with the library and borrow their target's embedding and head, by name."""
 
 

@@ -33,6 +33,7 @@ POSITIONS = 64  # whose logits exist at a time
 DEPTHS = 8  # to which a recurrent draft is measured
 SIZES = (2, 3, 4, 6, 8, 12, 16)  # of trees whose verification is timed on a CPU
 STEPS, LARGE = 32, 30_000_000  # that are timed at once; a quarter of them for larger models
+ROUNDS = 15  # of timing; a third of them for larger models
 PASSES = 4  # draft passes of the chain whose time, without the verification's, gives one pass
 
 
@@ -198,10 +199,9 @@ def measure_times(
     draft_policy: Any = None,
     sizes: Sequence[int] = SIZES,
     context: int = 128,
-    rounds: int = 5,
 ) -> tuple[dict[int, float], float]:
     """Milliseconds of a step with n nodes for each n of `sizes` (1: plain decoding), and of one
-    draft pass; medians over interleaved rounds of one row behind `context` tokens.
+    draft pass, for one row behind `context` tokens.
 
     The target's part is timed with prompt lookup, whose drafting costs nothing: reading n nodes,
     the verdict, the commit.
@@ -213,18 +213,11 @@ def measure_times(
         deep = Topology.chain(PASSES + 1)
         plans["drafted"] = speculate(target, draft, deep, policy=draft_policy)
         plans["alone"] = speculate(target, "prompt-lookup", deep)
-    times: dict[Any, list[float]] = {name: [] for name in plans}
-    runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
-    for step in runs.values():
-        step()  # compiles
-    for _ in range(rounds):
-        for name, step in runs.items():
-            times[name].append(step())
-    median = {name: statistics.median(found) for name, found in times.items()}
+    plain, cost = _in_plain_steps(target, plans, sampler, policy, context)
     passes = 0.0
     if draft is not None:
-        passes = max((median.pop("drafted") - median.pop("alone")) / PASSES, 1e-3)
-    return median, passes
+        passes = max(plain * (cost.pop("drafted") - cost.pop("alone")) / PASSES, 1e-3)
+    return {n: plain * steps for n, steps in cost.items()}, passes
 
 
 def measure_step(
@@ -236,16 +229,27 @@ def measure_step(
     policy: Any = None,
     draft_policy: Any = None,
     context: int = 128,
-    rounds: int = 5,
 ) -> float:
-    """The time of a whole step with this tree in plain steps: medians over interleaved rounds."""
-    plans = {"plain": None, "tree": speculate(target, draft, topology, policy=draft_policy)}
+    """The time of a whole step with this tree in plain steps."""
+    plans = {1: None, "tree": speculate(target, draft, topology, policy=draft_policy)}
+    return _in_plain_steps(target, plans, sampler, policy, context)[1]["tree"]
+
+
+def _in_plain_steps(
+    target: LM, plans: dict[Any, Speculator | None], sampler: Sampler, policy: Any, context: int
+) -> tuple[float, dict[Any, float]]:
+    """Milliseconds of plan 1, plain decoding, and the cost of a step of each plan in plain ones.
+
+    Medians over interleaved rounds, of ratios within a round: a machine whose clock changes does
+    not keep one speed for as long as all of them take.
+    """
     runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
     for step in runs.values():
         step()  # compiles
+    rounds = ROUNDS if size_of(target.params) < LARGE else ROUNDS // 3
     times = [{name: step() for name, step in runs.items()} for _ in range(rounds)]
-    plain, tree = (statistics.median(found[name] for found in times) for name in plans)
-    return tree / plain
+    cost = {name: statistics.median(found[name] / found[1] for found in times) for name in plans}
+    return statistics.median(found[1] for found in times), cost
 
 
 def _steps(
