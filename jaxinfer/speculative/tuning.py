@@ -39,7 +39,7 @@ from jaxinfer.speculative.topology import Topology
 
 MOST_LEVELS = 10
 LOOKUP_LEVELS = 8
-VERSION = 2
+VERSION = 3
 TRIALS = 2
 
 # Of devices that are not here: bytes/s of the target's weights, those of the draft's, and dense
