@@ -22,11 +22,25 @@ def dispatch(
     an error of the compiler. "interpret" runs the kernel's body on any device, for tests.
     """
     if implementation is None:
-        kernel = functools.partial(triton, interpret=False)
+        kernel = _once(triton, interpret=False)
         return jax.lax.platform_dependent(*args, cuda=kernel, default=reference)
     if implementation == "reference":
         return reference(*args)
     if implementation not in get_args(Implementation):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"implementation must be None, {names}, got {implementation!r}")
-    return triton(*args, interpret=implementation == "interpret")
+    return _once(triton, interpret=implementation == "interpret")(*args)
+
+
+def _once(triton: Callable[..., Any], interpret: bool) -> Callable[..., Any]:
+    """`triton` as a function that is traced and lowered once, not once for every layer of a model:
+    its keywords are static. A closure, which is new every time, is left as it is."""
+    if not isinstance(triton, functools.partial):
+        return functools.partial(triton, interpret=interpret)
+    options = triton.keywords | {"interpret": interpret}
+    return functools.partial(_jitted(triton.func, tuple(sorted(options))), *triton.args, **options)
+
+
+@functools.cache
+def _jitted(function: Callable[..., Any], static: tuple[str, ...]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnames=static)

@@ -24,19 +24,26 @@ SHAPES = (  # (batch, slots), most telling first
     (1, 32768), (8, 32768), (1, 4096), (1, 131072), (8, 4096), (8, 131072), (64, 4096), (64, 32768),
     (64, 131072),
 )  # fmt: skip
+FIRST = 10  # shapes of both models
 TINY_SHAPES = ((1, 256),)
 BITS = (2, None, 4, 8)  # None: bfloat16
 
 
 def steps(run: Run) -> list[Timed]:
-    """All kernels, then the peers."""
-    kernels = [timed(run, *shape, bits, run.kernel) for shape in shapes(run) for bits in BITS]
-    peers = [
-        timed(run, *shape, bits, "reference") for shape in shapes(run) for bits in (2, None)
+    """The first shapes with all peers, then the kernels on the others, then their peers."""
+    every = list(shapes(run))
+    first, others = every[:FIRST], every[FIRST:]
+    order = [
+        (first, (2, None), run.kernel), (first, (None,), "cudnn"), (first, (4, 8), run.kernel),
+        (first, (2, None), "reference"), (others, BITS, run.kernel), (others, (None,), "cudnn"),
+        (others, (2, None), "reference"), (every, (4, 8), "reference"),
     ]  # fmt: skip
-    cudnn = [timed(run, *shape, None, "cudnn") for shape in shapes(run)]
-    rest = [timed(run, *shape, bits, "reference") for shape in shapes(run) for bits in (4, 8)]
-    return [*kernels, *cudnn, *peers, *rest]
+    return [
+        timed(run, *shape, bits, peer)
+        for some, widths, peer in order
+        for shape in some
+        for bits in widths
+    ]
 
 
 def shapes(run: Run) -> Iterator[tuple[str, int, int]]:

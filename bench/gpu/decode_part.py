@@ -7,12 +7,14 @@ bytes of weights and live cache over the rate of a large copy.
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bench.gpu.profile import profiled
 from bench.gpu.rows import Run, copy_bandwidth
 from bench.gpu.step import Plain
 from bench.gpu.timing import filled, memory_limit
@@ -46,7 +48,7 @@ MODELS = {
     "llama-2-7b": llama(32, 4096, 32, 32, 11008, 32000, False),
 }
 TINY = {"tiny": llama(2, 128, 4, 2, 256, 512, True)}
-SHAPES = ((32768, 1), (32768, 8), (4096, 1), (131072, 1), (4096, 8), (131072, 8))
+SHAPES = ((32768, 1), (32768, 4), (32768, 8), (4096, 1), (131072, 1), (4096, 8), (131072, 8))
 TINY_SHAPES = ((512, 2),)
 _params: dict[str, Any] = {}
 _programs: dict[Any, Any] = {}  # a window's steps are the same program at any context
@@ -97,7 +99,8 @@ class Decode:
         )
         return None
 
-    def run(self) -> dict[str, Any]:
+    def loop(self) -> Callable[[], Any]:
+        """A function that takes `STEPS` decode steps more, at most `ROOM // STEPS - 1` times."""
         batch, context = self.config["batch"], self.config["context"]
         params = weights(self.config["model"], self.model, self.suite.seed)
         engine = dataclasses.replace(
@@ -117,10 +120,14 @@ class Decode:
             state = program(self.model, params, self.requests, state, count)
             return state.steps
 
-        repeats = ROOM // STEPS - 2
+        return some_steps
+
+    def run(self) -> dict[str, Any]:
+        some_steps, repeats = self.loop(), ROOM // STEPS - 2
         seconds = [t / STEPS for t in timings(some_steps, repeats=repeats, budget_s=0.7)]
         step = statistics.median(seconds)
-        copy = copy_bandwidth(self.suite.out)
+        batch, copy = self.config["batch"], copy_bandwidth(self.suite.out)
+        params = weights(self.config["model"], self.model, self.suite.seed)
         floor = step_bytes(self.model, params, self.cache_bytes) / copy if copy else None
         return {
             "ms_per_token": 1e3 * step,
@@ -131,6 +138,7 @@ class Decode:
             "floor_ms": 1e3 * floor if floor else None,
             "floor_share": floor / step if floor else None,
             "compile_s": self.programs["decode"].compile_s,
+            **profiled(some_steps, STEPS),
         }
 
     def drop(self) -> None:

@@ -23,8 +23,8 @@ from bench.gpu.rows import Run, identity, rows_of
 from bench.gpu.step import Step
 
 PARTS: dict[str, float] = {  # and their shares of the time
-    "environment": 20, "correctness": 95, "attention": 115, "torch": 40, "weights": 50,
-    "states": 25, "decode": 120,
+    "environment": 20, "correctness": 85, "models": 40, "attention": 100, "torch": 40,
+    "weights": 50, "states": 25, "decode": 140,
 }  # fmt: skip
 BATCH = min(os.cpu_count() or 1, 8)  # steps that are compiled side by side
 STEP_LIMIT = 40.0  # seconds

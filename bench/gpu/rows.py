@@ -73,7 +73,7 @@ def brief(metrics: dict[str, Any]) -> str:
 
 def failed_checks(rows: Sequence[Record]) -> list[Record]:
     """Checks that did not agree, or broke; one that was not reached has not failed."""
-    checks = [row for row in rows if row.config["part"] == "correctness"]
+    checks = [row for row in rows if row.config["part"] in ("correctness", "models")]
     return [row for row in checks if "error" in row.metrics or row.metrics.get("agrees") is False]
 
 

@@ -67,8 +67,8 @@ def kivi_attention(
     check_half("values", values, value_bits, (batch, heads), slots, width, token_words=False)
     args, spec = checked(q, slots, visible, distance, stop, scale, softcap, slopes)
     config = config or choose(
-        "kivi_attention", heuristic, batch, heads, groups * size, slots,
-        width=width, itemsize=q.dtype.itemsize, key_bits=key_bits, value_bits=value_bits,
+        "kivi_attention", heuristic, batch, heads, groups * size, slots, width, q.dtype.itemsize,
+        key_bits, value_bits=value_bits,
     )  # fmt: skip
     spec |= {"key_bits": key_bits, "value_bits": value_bits}
     visible, distance, stop = args

@@ -130,7 +130,7 @@ def dequantize_rows(weight: QuantizedWeight, indices: Array) -> Float[Array, "..
 def weight_matmul(x: Array, weight: QuantizedWeight) -> Float[Array, "R O"]:
     return jnp.einsum(
         "ri,oi->ro",
-        x.astype(jnp.bfloat16).astype(jnp.float32),
+        jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7),  # XLA drops a cast there and back
         dequantize_weight(weight),
         precision=jax.lax.Precision.HIGHEST,
     )
