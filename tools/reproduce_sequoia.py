@@ -57,20 +57,23 @@ class Pair:
             self.target, self.draft, self.known, sampler, new_tokens=self.tokens
         )
 
-    def tokens_per_step(self, topology, sampler, method: str = "sequoia") -> np.ndarray:
-        """[rows], one batch of all documents."""
+    def tokens_per_step(
+        self, topology, sampler, method: str = "sequoia", samples: int = 1
+    ) -> np.ndarray:
+        """[rows], means over `samples` continuations of each document, all in one batch."""
         import jaxinfer as ji
         from jaxinfer.decode.generate import Run
         from jaxinfer.decode.options import Options
 
         plan = ji.speculate(self.target, self.draft, topology, method=method)
-        run = Run(self.target, self.prompts, Options(
+        run = Run(self.target, self.prompts * samples, Options(
             sampler=sampler, max_new_tokens=self.tokens, ignore_eos=True, draft=plan,
-            seed=list(range(self.rows)),
+            seed=list(range(self.rows * samples)),
         ))  # fmt: skip
         run.finish()
         counts = np.asarray(run.state.speculation.emitted)
-        return (counts * np.arange(counts.shape[1])).sum(axis=1) / counts.sum(axis=1)
+        per_run = (counts * np.arange(counts.shape[1])).sum(axis=1) / counts.sum(axis=1)
+        return per_run.reshape(samples, self.rows).mean(axis=0)
 
 
 def row_of(label: str, per_row: np.ndarray, **more: float):
@@ -90,6 +93,7 @@ def methods(
     tokens: TokensOption = 96,
     nodes: Annotated[int, typer.Option(help="Nodes of every tree.")] = 33,
     levels: Annotated[int, typer.Option(help="Levels of the optimal tree, at most.")] = 8,
+    samples: Annotated[int, typer.Option(help="Continuations of a text above T = 0.")] = 2,
 ) -> None:
     """Tokens per step of Sequoia, k chains, SpecInfer and top-k over temperature and top-p, and how
     far Sequoia is ahead of each on the same documents."""
@@ -110,7 +114,7 @@ def methods(
             ("chain", ji.Topology.chain(levels), "sequoia"),
         ):
             expected = ji.expected_tokens(tree, found)
-            measured = pair.tokens_per_step(tree, sampler, method)
+            measured = pair.tokens_per_step(tree, sampler, method, samples if temperature else 1)
             label = f"{setting}: {name}"
             if name == "Sequoia":
                 ours = measured
@@ -137,7 +141,8 @@ def methods(
         axes.legend(frameon=False, fontsize=8, ncols=3)
 
     command = f"python tools/reproduce_sequoia.py methods --target {target} --draft {draft} "
-    command += f"--rows {rows} --tokens {tokens} --nodes {nodes} --levels {levels}"
+    command += f"--rows {rows} --tokens {tokens} --nodes {nodes} --levels {levels} "
+    command += f"--samples {samples}"
     title = f"Tokens per step with {nodes} nodes, {pair.target.name} + {draft}"
     publish("sequoia-methods", title, pair.names, table, plot, seed=0, command=command)
 

@@ -6,13 +6,13 @@ probabilities are the same; where two tokens are as likely as each other, roundi
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 import jaxinfer as ji
 from bench.gpu.rows import Run
+from bench.gpu.step import Plain
 
 MODEL, DRAFT = "tiny-llama", "draft-tiny-llama"
 PROMPTS = ("The history of", "Water is", "In the year of the first war the people of the town had")
@@ -29,43 +29,25 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(kw_only=True)
-class Agreement:
-    """A step that compares the two; all its work may run beside others."""
-
-    config: dict[str, Any]
-    suite: Run
-    found: Any = None
-
-    def prepare(self) -> None:
-        with jax.default_matmul_precision("highest"):
-            self.found = [
-                continuations(self.config["case"], implementation=name)
-                for name in ("interpret" if self.suite.interpret else None, "reference")
-            ]
-
-    def run(self) -> dict[str, Any]:
-        ours, theirs = self.found
-        together, worst, total = 0, 0.0, 0
-        for a, b in zip(ours, theirs, strict=True):
-            pairs = zip(a.tokens, b.tokens, a.log_probs, b.log_probs, strict=False)
-            total += len(b.tokens)
-            for token, other, log_prob, wanted in pairs:
-                worst = max(worst, abs(log_prob - wanted))
-                if token != other:
-                    break
-                together += 1
-        tolerance = TOLERANCE["int4" in self.config["case"]]
-        return {
-            "largest_error": worst,
-            "tolerance": tolerance,
-            "agrees": worst <= tolerance and bool(together),
-            "same_tokens": together,
-            "tokens": total,
-        }
-
-    def drop(self) -> None:
-        self.found = None
+def agreement(case: str, kernel: Any) -> dict[str, Any]:
+    with jax.default_matmul_precision("highest"):
+        ours, theirs = (continuations(case, name) for name in (kernel, "reference"))
+    together, worst = 0, 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        pairs = zip(a.tokens, b.tokens, a.log_probs, b.log_probs, strict=False)
+        for token, other, log_prob, wanted in pairs:
+            worst = max(worst, abs(log_prob - wanted))
+            if token != other:
+                break
+            together += 1
+    tolerance = TOLERANCE["int4" in case]
+    return {
+        "largest_error": worst,
+        "tolerance": tolerance,
+        "agrees": worst <= tolerance and bool(together),
+        "same_tokens": together,
+        "tokens": sum(len(b.tokens) for b in theirs),
+    }
 
 
 def continuations(case: str, implementation: Any) -> list[ji.Completion]:
@@ -79,8 +61,13 @@ def continuations(case: str, implementation: Any) -> list[ji.Completion]:
     return run(list(PROMPTS), sampler=ji.Sampler(temperature=0.0), **options)
 
 
-def steps(run: Run) -> list[Agreement]:
+def steps(run: Run) -> list[Plain]:
     names = ("full", "kivi 2 bits") if run.quick else CASES
+    kernel = "interpret" if run.interpret else None
     return [
-        Agreement(config={"part": "models", "op": MODEL, "case": name}, suite=run) for name in names
+        Plain(
+            {"part": "models", "op": MODEL, "case": name},
+            functools.partial(agreement, name, kernel),
+        )
+        for name in names
     ]

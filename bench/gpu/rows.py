@@ -15,6 +15,7 @@ from bench.environment import environment
 from bench.harness import Record, append, read_records
 
 NAME = "suite"
+NO_TIME = {"skipped": "no time left"}
 
 
 @dataclass(frozen=True, kw_only=True)

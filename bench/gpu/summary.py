@@ -1,11 +1,12 @@
 """`suite.md` and its plots from the last row of every step."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.rows import NAME, identity
+from bench.gpu.rows import NAME, NO_TIME, identity
 from bench.harness import Record, latest, read_records
 from bench.plots import _figure, _save
 from bench.report import table
@@ -102,10 +103,15 @@ def decode(rows: Sequence[Record]) -> str:
 
 
 def unmeasured(rows: Sequence[Record]) -> str:
-    lines = [
-        f"- {identity(row.config)}: {row.metrics.get('error') or row.metrics['skipped']}\n"
-        for row in rows
-        if "error" in row.metrics or "skipped" in row.metrics
+    lines, late = [], Counter()
+    for row in rows:
+        why = row.metrics.get("error") or row.metrics.get("skipped")
+        if why == NO_TIME["skipped"]:
+            late[row.config["part"]] += 1
+        elif why:
+            lines.append(f"- {identity(row.config)}: {why}\n")
+    lines += [
+        f"- {count} more steps of {part}: {NO_TIME['skipped']}\n" for part, count in late.items()
     ]
     return "## Not measured\n\n" + "".join(lines) if lines else ""
 
@@ -167,7 +173,8 @@ def plot_attention(rows: Sequence[Record], path: Path) -> bool:
     axes.set_xlabel("stored tokens")
     axes.set_ylabel("share of a copy's bandwidth")
     axes.set_title("Attention of one token")
-    axes.legend(frameon=False, fontsize=5, ncols=2)
+    figure.set_figwidth(10)
+    figure.legend(frameon=False, fontsize=7, loc="outside right center")
     _save(figure, path)
     return True
 

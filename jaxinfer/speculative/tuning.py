@@ -41,6 +41,7 @@ MOST_LEVELS = 10
 LOOKUP_LEVELS = 8
 VERSION = 3
 TRIALS = 2
+WORTH = 1.15  # times as fast as plain decoding: what promises less has been slower in the end
 
 # Of devices that are not here: bytes/s of the target's weights, those of the draft's, and dense
 # bf16 operations/s. Offloaded weights cross PCIe 4.0.
@@ -61,17 +62,15 @@ class Tuned:
     draft_ms: float  # one draft pass
 
     def choice(self, max_levels: int = MOST_LEVELS) -> Choice:
-        """One node means: do not speculate."""
-        levels = max_levels
+        """One node means: do not speculate, as nothing promises at least `WORTH`."""
+        levels, plain = max_levels, self.verify_ms[1]
         if isinstance(self.acceptance.p[0], tuple):
             levels = min(levels, len(self.acceptance.p) + 1)
-        return choose(
-            self.acceptance,
-            {n: ms for n, ms in self.verify_ms.items() if n > 1},
-            self.draft_ms,
-            levels,
-            plain_time=self.verify_ms[1],
-        )
+        trees = {n: ms for n, ms in self.verify_ms.items() if n > 1}
+        best = choose(self.acceptance, trees, self.draft_ms, levels, plain_time=plain)
+        if best.speedup >= WORTH:
+            return best
+        return replace(best, topology=Topology((-1,)), expected=1.0, step_cost=plain, speedup=1.0)
 
 
 def tune(

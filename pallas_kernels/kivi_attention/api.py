@@ -59,7 +59,9 @@ def kivi_attention(
     attention output, as in `dense_attention`.
 
     `visible` bool[B|1, K|1, T|1, S] says how many of the packed tokens take part (S may be less
-    than there is room for), `stop` i32[B] from where on nothing is read.
+    than there is room for), `stop` i32[B] from where on nothing is read. With float32 queries all
+    is float32; else queries, numbers and probabilities are multiplied in the dtype of the scales,
+    where float16 is much the fastest, and summed in float32.
     """
     batch, heads, groups, size, width = q.shape
     slots = visible.shape[-1]

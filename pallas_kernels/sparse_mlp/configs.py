@@ -22,16 +22,16 @@ class Config:
     chain: int
     splits: int
     warps: int = 4
-    stages: int = 2
+    stages: int = 3
 
 
 def heuristic(rows: int, lists: int, width: int, places: int, itemsize: int) -> Config:
     """For `lists` lists of at most `places` neurons of `width` weights, each shared by `rows`."""
-    columns, chain, warps = 128 if width >= 2048 else 64, 32, 4
+    columns, chain, warps = 128 if width >= 2048 else 64, 64, 4
     if rows == 1:  # no matrix unit: few neurons, so that many programs read side by side
         neurons, depth = 8, 512 if width >= 2048 else 256
     elif itemsize > 2 and rows > 16:  # float32 products are made in registers, and would spill
-        neurons, depth, columns, warps = 32, 32, 64, 8
+        neurons, depth, columns, chain, warps = 32, 32, 64, 32, 8
     else:
         neurons, depth = 32, 128 if rows <= 32 else 64
     whole = power_of_two(width, least=16)

@@ -13,6 +13,7 @@ import pytest
 
 from bench.gpu import parts
 from bench.gpu.command import main
+from bench.gpu.profile import kinds
 from bench.gpu.rows import NAME, Run, rows_of
 from bench.gpu.timing import chain
 from bench.gpu.torch_part import _attention, _numbers
@@ -165,3 +166,16 @@ def test_the_command_runs_without_the_shape_annotations(tmp_path):
     (row,) = read_records(tmp_path / "out")
     assert done.returncode == 0 and row.metrics["copy_gb_per_s"] > 0
     assert json.loads(row.to_json())["config"] == {"part": "environment"}
+
+
+def test_launches_are_counted_by_kind():
+    events = [("fusion_1", 2.0), ("add.2", 1.0), ("fusion_22", 3.0), ("kivi_attention", 0.5)]
+    assert kinds(events) == {"fusion": (2, 5.0), "add": (1, 1.0), "kivi_attention": (1, 0.5)}
+
+
+@pytest.mark.slow
+def test_a_trained_model_gives_the_same_tokens_through_the_kernels(tmp_path):
+    assert main([*QUICK, "models", "--out", str(tmp_path)]) == 0
+    rows = read_records(tmp_path)
+    assert [row.config["case"] for row in rows] == ["full", "kivi 2 bits"]
+    assert all(row.metrics["same_tokens"] == row.metrics["tokens"] for row in rows)

@@ -31,6 +31,13 @@ def test_flat_times_ask_for_a_tree_and_steep_ones_for_none():
     assert tuned({1: 1.0, 4: 3.9, 8: 7.8}, 0.2).choice().topology.nodes == 1
 
 
+def test_a_tree_that_promises_little_is_left_alone_but_listed():
+    promising, doubtful = (tuned({1: ms, 2: 1.0}, 0.5).choice() for ms in (1.0, 0.95))
+    assert promising.topology.nodes == 2 and promising.speedup == pytest.approx(1.2)
+    assert doubtful.topology.nodes == 1 and doubtful.speedup == 1.0
+    assert max(one.speedup for one in doubtful.candidates) == pytest.approx(1.14)
+
+
 def test_depths_that_were_not_measured_are_not_used():
     by_depth = Acceptance(p=((0.9,), (0.8,)))
     assert tuned({1: 1.0, 8: 1.0}, 0.0, by_depth).choice().topology.levels == 3
