@@ -235,7 +235,6 @@ def search(run: Any, problem: Problem, end: float) -> Row:
     import jax
 
     from bench.gpu.correctness_part import error_of
-    from bench.gpu.parts import BATCH
     from pallas_kernels.tuned import lookups
 
     seed = jax.ShapeDtypeStruct((), "uint32")
@@ -262,10 +261,11 @@ def search(run: Any, problem: Problem, end: float) -> Row:
         row.dropped += 1
         print(f"{row.kernel}, {row.key}: dropped {config}: {why}", file=sys.stderr, flush=True)
 
-    for first in range(0, len(configs), BATCH):
+    batch = os.cpu_count() or 1
+    for first in range(0, len(configs), batch):
         if time.monotonic() > end:
             break
-        some = configs[first : first + BATCH]
+        some = configs[first : first + batch]
         with ThreadPoolExecutor(len(some)) as pool:
             prepared = list(pool.map(prepare, some))
         for config, found in zip(some, prepared, strict=True):

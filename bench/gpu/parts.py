@@ -27,6 +27,7 @@ PARTS: dict[str, float] = {  # and their shares of the time
     "weights": 50, "states": 25, "decode": 140,
 }  # fmt: skip
 BATCH = min(os.cpu_count() or 1, 8)  # steps that are compiled side by side
+BATCHES = {"decode": min(BATCH, 4)}  # whole models are traced one after the other
 STEP_LIMIT = 40.0  # seconds
 GRACE = 10.0  # seconds that a step may take beyond the time of its part
 SUITE = Path(__file__).parents[1] / "gpu_suite.py"
@@ -48,7 +49,7 @@ def supervise(run: Run, parts: Mapping[str, float], budget: float, in_process: b
 
 def _watch(run: Run, part: str, until: float) -> None:
     """Starts workers until one comes to the end or there is no time for another."""
-    batch = BATCH
+    batch = BATCHES.get(part, BATCH)
     while True:
         left = max(until - time.monotonic(), 0)
         command = [sys.executable, str(SUITE), "--worker-of", run.number, "--only", part]

@@ -48,6 +48,7 @@ def candidates(
     """Tilings worth timing for such sizes, the heuristic's first."""
     first = heuristic(batch, heads, rows, tokens, width, itemsize, key_bits)
     splits = near(first.splits, most=blocks_of(tokens, 256))
-    lanes = near(first.lanes, most=32 // key_bits)
-    pieces = near(first.pieces, most=max(width // 16, 1))
-    return around(first, {"splits": splits, "lanes": lanes}, {"pieces": pieces, "stages": (2, 3)})
+    lanes = {first.lanes, min(2 * first.lanes, 32 // key_bits)}
+    pieces = {first.pieces, min(2 * first.pieces, max(width // 16, 1))}
+    tiles = {"splits": splits, "lanes": sorted(lanes), "pieces": sorted(pieces)}
+    return around(first, tiles, {"stages": (2, 3)})
