@@ -120,13 +120,12 @@ def _kernel(
             if turns > 1:
                 shift = load(turn_ref.at[turn * WORDS + jnp.arange(WORDS)])
                 w = w >> jnp.broadcast_to(shift[:, None], w.shape)
-            place = (
-                ks_ref.at[b, h, group[:, None], c[None]],
-                kz_ref.at[b, h, group[:, None], c[None]],
+            per_channel, zero = (
+                load(ref.at[b, h, group[:, None], c[None]], mask=known, other=0).astype(dtype)
+                for ref in (ks_ref, kz_ref)
             )
-            scales = [load(ref, mask=known, other=0).astype(dtype) for ref in place]
             unit, offset = (
-                _spread(x, WORDS // k_groups) for x in unit_and_offset(*scales, key_bits)
+                _spread(x, WORDS // k_groups) for x in unit_and_offset(per_channel, zero, key_bits)
             )
             offsets += exact_dot(offset, q)
             for lane in range(lanes):
@@ -184,13 +183,13 @@ def _kernel(
             shift = load(part_ref.at[places + jnp.minimum(tile, 0)])
             w = w >> jnp.broadcast_to(shift[:, None], w.shape)
         group = jnp.arange(v_groups)[None]
-        scales = [
+        per_token, zero = (
             load(ref.at[b, h, slot[:, None], group], mask=inside, other=0).astype(dtype).T
             for ref in (vs_ref, vz_ref)
-        ]
+        )
         unit, offset = (
             _repeated(_spread(x, words // v_groups), parts)
-            for x in unit_and_offset(*scales, value_bits)
+            for x in unit_and_offset(per_token, zero, value_bits)
         )
         return w, unit, offset
 
