@@ -105,6 +105,8 @@ def _show(place: str, tuned: "Tuned", choice: "Choice") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxinfer.speculative.tuning import WORTH
+
     out = Table("nodes", "levels", "tokens/step", "ms/step", "speed-up", title=place)
     best: dict[int, Any] = {}
     for one in choice.candidates:
@@ -119,6 +121,8 @@ def _show(place: str, tuned: "Tuned", choice: "Choice") -> None:
     console.print(out)
     console.print(f"one draft pass: {tuned.draft_ms:.3g} ms")
     if choice.topology.nodes == 1:
-        console.print("speculation does not pay here: plain decoding is fastest")
+        console.print(
+            f"speculation does not pay here: no tree promises {WORTH:.2f}x plain decoding"
+        )
     else:
         console.print(f"best tree: {choice.topology} ({choice.speedup:.2f}x)")
