@@ -17,12 +17,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 load, store = plgpu.load, plgpu.store
-# log(erfc(z) exp(z^2) / t) as a polynomial in t = 1 / (1 + z / 2), z >= 0, lowest power first: a
-# minimax fit made for this file; the relative error of erfc is 1e-7 before rounding.
-ERFC = (
-    -1.2655122201, 1.00002264988, 0.374125038075, 0.0963881319266, -0.183966157436,
-    0.27135150564, -1.12109973861, 1.47325524849, -0.813325541575, 0.168761002907,
-)  # fmt: skip
 
 
 def launch(
@@ -66,17 +60,6 @@ def exact_dot(a, b):
     """The product with float32 accumulation; float32 operands are not rounded to TF32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return plgpu.dot(a, b, precision=precision)
-
-
-def gelu(x):
-    """`x erfc(-x / sqrt 2) / 2`; neither erf nor erfc lowers to Triton."""
-    z = jnp.abs(x) * 0.5**0.5
-    t = 1 / (1 + 0.5 * z)
-    log = jnp.full_like(t, ERFC[-1])
-    for coefficient in ERFC[-2::-1]:
-        log = log * t + coefficient
-    tail = t * jnp.exp(log - z * z)  # erfc(z)
-    return 0.5 * x * jnp.where(x > 0, 2 - tail, tail)
 
 
 def power_of_two(n: int, least: int = 1) -> int:

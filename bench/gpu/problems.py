@@ -18,9 +18,12 @@ from pallas_kernels.add_norm import add_norm
 from pallas_kernels.dense_attention import dense_attention, key_mass
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.kivi_attention.reference import unpacked
+from pallas_kernels.kivi_push import kivi_push
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.modal_step import hyena_step, modal_step
+from pallas_kernels.put_tokens import put_tokens, swap_tokens
 from pallas_kernels.quantize_pack import quantize_pack
+from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
 from pallas_kernels.softmax_state import NEGATIVE, Rest
 from pallas_kernels.sparse_heads import sparse_heads
 from pallas_kernels.sparse_mlp import sparse_mlp
@@ -105,6 +108,58 @@ def flush(rng: Rng, quick: bool) -> Problem:
     )
 
 
+def put(rng: Rng, quick: bool, swaps: bool = False) -> Problem:
+    """Tokens with mass and positions, of which some go nowhere; exact."""
+    b, k, h = int(rng.integers(1, 5)), int(rng.integers(1, 9)), int(rng.choice([64, 80, 128]))
+    a, slots = [1, int(rng.integers(2, 70 if quick else 3000))][rng.integers(2)], 3000
+    dtypes = [str(x) for x in rng.choice(["float32", "bfloat16", "float16"], 2)]
+
+    def arrays(dtype: str, tokens: int, heads: int) -> dict[str, Any]:
+        pos = jnp.asarray(rng.integers(0, 99, (b, heads, tokens)), jnp.int32)
+        found = {name: _some(rng, dtype, b, k, tokens, h) for name in "kv"}
+        return found | {"mass": _some(rng, "float32", b, k, tokens), "pos": pos}
+
+    places = [rng.permutation(slots + a)[:a] for _ in range(b * k)]
+    index = jnp.asarray(np.reshape(places, (b, k, a)), jnp.int32)
+    args = arrays(dtypes[0], slots, k), arrays(dtypes[1], a, 1), index
+    facts = {"shape": [b, k, a, h], "dtypes": dtypes}
+    run = swap_tokens if swaps else put_tokens
+    return Problem(run=run, args=args, tolerance=0.0, widens=False, facts=facts)
+
+
+def push(rng: Rng, quick: bool) -> Problem:
+    """Codes as numbers, as in `flush`; where the tail's keys are what codes read as, one that
+    differs by 1 moves a key by a step, which is at most twice the largest one over the levels."""
+    b, k, h = int(rng.integers(2, 5)), int(rng.integers(1, 9)), int(rng.choice([64, 128]))
+    bits = [int(x) for x in rng.choice([2, 4, 8], 2)]
+    group, flush = int(rng.choice([32, 64])), str(rng.choice(["sliding", "block"]))
+    residual, dtype = group * int(rng.integers(1, 4)), rng.choice(["float32", "bfloat16"])
+    room = residual * 4
+    halves = [
+        packed(rng.normal(size=(b, k, room, h)), bits[i], group, axis=2 + i) for i in range(2)
+    ]
+    stored, count = rng.integers(0, room + residual, b), rng.integers(0, 2, b)
+    stored[0], count[0] = residual * rng.integers(1, 5) - 1, 1  # which completes a block
+    numbers = (_some(rng, dtype, b, k, n, h) for n in (residual, residual, 1, 1))
+    args = *halves, *numbers, *(jnp.asarray(x, jnp.int32) for x in (stored, count))
+
+    def run(*args, implementation):
+        *halves, tail_k, tail_v = kivi_push(
+            *args, key_bits=bits[0], value_bits=bits[1], flush=flush, implementation=implementation
+        )
+        one, none = jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1))
+        codes = [
+            unpacked(half.words, one, none, bits[i], token_words=i == 0)
+            for i, half in enumerate(halves)
+        ]
+        return codes, [half[1:] for half in halves], tail_k, tail_v
+
+    facts = {"shape": [b, k, residual, h], "bits": bits, "group": group, "flush": flush}
+    steps = 2.001 if flush == "sliding" else 1.001
+    tolerance = steps / (2 ** min(bits) - 1)
+    return Problem(run=run, args=args, tolerance=tolerance, widens=False, facts=facts)
+
+
 def mlp(rng: Rng, quick: bool) -> Problem:
     d, f, size = (64, 200, 16) if quick else (int(rng.choice([576, 1024])), 3001, 32)
     kind = str(rng.choice(["one row", "shared list", "list per row"]))
@@ -124,6 +179,31 @@ def mlp(rng: Rng, quick: bool) -> Problem:
     up, down = _some(rng, dtype, f, d), _some(rng, dtype, f, d)
     args = (x, gate, up, down, jnp.asarray(blocks, jnp.int32), jnp.asarray(count, jnp.int32))
     facts = {"shape": [b, d, f], "kind": kind, "is_gated": gate is not None, "dtype": str(dtype)}
+    return Problem(run=run, args=args, tolerance=_tolerance(dtype), facts=facts)
+
+
+def skinny(rng: Rng, quick: bool) -> Problem:
+    rows, most = int(rng.choice([1, 1, 4, 16])), 100 if quick else 3000
+    inputs, dtype = int(rng.integers(1, most)), rng.choice(["float32", "bfloat16"])
+    outputs = [int(n) for n in rng.integers(1, most, 3)]
+    args = (
+        jnp.asarray(rng.normal(size=(rows, inputs)) / inputs**0.5, dtype),
+        [_some(rng, dtype, n, inputs) for n in outputs],
+        [_some(rng, dtype, outputs[0]), None, None],
+    )
+    facts = {"shape": [rows, inputs, *outputs], "dtype": str(dtype)}
+    return Problem(run=skinny_matmul, args=args, tolerance=_tolerance(dtype), facts=facts)
+
+
+def hidden(rng: Rng, quick: bool) -> Problem:
+    rows, most = int(rng.choice([1, 1, 4, 16])), 100 if quick else 3000
+    (d, f), dtype = rng.integers(1, most, 2), rng.choice(["float32", "bfloat16"])
+    kind = str(rng.choice(["silu", "gelu", "gelu_tanh", "relu"]))
+    x = jnp.asarray(rng.normal(size=(rows, d)) / d**0.5, dtype)
+    gate = _some(rng, dtype, f, d) if rng.random() < 0.5 else None
+    args = (x, _some(rng, dtype, f, d), gate)
+    facts = {"shape": [rows, int(d), int(f)], "activation": kind, "dtype": str(dtype)}
+    run = functools.partial(feed_forward_hidden, activation=kind)
     return Problem(run=run, args=args, tolerance=_tolerance(dtype), facts=facts)
 
 
@@ -291,12 +371,17 @@ PROBLEMS: dict[str, Callable[[Rng, bool], Problem]] = {
     "key_mass": mass,
     "kivi_attention": kivi,
     "quantize_pack": flush,
+    "put_tokens": put,
+    "swap_tokens": functools.partial(put, swaps=True),
     "sparse_mlp": mlp,
     "sparse_heads": heads,
+    "skinny_matmul": skinny,
+    "feed_forward_hidden": hidden,
     "weight_matmul": weight,
     "low_rank_read": less_read,
     "low_rank_update": less_update,
     "modal_step": modal,
     "hyena_step": hyena,
     "add_norm": norm,
+    "kivi_push": push,
 }

@@ -1,11 +1,12 @@
-"""The small kernels between products: the flush of a quantized cache, LESS's state, a modal
-recurrence, a residual sum with its norm.
+"""The small kernels between products: the flush of a quantized cache, the writes to any other, a
+modal recurrence, LESS's state, a residual sum with its norm.
 
-Bytes are those of the kernels' documentation: a flush reads its tokens and writes their codes; the
+Bytes are those of the kernels' documentation: tokens are read and they or their codes written; the
 LESS kernels move the state and the weights of the feature maps; the recurrence its state and
 coefficients; a norm reads two arrays and writes two.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,20 @@ from bench.gpu.correctness_part import stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
 from pallas_kernels.add_norm import add_norm
+from pallas_kernels.kivi_push import kivi_push
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.modal_step import hyena_step, modal_step
+from pallas_kernels.put_tokens import put_tokens
 from pallas_kernels.quantize_pack import quantize_pack
+
+KV = ((0, "k"), (1, "v"))
 
 
 def steps(run: Run) -> list[Timed]:
-    makers: tuple[Callable[[Run, str], Timed], ...] = (flush, read, update, modal, norm)
+    complete = functools.partial(push, completes=True)
+    makers: tuple[Callable[[Run, str], Timed], ...] = (
+        flush, push, complete, put, read, update, modal, norm,
+    )  # fmt: skip
     return [make(run, peer) for make in makers for peer in ("kernel", "reference")]
 
 
@@ -44,6 +52,49 @@ def flush(
 
     size = b * k * tokens * h * (2 + bits / 8 + 4 / group)
     form = {"op": f"quantize_pack {bits} bits", "shape": [b, k, tokens, h]}
+    return _timed(run, form, peer, inputs, call, size)
+
+
+def put(run: Run, peer: str, config: Any = None, tokens: int = 1) -> Timed:
+    b, k, h, slots = (2, 2, 64, 4096) if run.quick else (8, 32, 128, 4096)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        cache = {name: filled(seed + i, (b, k, slots, h), jnp.bfloat16) for i, name in KV}
+        fresh = {name: filled(seed + 2 + i, (b, k, tokens, h), jnp.bfloat16) for i, name in KV}
+        first = jnp.full((b, 1), 5, jnp.int32) + (seed % 2).astype(jnp.int32)
+        return cache, (fresh, first + jnp.arange(tokens, dtype=jnp.int32))
+
+    def call(cache: Any, fresh: Any, index: Any) -> tuple[Any, Any]:
+        new = put_tokens(cache, fresh, index, config=config, implementation=_name(run, peer))
+        return new, new["v"][0, 0, 0, :1]
+
+    form = {"op": "put_tokens", "shape": [b, k, tokens, h]}
+    return _timed(run, form, peer, inputs, call, 8 * b * k * tokens * h)
+
+
+def push(
+    run: Run, peer: str, config: Any = None, completes: bool = False, bits: int = 2, group: int = 32
+) -> Timed:
+    b, k, r, h, room = (2, 2, 32, 64, 256) if run.quick else (64, 8, 128, 128, 4096)
+
+    def inputs(seed: Any) -> tuple[Any, tuple]:
+        halves = stored((b, k, room, h), bits, group, seed=seed)
+        tails = [filled(seed + i, (b, k, r, h), jnp.bfloat16) for i in (10, 11)]
+        new = [filled(seed + i, (b, k, 1, h), jnp.bfloat16) for i in (12, 13)]
+        tokens = jnp.full(b, (2 + (seed % 2).astype(jnp.int32)) * r - (1 if completes else 2))
+        return (*halves, *tails), (*new, tokens)
+
+    def call(cache: Any, key: Any, value: Any, tokens: Any) -> tuple[Any, Any]:
+        keys, values, tail_k, tail_v = cache
+        new = kivi_push(
+            keys, values, tail_k, tail_v, key, value, tokens, jnp.ones_like(tokens), key_bits=bits,
+            value_bits=bits, flush="sliding", config=config, implementation=_name(run, peer),
+        )  # fmt: skip
+        return tuple(new), new.values.zero[0, 0, 0, :1]
+
+    packed = bits / 8 + 4 / group
+    size = b * k * h * (8 + packed + (r * (4 + packed) if completes else 0))
+    form = {"op": f"kivi_push {bits} bits", "shape": [b, k, r, h], "completes": completes}
     return _timed(run, form, peer, inputs, call, size)
 
 

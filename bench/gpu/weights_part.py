@@ -1,8 +1,8 @@
-"""Feed-forward blocks of which a part is read, and products with weights of 4 and 8 bits.
+"""Feed-forward blocks of which a part is read, and products with weights of 4, 8 and 16 bits.
 
 `sparse_mlp` reads `3 * density * F * D` weights of 2 bytes, the dense block of XLA all of them.
 `weight_matmul` reads `O * I` codes of 4 or 8 bits and, for each 64 inputs, a scale of 2 bytes and,
-at 4 bits, a zero point of 1.
+at 4 bits, a zero point of 1. Of 16 bits the kernel is `skinny_matmul`.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
+from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
 from pallas_kernels.sparse_mlp import sparse_mlp
 from pallas_kernels.weight_matmul import QuantizedWeight, weight_matmul
 from pallas_kernels.weight_matmul.reference import words_of
@@ -30,10 +31,10 @@ def steps(run: Run) -> list[Timed]:
     for d, f in blocks:
         for rows in ROWS:
             made += [mlp(run, rows, d, f, density, "kernel") for density in DENSITIES]
-            made.append(mlp(run, rows, d, f, 1.0, "xla dense"))
+            made += [mlp(run, rows, d, f, 1.0, peer) for peer in ("xla dense", "skinny dense")]
     for inputs, outputs in products:
         for rows in ROWS:
-            made += [product(run, rows, inputs, outputs, bits, "kernel") for bits in (4, 8)]
+            made += [product(run, rows, inputs, outputs, bits, "kernel") for bits in (4, 8, 16)]
             made.append(product(run, rows, inputs, outputs, 16, "xla bfloat16"))
     made += [
         product(run, rows, *products[0], bits, "reference") for rows in ROWS for bits in (4, 8)
@@ -50,7 +51,9 @@ def mlp(
 
     def inputs(seed: Any) -> tuple[tuple, tuple]:
         x = filled(seed, (rows, d), jnp.bfloat16)
-        weights = [filled(seed + i, (f, d), jnp.bfloat16, d**-0.5) for i in (1, 2, 3)]
+        weights = [filled(seed + i, (f, d), jnp.bfloat16, d**-0.5) for i in (1, 2)]
+        shape = (d, f) if peer == "skinny dense" else (f, d)
+        weights.append(filled(seed + 3, shape, jnp.bfloat16, d**-0.5))
         # every list of blocks is another one; which they are is no matter of speed
         blocks = (jnp.arange(total, dtype=jnp.int32) + seed.astype(jnp.int32)) % total
         return (), (x, *weights, jnp.sort(blocks[:live]) if live < total else jnp.arange(total))
@@ -61,6 +64,10 @@ def mlp(
             return state, jnp.dot(
                 hidden.astype(down.dtype), down, preferred_element_type=jnp.float32
             )
+        if peer == "skinny dense":
+            form: Any = {"config": config, "implementation": run.kernel}
+            hidden = feed_forward_hidden(x, up, gate, activation="silu", **form)
+            return state, skinny_matmul(hidden, [down], **form)[0]
         name: Any = run.kernel if peer == "kernel" else peer
         count = jnp.asarray(live, jnp.int32)
         return state, sparse_mlp(
@@ -91,9 +98,11 @@ def product(run: Run, rows: int, i: int, o: int, bits: int, peer: str, config: A
         )
 
     def call(state: tuple, x: Any, weight: Any) -> tuple:
-        if bits == 16:
+        if peer.startswith("xla"):
             return state, _dot(x, weight)
         name: Any = run.kernel if peer == "kernel" else peer
+        if bits == 16:
+            return state, skinny_matmul(x, [weight], config=config, implementation=name)[0]
         return state, weight_matmul(x, weight, config=config, implementation=name)
 
     per_group = {4: 3, 8: 2, 16: 0}[bits]

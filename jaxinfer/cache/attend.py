@@ -116,7 +116,9 @@ def attend(
         [segment for tier in by_tier for segment in tier if segment.holds_tokens == holds]
         for holds in (True, False)
     )
-    final, few = (summaries or tokens or [None])[-1], None
+    # What ends the softmax adds up splits, which only long segments have: one launch for both.
+    longest = max(tokens, key=lambda segment: segment.capacity, default=None)
+    final, few = summaries[-1] if summaries else longest, None
     if final is not None and final.ends_softmax and not (policy.observe or commits_first):
         few = fresh.few()
     partial = None if sink is None else sink_partial(queries["absolute"], sink)
@@ -173,13 +175,18 @@ def commit_layer(
         fresh = replace(fresh, mass=received.fresh)
     items: Items | None = fresh
     if take is not None:
+        # Taken from what attention read: XLA:GPU would rotate the keys of all layers once more.
+        fresh = jax.lax.optimization_barrier(fresh)
         items = jax.tree.map(lambda x: _take(x, take), fresh)
     n_in, new = length, []
-    for tier, tier_state in zip(policy.tiers, state, strict=True):
+    for number, (tier, tier_state) in enumerate(zip(policy.tiers, state, strict=True), start=1):
         if items is None:
             new.append(tier_state)
             continue
-        tier_state, items, spilled = tier.push(tier_state, aux, items, n_in, count, after)
+        spills = number < len(state)  # what the last tier loses is lost
+        tier_state, items, spilled = tier.push(
+            tier_state, aux, items, n_in, count, after, spills=spills
+        )
         new.append(tier_state)
         n_in, count = tier.passed(n_in), spilled
     return tuple(new)

@@ -56,6 +56,7 @@ class StepContext:
     tree that grows level by level reads its new nodes behind the P that earlier calls added and
     nobody has committed: `pending` are those of the layer, `visible` is bool[B|1, T, P + T].
     `reads` is False when every row is empty, so that stored segments need not be read at all.
+    `implementation` is that of the cache (`Cache`), by which a mixer multiplies.
     """
 
     length: Leaf  # i32[B], committed tokens
@@ -66,6 +67,7 @@ class StepContext:
     pending: Leaf = None  # Items of one layer, or None
     is_tree: bool = field(default=False, metadata={"static": True})
     reads: bool = field(default=True, metadata={"static": True})
+    implementation: Implementation | None = field(default="reference", metadata={"static": True})
 
     @property
     def positions(self) -> Int[Array, "B T"]:
@@ -103,8 +105,11 @@ class Segment(Protocol):
     take `see(k_pos, ok) -> (distance, visible)` of `jaxinfer.cache.attend`. `holds_tokens` is False
     for a summary of tokens that are gone: it takes part in the softmax but gets no key mass. Where
     it `ends_softmax`, `output` is the attention over its tokens and the rest of the keys, in the
-    dtype of `q`, by one kernel.
+    dtype of `q`, by one kernel. `capacity`: the tokens that it has slots for.
     """
+
+    @property
+    def capacity(self) -> int: ...
 
     @property
     def query_phase(self) -> QueryPhase: ...
@@ -155,11 +160,13 @@ class Tier(Protocol):
         ...
 
     def push(
-        self, state: Leaf, aux: Params | None, items: Items, n_in: Array, count: Array, after: Array
-    ) -> tuple[Leaf, Items | None, Array]:
+        self, state: Leaf, aux: Params | None, items: Items, n_in: Array, count: Array,
+        after: Array, spills: bool = True,
+    ) -> tuple[Leaf, Items | None, Array]:  # fmt: skip
         """Takes the first `count[b]` items of each row; returns (state, spilled, spilled_count).
 
-        Writes must come after every read of the state: see `write_index`.
+        Writes must come after every read of the state: see `write_index`. Nobody takes what is
+        spilled if `spills` is False: a tier need not read it, and may return None.
         """
         ...
 

@@ -36,6 +36,10 @@ class DenseSegment:
     in_order: bool = True  # slot t holds position t, so a sliding window starts at a known slot
     holds_tokens: bool = True
 
+    @property
+    def capacity(self) -> int:
+        return self.slots.capacity
+
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
         if not self._is_blocked:
             return self._at_once(spec, q, see)
@@ -148,11 +152,14 @@ class Dense:
     def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
         return state
 
-    def push(self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array):
+    def push(
+        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
+        spills: bool = True,
+    ):  # fmt: skip
         order = jnp.arange(items.v.shape[2], dtype=jnp.int32)
         index = jnp.where(order < count[:, None], n_in[:, None] + order, state.capacity)
         index = write_index(index, state.capacity, after)
-        return put(state, items.k, items.v, index), None, jnp.zeros_like(count)
+        return put(state, items, index), None, jnp.zeros_like(count)
 
     def grow(self, state: Slots, capacity: int) -> Slots:
         more = max(capacity - state.capacity, 0)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jaxinfer.cache.base import Geometry, Items, write_index
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.ring import check_budget, items_at, tokens_of, whole
-from jaxinfer.cache.slots import Slots, get, new_slots, put, slot_bytes
+from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap
 from jaxinfer.config import ModelConfig
 
 EMPTY = -jnp.inf
@@ -63,29 +63,30 @@ class Heavy:
     def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
         return replace(state, mass=state.mass + masses[0])
 
-    def push(self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array):
-        size = state.capacity
-        choose = self._choose_one if items.v.shape[2] == 1 else self._choose
-        index, gone = choose(state, items, n_in, count)
+    def push(
+        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
+        spills: bool = True,
+    ):  # fmt: skip
+        size, gone = state.capacity, None
+        if items.v.shape[2] == 1:
+            index = self._place_of_one(state, items, count)
+        else:
+            index, gone = self._choose(state, items, n_in, count)
+        index = write_index(index, size, after)
+        spilled_count = self.passed(n_in + count) - self.passed(n_in)
+        if not spills:
+            return put(state, items, index), None, spilled_count
+        if gone is None:  # what leaves lies where the new token goes, or is that token
+            return *swap(state, items, index), spilled_count
         spilled = self._at(state, items, gone)
-        index = write_index(index, size, after, spilled.k, spilled.v)
-        rows = jnp.arange(index.shape[0])[:, None, None]
-        heads = jnp.arange(index.shape[1])[None, :, None]
-        pos = jnp.broadcast_to(items.pos, index.shape)
-        new = replace(
-            put(state, items.k, items.v, index),
-            mass=state.mass.at[rows, heads, index].set(items.mass, mode="drop"),
-            pos=state.pos.at[rows, heads, index].set(pos, mode="drop"),
-        )
-        return new, spilled, self.passed(n_in + count) - self.passed(n_in)
+        index = write_index(index, size, spilled.k, spilled.v)
+        return put(state, items, index), spilled, spilled_count
 
-    def _choose_one(self, state: Slots, items: Items, n_in: Array, count: Array):
-        """As `_choose` for a single token: it or the least of all stored ones leaves, no sort."""
-        size = state.capacity
+    def _place_of_one(self, state: Slots, items: Items, count: Array) -> Array:
+        """Where a single new token goes: it or the least of all stored ones leaves, no sort."""
         least = jnp.argmin(state.mass, axis=-1, keepdims=True).astype(jnp.int32)
         enters = items.mass > jnp.take_along_axis(state.mass, least, axis=-1)
-        index = jnp.where(enters & (count > 0)[:, None, None], least, size)
-        return index, jnp.where(enters, least, size)
+        return jnp.where(enters & (count > 0)[:, None, None], least, state.capacity)
 
     def _choose(self, state: Slots, items: Items, n_in: Array, count: Array):
         """Where each new token goes (`size`: nowhere), and which of stored and new ones leave."""
@@ -109,16 +110,8 @@ class Heavy:
     def _at(self, state: Slots, items: Items, index: Array) -> Items:
         """Tokens `index` [B, K, A] of the stored and then the new ones."""
         size, width = state.capacity, items.v.shape[2]
-        is_old = index < size
-        slot = jnp.minimum(index, size - 1)
         new = items_at(items, jnp.clip(index - size, 0, width - 1))
-        k, v = get(state, slot)
-        return Items(
-            k=jnp.where(is_old[..., None], k, new.k),
-            v=jnp.where(is_old[..., None], v, new.v),
-            pos=jnp.where(is_old, jnp.take_along_axis(state.pos, slot, axis=2), new.pos),
-            mass=jnp.where(is_old, jnp.take_along_axis(state.mass, slot, axis=2), new.mass),
-        )
+        return either(index < size, get(state, jnp.minimum(index, size - 1)), new)
 
     def grow(self, state: Slots, capacity: int) -> Slots:
         return state

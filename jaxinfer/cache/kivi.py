@@ -38,6 +38,7 @@ from jaxinfer.cache.kivi_tail import (
     put_newest,
     stored_like,
 )
+from jaxinfer.cache.kivi_token import has_kernel, put_token
 from jaxinfer.cache.packed import (
     Format,
     Packed,
@@ -141,8 +142,23 @@ class Kivi:
     def observe(self, state: KiviState, masses: tuple[Array, ...]) -> KiviState:
         return state
 
-    def push(self, state: KiviState, aux, items: Items, n_in: Array, count: Array, after: Array):
+    def push(
+        self, state: KiviState, aux, items: Items, n_in: Array, count: Array, after: Array,
+        spills: bool = True,
+    ):  # fmt: skip
         fresh = stored_like(state.tail, items)
+        if self.window is None and has_kernel(state, fresh):
+            new = put_token(
+                state, fresh, n_in, count, after, flush=self.value_flush,
+                put_any=lambda *args: self._push(*args, spills=False)[0],
+            )  # fmt: skip
+            return new, None, jnp.zeros_like(count)
+        return self._push(state, fresh, n_in, count, after, spills)
+
+    def _push(
+        self, state: KiviState, fresh: Slots, n_in: Array, count: Array, after: Array, spills: bool
+    ):
+        """`push` of any number of tokens, as the tail holds them."""
         spilled, spilled_count = None, jnp.zeros_like(count)
         keys, values, tail = state.keys, state.values, state.tail
         reads: tuple[Array, ...] = (after,)  # what comes before the writes to the tail
@@ -154,7 +170,7 @@ class Kivi:
             # Codes that more than the packed halves need are made once, and written by XLA.
             completed = encode(keys.format, blocks) if dequantizes else None
             new_k, new_v = (blocks if completed is None else completed), leaving
-            if self.window is not None:
+            if self.window is not None and spills:
                 new_k, new_v = encode(keys.format, blocks), encode(values.format, leaving)
                 spilled, spilled_count = self._spill(state, new_k, new_v, n_in, count)
                 before_blocks = (after, spilled.k, spilled.v)

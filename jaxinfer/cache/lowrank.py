@@ -45,6 +45,7 @@ class FeatureSegment:
     query_phase: QueryPhase = "absolute"
     holds_tokens: bool = False
     ends_softmax: bool = False
+    capacity: int = 0
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
         state = self.state
@@ -100,7 +101,7 @@ class LowRank:
     def observe(self, state: LowRankState, masses: tuple[Array, ...]) -> LowRankState:
         return state
 
-    def push(self, state: LowRankState, aux, items: Items, n_in, count, after):
+    def push(self, state: LowRankState, aux, items: Items, n_in, count, after, spills=True):
         num, den = absorb(
             state.num, state.den, items.k, items.v,
             write_index(count, items.v.shape[2], after),  # the kernel writes in place

@@ -81,6 +81,17 @@ class Packed:
         along_tokens = f.bits < 16 and f.packs_tokens
         return self.words.shape[f.token_axis] * (32 // f.bits if along_tokens else 1)
 
+    @property
+    def half(self) -> Any:
+        """The leaves as the kernels take them."""
+        from pallas_kernels.kivi_attention.api import PackedHalf
+
+        return PackedHalf(self.words, self.scale, self.zero)
+
+    def of(self, half: Any) -> "Packed":
+        """The leaves `half` in this format."""
+        return replace(self, words=half.words, scale=half.scale, zero=half.zero)
+
     def span(self, first: Int[Array, ""] | int, size: int) -> "Packed":
         """The `size` tokens from `first` on, both multiples of every word and group."""
         axis, tokens = self.format.token_axis, self.tokens
@@ -193,20 +204,17 @@ def write(
 
 
 def _written_by_kernel(packed: Packed, x: Array, index: Array, implementation):
-    from pallas_kernels.kivi_attention.api import PackedHalf
-
     form = packed.format
 
     def reference(half, x, index):
-        old = Packed(words=half.words, scale=half.scale, zero=half.zero, format=form)
-        new = old.put(index, encode(form, x))
-        return PackedHalf(new.words, new.scale, new.zero)
+        return packed.of(half).put(index, encode(form, x)).half
 
-    half = write_packed(
-        PackedHalf(packed.words, packed.scale, packed.zero), x, index, bits=form.bits,
-        per_channel=form.packs_tokens, reference=reference, implementation=implementation,
+    written = packed.of(
+        write_packed(
+            packed.half, x, index, bits=form.bits, per_channel=form.packs_tokens,
+            reference=reference, implementation=implementation,
+        )
     )  # fmt: skip
-    written = replace(packed, words=half.words, scale=half.scale, zero=half.zero)
     # One launch reads all of `x` and writes all of `written`: any element of it comes after.
     return written, evidence(jax.tree.map(lambda leaf: leaf[:1, :1, :1, :1], written))
 
@@ -255,8 +263,12 @@ class PackedSegment:
     query_phase: QueryPhase = "absolute"
     holds_tokens: bool = True
 
+    @property
+    def capacity(self) -> int:
+        return self.pos.shape[2]
+
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
-        size = self.pos.shape[2]
+        size = self.capacity
         if self.layout == "BKSH":
             return self._attend_at_once(spec, q, see)
         if self.block is None or size <= self.block:
@@ -283,7 +295,7 @@ class PackedSegment:
         return self._attend_at_once(spec, q, see, rest)
 
     def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
-        size = self.pos.shape[2]
+        size = self.capacity
 
         def mass_of(first, block):
             keys = decode(self.keys.span(first, block), self._dtype(q))
@@ -310,18 +322,13 @@ class PackedSegment:
 
     def _attend_at_once(self, spec: AttentionSpec, q: Array, see, rest: Rest | None = None) -> Any:
         """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
-        from pallas_kernels.kivi_attention.api import PackedHalf
-
         key_form, value_form = self.keys.format, self.values.format
         distance, visible = see(self.pos, self.ok)
-        keys, values = (PackedHalf(x.words, x.scale, x.zero) for x in (self.keys, self.values))
-
-        def numbers(half, form: Format) -> Array:
-            packed = Packed(words=half.words, scale=half.scale, zero=half.zero, format=form)
-            return decode(packed.span(0, self.pos.shape[2]), q.dtype.name)
+        keys, values = self.keys.half, self.values.half
 
         def reference(q, keys, values, distance, visible):
-            k, v = numbers(keys, key_form), numbers(values, value_form)
+            packed = self.keys.of(keys), self.values.of(values)
+            k, v = (decode(x.span(0, self.capacity), q.dtype.name) for x in packed)
             return partial_attention(spec, q, k, v, distance, visible, self.layout)
 
         if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
 from jaxinfer.cache.dense import DenseSegment
-from jaxinfer.cache.slots import Slots, get, new_slots, put, slot_bytes
+from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap
 from jaxinfer.config import ModelConfig
 
 
@@ -60,12 +60,15 @@ class Sinks:
     def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
         return state
 
-    def push(self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array):
+    def push(
+        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
+        spills: bool = True,
+    ):  # fmt: skip
         width = items.v.shape[2]
         order = jnp.arange(width, dtype=jnp.int32)
         slot = n_in[:, None] + order
         index = jnp.where((order < count[:, None]) & (slot < self.size), slot, self.size)
-        state = put(state, items.k, items.v, write_index(index, self.size, after))
+        state = put(state, items, write_index(index, self.size, after))
         skip = jnp.clip(self.size - n_in, 0, count)
         rest = jnp.minimum(order + skip[:, None], width - 1)
         return state, items_at(items, rest), count - skip
@@ -132,43 +135,34 @@ class Ring:
     def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
         return replace(state, mass=state.mass + masses[0]) if self.observes else state
 
-    def push(self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array):
+    def push(
+        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
+        spills: bool = True,
+    ):  # fmt: skip
         size, width = state.capacity, items.v.shape[2]
         order = jnp.arange(width, dtype=jnp.int32)
-        spilled, spilled_count = self._spill(state, items, n_in, count)
-        # Read once: XLA:GPU would repeat the gather for each of its users, of which only those
-        # that `write_index` knows of are sure to come before the write.
-        spilled = jax.lax.optimization_barrier(spilled)
         # Of more tokens than slots only the last ones are written: no slot twice.
         written = (order < count[:, None]) & (order >= count[:, None] - size)
         index = jnp.where(written, jnp.mod(n_in[:, None] + order, size), size)
-        # What spills was read from the slots, and the mass pass read the keys a second time.
-        index = write_index(index, size, after, spilled.k, spilled.v, state.mass)
-        new = put(state, items.k, items.v, index)
-        if self.observes:
-            rows = jnp.arange(index.shape[0])[:, None]
-            mass = state.mass.at[rows, :, index].set(items.mass.transpose(0, 2, 1), mode="drop")
-            new = replace(new, mass=mass)
-        return new, spilled, spilled_count
+        index = write_index(index, size, after)
+        spilled_count = self.passed(n_in + count) - self.passed(n_in)
+        if not spills:
+            return put(state, items, index), None, spilled_count
+        first = jnp.maximum(n_in - size, 0)[:, None] + order
+        if width == 1:  # what leaves lies where the new token goes
+            state, spilled = swap(state, items, index)
+        else:
+            # Read once, see `swap`.
+            spilled = jax.lax.optimization_barrier(self._leaving(state, items, n_in, first))
+            state = put(state, items, write_index(index, size, spilled.k, spilled.v))
+        return state, replace(spilled, pos=(self.start + first)[:, None]), spilled_count
 
-    def _spill(self, state: Slots, items: Items, n_in: Array, count: Array) -> tuple[Items, Array]:
-        """The tokens that leave, oldest first: from the slots, then of the new ones themselves."""
-        size, width = state.capacity, items.v.shape[2]
-        first = jnp.maximum(n_in - size, 0)
-        token = first[:, None] + jnp.arange(width, dtype=jnp.int32)
-        old = (token < n_in[:, None])[:, None, :]
-        slot = jnp.mod(token, size)[:, None]
-        fresh = items_at(items, jnp.clip(token - n_in[:, None], 0, width - 1))
-        k, v = get(state, slot)
-        spilled = Items(
-            k=jnp.where(old[..., None], k, fresh.k),
-            v=jnp.where(old[..., None], v, fresh.v),
-            pos=(self.start + token)[:, None],
-        )
-        if self.observes:
-            stored = jnp.take_along_axis(state.mass, jnp.broadcast_to(slot, k.shape[:3]), axis=2)
-            spilled = replace(spilled, mass=jnp.where(old, stored, fresh.mass))
-        return spilled, self.passed(n_in + count) - first
+    def _leaving(self, state: Slots, items: Items, n_in: Array, token: Array) -> Items:
+        """The tokens `token` of those in the slots and then the new ones."""
+        order = token - n_in[:, None]
+        old = get(state, jnp.mod(token, state.capacity)[:, None])
+        fresh = items_at(items, jnp.clip(order, 0, items.v.shape[2] - 1))
+        return either((order < 0)[:, None], old, fresh)
 
     def grow(self, state: Slots, capacity: int) -> Slots:
         return state
@@ -180,7 +174,9 @@ class Ring:
 
 
 def items_at(items: Items, index: Array) -> Items:
-    """Entries `index` i32[B, A] (per head: [B, K, A]) of the tokens."""
+    """Entries `index` i32[B, A] (per head: [B, K, A]), all in range, of the tokens."""
+    if items.v.shape[2] == index.shape[-1] == 1:
+        return items  # which XLA does not know, and would gather
     if index.ndim == 2:
         index = index[:, None]
 

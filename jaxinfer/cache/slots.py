@@ -2,18 +2,19 @@
 written.
 
 On the CPU bfloat16 is stored as uint16 bits: XLA CPU would convert the whole cache to float32 and
-back for each update (measured 58 against 13 ms). Writes are scatters that drop what is out of
-range. Bytes per row and layer of C slots: `2 * K * H * C * itemsize`.
+back for each update (measured 58 against 13 ms). Writes drop what is out of range: scatters, on a
+GPU one kernel for all arrays. Bytes per row and layer of C slots: `2 * K * H * C * itemsize`.
 """
 
 from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from jaxinfer.cache.base import Geometry
+from jaxinfer.cache.base import Geometry, Items, write_index
 from jaxinfer.ops.attention import KeyLayout
+from jaxinfer.ops.stored_writes import swap_tokens, write_tokens
 from jaxinfer.typing import Leaf
 from pallas_kernels.dispatch import Implementation
 
@@ -56,33 +57,28 @@ def slot_bytes(geometry: Geometry, capacity: int, *, dtype: str | None = None) -
     return 2 * geometry.num_kv_heads * geometry.head_dim * capacity * item
 
 
-def put(
-    slots: Slots, k: Float[Array, "B K A H"], v: Float[Array, "B K A H"], index: Array
-) -> Slots:
-    """Writes tokens to `index` i32[B, A] or, per head, [B, K, A]; `capacity` drops one."""
-    k, v = store(k, slots.k.dtype), store(v, slots.v.dtype)
-    if index.ndim == 2 and slots.layout == "BKSH":
-        # XLA:GPU writes one element per index on its own, but a run of heads by a loop of updates.
-        index = jnp.broadcast_to(index[:, None], (index.shape[0], k.shape[1], index.shape[1]))
-    if index.ndim == 2:
-        rows = jnp.arange(index.shape[0])[:, None]
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, A, K, H]
-        where_v = (rows, slice(None), index)
-        where_k = (rows, slice(None), slice(None), index) if slots.layout == "BKHS" else where_v
-    else:
-        rows = jnp.arange(index.shape[0])[:, None, None]
-        heads = jnp.arange(index.shape[1])[None, :, None]
-        where_v = (rows, heads, index)
-        where_k = (rows, heads, slice(None), index) if slots.layout == "BKHS" else where_v
-    return replace(
-        slots,
-        k=slots.k.at[where_k].set(k, mode="drop"),
-        v=slots.v.at[where_v].set(v, mode="drop"),
+def put(slots: Slots, items: Items, index: Array) -> Slots:
+    """Writes tokens, with mass and positions where they are kept, to `index` i32[B, A] or, per
+    head, [B, K, A]; `capacity` drops one.
+
+    Of all reads of the slots `index` need not depend on those that the stored mass depends on.
+    """
+    if slots.layout == "BKHS":
+        return _scattered(slots, items, index)
+    return write_tokens(
+        slots, items, index, reference=_scattered, implementation=slots.implementation
     )
 
 
-def get(slots: Slots, index: Int[Array, "B _ A"]) -> tuple[Array, Array]:
-    """Keys and values [B, K, A, H] of the slots `index` [B, K|1, A], all in range."""
+def swap(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
+    """`put`, and of each token what is not kept: what lay in its slot, or itself if dropped."""
+    if slots.layout == "BKHS":
+        return _swapped(slots, items, index)
+    return swap_tokens(slots, items, index, reference=_swapped, implementation=slots.implementation)
+
+
+def get(slots: Slots, index: Int[Array, "B _ A"]) -> Items:
+    """The tokens in the slots `index` [B, K|1, A], all in range; what is not stored is None."""
     heads = slots.v.shape[1]
     index = jnp.broadcast_to(index, (index.shape[0], heads, index.shape[2]))
     v = jnp.take_along_axis(slots.v, index[..., None], axis=2)
@@ -90,7 +86,56 @@ def get(slots: Slots, index: Int[Array, "B _ A"]) -> tuple[Array, Array]:
         k = jnp.take_along_axis(slots.k, index[:, :, None], axis=3).swapaxes(2, 3)
     else:
         k = jnp.take_along_axis(slots.k, index[..., None], axis=2)
-    return load(k), load(v)
+    pos, mass = (
+        None if x is None else jnp.take_along_axis(x, index, axis=2)
+        for x in (slots.pos, slots.mass)
+    )
+    return Items(k=load(k), v=load(v), pos=pos, mass=mass)
+
+
+def either(which: Bool[Array, "B _ A"], old: Items, new: Items) -> Items:
+    """`old` where `which` [B, K|1, A], else `new`; what `old` lacks is that of `new`."""
+
+    def choose(x: Array, y: Array) -> Array:
+        return jnp.where(which.reshape(*which.shape, *(1,) * (x.ndim - 3)), x, y)
+
+    lacking = {name: getattr(new, name) for name in ("pos", "mass") if getattr(old, name) is None}
+    return jax.tree.map(choose, replace(old, **lacking), new)
+
+
+def _scattered(slots: Slots, items: Items, index: Array) -> Slots:
+    # The mass pass read the keys, and XLA must see that it did so before they are overwritten.
+    index = write_index(index, slots.capacity, slots.mass)
+    rows = jnp.arange(index.shape[0])
+    if index.ndim == 2 and slots.layout == "BKSH":
+        # XLA:GPU writes one element per index on its own, but a run of heads by a loop of updates.
+        index = jnp.broadcast_to(index[:, None], (*items.v.shape[:2], index.shape[1]))
+    if index.ndim == 2:
+        lead = (rows[:, None], slice(None))
+    else:
+        lead = (rows[:, None, None], jnp.arange(index.shape[1])[None, :, None])
+
+    def write(name: str, *between: slice) -> Array:
+        old, new = getattr(slots, name), store(getattr(items, name), getattr(slots, name).dtype)
+        if index.ndim == 2:
+            new = jnp.moveaxis(new, 2, 1)  # [B, A, K, ...]
+        elif new.ndim == 3:
+            new = jnp.broadcast_to(new, index.shape)
+        return old.at[(*lead, *between, index)].set(new, mode="drop")
+
+    more = {name: write(name) for name in ("mass", "pos") if getattr(slots, name) is not None}
+    between = (slice(None),) if slots.layout == "BKHS" else ()
+    return replace(slots, k=write("k", *between), v=write("v"), **more)
+
+
+def _swapped(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
+    by_head = index if index.ndim == 3 else index[:, None]
+    old = get(slots, jnp.minimum(by_head, slots.capacity - 1))
+    # Read once: XLA:GPU would repeat the gather for each of its users, of which only those that
+    # `write_index` knows of are sure to come before the write.
+    left = jax.lax.optimization_barrier(either(by_head < slots.capacity, old, items))
+    index = write_index(index, slots.capacity, left.k, left.v)
+    return _scattered(slots, items, index), left
 
 
 def storage_dtype(geometry: Geometry, dtype: str | None = None) -> jnp.dtype:
@@ -110,5 +155,6 @@ def store(x: Array, dtype: jnp.dtype) -> Array:
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     if dtype == jnp.float16 and x.dtype != dtype:  # the largest number, not infinity
-        x = jnp.clip(x, -65504.0, 65504.0)
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # bfloat16 would round the limit up
+        x = jnp.clip(x.astype(wide), -65504.0, 65504.0)
     return x.astype(dtype)

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from jaxinfer.cache.attend import Rotations, attend, commit_layer
 from jaxinfer.cache.base import Geometry, Items, Policy, StepContext
 from jaxinfer.config import ModelConfig
-from jaxinfer.nn.linear import linear
+from jaxinfer.nn.linear import linear, linears
 from jaxinfer.nn.norm import norm
 from jaxinfer.ops.attention import AttentionSpec
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.dispatch import Implementation
 
 
 @runtime_checkable
@@ -58,12 +59,12 @@ class Attention:
 
     def read(self, cfg, policy, params, state, x: Float[Array, "B T D"], ctx, phases, layer):
         batch, size, _ = x.shape
-        q, k, v = project(cfg, params, x)
+        q, k, v = project(cfg, params, x, ctx.implementation)
         spec = attention_spec(cfg, layer)
         sink = params.get("sink")
         y, fresh = attend(policy, spec, state, params.get("cache"), q, k, v, ctx, phases, sink)
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
-        return linear(params["out"], y), fresh
+        return linear(params["out"], y, ctx.implementation), fresh
 
     def commit(self, cfg, policy, params, state, fresh: Items, length, take, count, after):
         aux = params.get("cache")
@@ -71,13 +72,15 @@ class Attention:
 
 
 def project(
-    cfg: ModelConfig, params: Params, x: Float[Array, "B T D"]
+    cfg: ModelConfig,
+    params: Params,
+    x: Float[Array, "B T D"],
+    implementation: Implementation | None = "reference",
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
     """Queries, keys and values of an attention layer, not yet rotated."""
     batch, size, _ = x.shape
 
-    def heads(name: str, count: int) -> Array:
-        y = linear(params[name], x)
+    def heads(name: str, y: Array, count: int) -> Array:
         if cfg.qkv_clip is not None:
             y = jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip)
         y = y.reshape(batch, size, count, cfg.head_dim)
@@ -85,7 +88,12 @@ def project(
             y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
         return y.transpose(0, 2, 1, 3)
 
-    return heads("q", cfg.num_heads), heads("k", cfg.num_kv_heads), heads("v", cfg.num_kv_heads)
+    q, k, v = linears([params[name] for name in ("q", "k", "v")], x, implementation)
+    return (
+        heads("q", q, cfg.num_heads),
+        heads("k", k, cfg.num_kv_heads),
+        heads("v", v, cfg.num_kv_heads),
+    )
 
 
 def attention_spec(cfg: ModelConfig, layer: int) -> AttentionSpec:

@@ -96,7 +96,7 @@ def forward(
     cache: Cache | None = None,
     ctx: StepContext | None = None,
     *,
-    mlp: Mlp = feed_forward,
+    mlp: Mlp | None = None,
     logits: Literal["all", "last", "none"] = "all",
 ) -> Output:
     """Reads `tokens` after what `cache` holds (None: nothing) and writes nothing.
@@ -142,10 +142,14 @@ def blocks(
     ctx: StepContext,
     *,
     layers: range | None = None,
-    mlp: Mlp = feed_forward,
+    mlp: Mlp | None = None,
 ) -> tuple[Float[Array, "B T D"], tuple[Leaf, ...]]:
-    """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers."""
+    """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers. `mlp`
+    (default: `feed_forward`) is called with (config, the block's parameters, x, layer)."""
     layers = range(cfg.num_layers) if layers is None else layers
+    ctx = replace(ctx, implementation=cache.implementation)
+    if mlp is None:
+        mlp = functools.partial(feed_forward, implementation=cache.implementation)
     normed_sum = functools.partial(
         add_norm, kind=cfg.norm, eps=cfg.norm_eps, implementation=cache.implementation
     )

@@ -8,22 +8,81 @@ stays in a core's cache, its product with each row by itself is faster still, up
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.nn.quantized import PackedWeight, StoredWeight, packed_products
 from jaxinfer.typing import Params
+from pallas_kernels.dispatch import Implementation, dispatch
 
 SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
+# Rows, and numbers of a weight. The sparse block's kernel, which reads weights like this one, took
+# 0.7 of XLA's time on an H200 for 4096 x 11008 and 1 row, the same for 16 rows; for 8192 x 28672
+# 1.7 and 1.3 times as long.
+SKINNY_ROWS, SKINNY_NUMBERS = 16, 1 << 26
 FEW_ROWS = 64  # from 2 to so many rows (XLA CPU, jax 0.10.2, float32, 576 x 1536 and 576 x 49152)
 
 
-def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+def linear(
+    params: Params, x: Float[Array, "... I"], implementation: Implementation | None = "reference"
+) -> Float[Array, "... O"]:
     """`x @ weight.T + bias` with weight [O, I], floating or stored in fewer bits."""
-    y = product(x, params["weight"])
-    return y + params["bias"] if "bias" in params else y
+    return linears((params,), x, implementation)[0]
+
+
+def linears(
+    many: Sequence[Params],
+    x: Float[Array, "... I"],
+    implementation: Implementation | None = "reference",
+) -> tuple[Float[Array, "... _"], ...]:
+    """`linear` of each; few rows (`is_skinny`) by one kernel on a CUDA device.
+
+    The kernel has no gradient: training takes the reference.
+    """
+
+    def reference(x, many):
+        found = products(x, [params["weight"] for params in many])
+        return tuple(
+            y + params["bias"] if "bias" in params else y
+            for y, params in zip(found, many, strict=True)
+        )
+
+    def kernel(x, many, *, interpret):
+        from pallas_kernels.skinny_matmul import skinny_matmul
+
+        found = skinny_matmul(
+            x.reshape(-1, x.shape[-1]), [params["weight"] for params in many],
+            [params.get("bias") for params in many],
+            implementation="interpret" if interpret else "triton",
+        )  # fmt: skip
+        return tuple(y.reshape(*x.shape[:-1], -1) for y in found)
+
+    many = tuple(many)
+    if implementation == "reference" or not is_skinny(x, many):
+        return reference(x, many)
+    return tuple(dispatch(implementation, reference, kernel, x, many))
+
+
+def is_skinny(x: Float[Array, "... I"], many: Sequence[Params]) -> bool:
+    """Whether a kernel reads such floating weights faster for so few rows than XLA:GPU does: those
+    that are so small that launches count. Large ones XLA reads at nine tenths of the bandwidth."""
+    weights = [params["weight"] for params in many]
+    if math.prod(x.shape[:-1]) > SKINNY_ROWS or any(isinstance(w, StoredWeight) for w in weights):
+        return False
+    return all(w.dtype == x.dtype and w.size <= SKINNY_NUMBERS for w in weights)
+
+
+def products(
+    x: Float[Array, "... I"], weights: Sequence[Float[Array, "_ I"] | StoredWeight]
+) -> tuple[Float[Array, "... _"], ...]:
+    """`product` of each."""
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    if len(packed) == len(weights):
+        return tuple(y.astype(x.dtype) for y in packed_products(x, packed))
+    return tuple(product(x, weight) for weight in weights)
 
 
 def product(

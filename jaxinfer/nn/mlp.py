@@ -4,24 +4,51 @@ from jaxtyping import Array, Float
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
-from jaxinfer.nn.linear import linear
+from jaxinfer.nn.linear import is_skinny, linear, linears
 from jaxinfer.nn.sparse_mlp import SparseMlp
 from jaxinfer.typing import Params
+from pallas_kernels.dispatch import Implementation, dispatch
 
 
 def feed_forward(
-    cfg: ModelConfig, params: Params | SparseMlp, x: Float[Array, "B T D"], layer: int
+    cfg: ModelConfig,
+    params: Params | SparseMlp,
+    x: Float[Array, "B T D"],
+    layer: int,
+    implementation: Implementation | None = "reference",
 ) -> Float[Array, "B T D"]:
     """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate; of a `SparseMlp` for the
     neurons that it selects.
 
-    The signature is the one that `forward(mlp=...)` expects.
+    The signature is the one that `forward(mlp=...)` expects. `implementation` is that of dense
+    blocks, see `jaxinfer.nn.linear.linears`.
     """
     if isinstance(params, SparseMlp):
         return params(cfg, x)
-    up = linear(params["up"], x)
-    if cfg.gated_mlp:
-        hidden = activate(cfg.activation, linear(params["gate"], x)) * up
-    else:
-        hidden = activate(cfg.activation, up)
-    return linear(params["down"], hidden)
+    return linear(params["down"], _hidden(cfg, params, x, implementation), implementation)
+
+
+def _hidden(
+    cfg: ModelConfig, params: Params, x: Array, implementation: Implementation | None
+) -> Array:
+    names = ("up", "gate") if cfg.gated_mlp else ("up",)
+    used = {name: params[name] for name in names}
+
+    def reference(x, used):
+        up, *gate = linears(list(used.values()), x)
+        return activate(cfg.activation, gate[0]) * up if gate else activate(cfg.activation, up)
+
+    def kernel(x, used, *, interpret):
+        from pallas_kernels.skinny_matmul import feed_forward_hidden
+
+        weights = {name: part["weight"] for name, part in used.items()}
+        biases = {f"{name}_bias": part.get("bias") for name, part in used.items()}
+        y = feed_forward_hidden(
+            x.reshape(-1, x.shape[-1]), **weights, **biases, activation=cfg.activation,
+            implementation="interpret" if interpret else "triton",
+        )  # fmt: skip
+        return y.reshape(*x.shape[:-1], -1)
+
+    if implementation == "reference" or not is_skinny(x, tuple(used.values())):
+        return reference(x, used)
+    return dispatch(implementation, reference, kernel, x, used)

@@ -14,6 +14,7 @@ fast where the weight is the left operand: 8 rows then take the time of two (jax
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,21 +100,36 @@ class PackedWeight(StoredWeight):
         return self.packed.shape
 
     def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        from pallas_kernels.weight_matmul import dequantize_weight, weight_matmul
-
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] > MEMORY_BOUND_ROWS:
-            whole = dequantize_weight(self.packed).astype(self.dtype)
-            rows = rows.astype(jnp.bfloat16).astype(self.dtype)  # as the kernel does
-            y = jnp.einsum("ri,oi->ro", rows, whole, preferred_element_type=jnp.float32)
-        else:
-            y = weight_matmul(rows, self.packed, implementation=self.implementation)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return packed_products(x, (self,))[0]
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         from pallas_kernels.weight_matmul import dequantize_rows
 
         return dequantize_rows(self.packed, indices).astype(self.dtype)
+
+
+def packed_products(
+    x: Float[Array, "... I"], weights: Sequence[PackedWeight]
+) -> tuple[Float[Array, "... _"], ...]:
+    """`product` of each; those of one form in one launch."""
+    from pallas_kernels.weight_matmul import dequantize_weight, weight_matmuls
+
+    rows = x.reshape(-1, x.shape[-1])
+    forms = {(w.packed.bits, w.packed.group, w.implementation) for w in weights}
+    if len(forms) > 1:
+        return tuple(weight.product(x) for weight in weights)
+    if rows.shape[0] > MEMORY_BOUND_ROWS:
+
+        def product(weight: PackedWeight) -> Array:
+            whole = dequantize_weight(weight.packed).astype(weight.dtype)
+            rounded = rows.astype(jnp.bfloat16).astype(weight.dtype)  # as the kernel does
+            return jnp.einsum("ri,oi->ro", rounded, whole, preferred_element_type=jnp.float32)
+
+        found = tuple(map(product, weights))
+    else:
+        packed = [weight.packed for weight in weights]
+        found = weight_matmuls(rows, packed, implementation=weights[0].implementation)
+    return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in found)
 
 
 def size_of(tree: Any) -> int:

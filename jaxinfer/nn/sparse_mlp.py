@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
@@ -87,29 +87,36 @@ class SparseMlp:
 
     def __call__(self, cfg: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows = x.reshape(-1, x.shape[-1])
-        selected = self._selected(rows)
+        best = self._best(rows)
         y = self._listed if len(rows) <= LISTED else self._masked
-        return y(cfg, rows, selected).astype(x.dtype).reshape(x.shape)
+        return y(cfg, rows, best).astype(x.dtype).reshape(x.shape)
 
-    def _selected(self, rows: Float[Array, "R D"]) -> Bool[Array, "R J"]:
+    def _best(self, rows: Float[Array, "R D"]) -> Int[Array, "R kept"]:
+        """The blocks that each token uses."""
         scores = product(product(rows, self.inner, jnp.float32), self.outer, jnp.float32)
-        _, best = jax.lax.top_k(scores, self.kept)
-        return jax.nn.one_hot(best, scores.shape[1], dtype=bool).any(axis=1)
+        return jax.lax.top_k(scores, self.kept)[1]
 
-    def _listed(self, cfg: ModelConfig, rows: Array, selected: Array) -> Array:
+    def _selected(self, best: Int[Array, "R kept"]) -> Bool[Array, "R J"]:
+        return jax.nn.one_hot(best, len(self.outer), dtype=bool).any(axis=1)
+
+    def _listed(self, cfg: ModelConfig, rows: Array, best: Array) -> Array:
         from pallas_kernels.sparse_mlp import sparse_mlp
 
-        # What any row selected comes first, in order; no more than all rows together can select.
-        used = selected.any(axis=0)
-        blocks = jnp.argsort(~used, stable=True)[: len(rows) * self.kept]
+        if len(rows) == 1:  # a list already, which saves a GPU four launches
+            blocks, count, row_mask = best[0], jnp.int32(self.kept), None
+        else:
+            # What any row selected comes first, in order; no more than all together can select.
+            selected = self._selected(best)
+            used = selected.any(axis=0)
+            blocks = jnp.argsort(~used, stable=True)[: len(rows) * self.kept]
+            count, row_mask = used.sum(dtype=jnp.int32), selected[:, blocks]
         return sparse_mlp(
-            rows, self.gate, self.up, self.down, blocks, used.sum(dtype=jnp.int32),
-            block_size=self.block_size, activation=cfg.activation,
-            row_mask=selected[:, blocks] if len(rows) > 1 else None, up_bias=self.up_bias,
+            rows, self.gate, self.up, self.down, blocks, count, block_size=self.block_size,
+            activation=cfg.activation, row_mask=row_mask, up_bias=self.up_bias,
             gate_bias=self.gate_bias, down_bias=self.down_bias, implementation=self.implementation,
         )  # fmt: skip
 
-    def _masked(self, cfg: ModelConfig, rows: Array, selected: Array) -> Array:
+    def _masked(self, cfg: ModelConfig, rows: Array, best: Array) -> Array:
         def project(weight: Array, bias: Leaf) -> Array:
             y = product(rows, weight, jnp.float32)
             return y if bias is None else y + bias.astype(jnp.float32)
@@ -119,7 +126,7 @@ class SparseMlp:
             hidden = activate(cfg.activation, hidden)
         else:
             hidden = activate(cfg.activation, project(self.gate, self.gate_bias)) * hidden
-        every = jnp.repeat(selected, self.block_size, axis=1)[:, : len(self.up)]
+        every = jnp.repeat(self._selected(best), self.block_size, axis=1)[:, : len(self.up)]
         hidden = jnp.where(every, hidden, 0.0).astype(self.down.dtype)
         y = jnp.matmul(hidden, self.down, preferred_element_type=jnp.float32)
         return y if self.down_bias is None else y + self.down_bias.astype(jnp.float32)

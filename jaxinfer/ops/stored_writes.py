@@ -1,11 +1,12 @@
 """What a cache writes with Pallas kernels on a CUDA device, and with XLA anywhere else.
 
-`implementation` is that of `jaxinfer.ops.stored`. Both kernels write in place: the caller makes
+`implementation` is that of `jaxinfer.ops.stored`. All kernels write in place: the caller makes
 `index` or `count` depend on the reads of what they overwrite (`jaxinfer.cache.base.write_index`).
-Axis letters: M runs, N tokens of all runs, A absorbed tokens, R rank.
+Axis letters: M runs, N tokens of all runs, A absorbed or written tokens, R rank.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,47 @@ from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation, dispatch
 
 ABSORBED_AT_ONCE = 64  # tokens; one program adds all of a head's, which leaves most of a GPU idle
+
+
+def write_tokens(
+    slots: Any, items: Any, index: Array, *, reference: Callable[..., Any],
+    implementation: Implementation | None,
+) -> Any:  # fmt: skip
+    """`Slots` of `jaxinfer.cache.slots` with `items` written at `index` i32[B, A] or [B, K, A], in
+    every array that the slots have; `reference` of the three does the same."""
+
+    def kernel(slots, items, index, *, interpret):
+        from pallas_kernels.put_tokens import put_tokens
+
+        arrays = _arrays(slots, items)
+        return replace(
+            slots, **put_tokens(*arrays, index, implementation=implementation_of(interpret))
+        )
+
+    return dispatch(implementation, reference, kernel, slots, items, index)
+
+
+def swap_tokens(
+    slots: Any, items: Any, index: Array, *, reference: Callable[..., Any],
+    implementation: Implementation | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The same, with the items that are not kept: what lay in the slots, or where an index is out
+    of range the new one."""
+
+    def kernel(slots, items, index, *, interpret):
+        from pallas_kernels.put_tokens import swap_tokens
+
+        arrays = _arrays(slots, items)
+        new, left = swap_tokens(*arrays, index, implementation=implementation_of(interpret))
+        return replace(slots, **new), replace(items, **left)
+
+    return dispatch(implementation, reference, kernel, slots, items, index)
+
+
+def _arrays(slots: Any, items: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    names = [x for x in ("k", "v", "mass", "pos") if getattr(slots, x) is not None]
+    stored, tokens = ({name: getattr(of, name) for name in names} for of in (slots, items))
+    return stored, tokens
 
 
 def write_packed(
@@ -34,6 +76,31 @@ def write_packed(
         )  # fmt: skip
 
     return dispatch(implementation, reference, kernel, half, x, index)
+
+
+def push_token(
+    state: Any, fresh: Any, stored: Int[Array, " B"], count: Int[Array, " B"], *, flush: str,
+    reference: Callable[..., Any], implementation: Implementation | None,
+) -> Any:  # fmt: skip
+    """`KiviState` of `jaxinfer.cache.kivi` with the one token in the slots `fresh` behind the
+    `stored` ones of each row that takes it (`count` 0 or 1); `reference` of the four does the same.
+    """
+
+    def kernel(state, fresh, stored, count, *, interpret):
+        from pallas_kernels.kivi_push import kivi_push
+
+        keys, values, tail = state.keys, state.values, state.tail
+        new = kivi_push(
+            keys.half, values.half, tail.k, tail.v, fresh.k, fresh.v, stored, count,
+            key_bits=keys.format.bits, value_bits=values.format.bits, flush=flush,
+            implementation=implementation_of(interpret),
+        )  # fmt: skip
+        return replace(
+            state, keys=keys.of(new.keys), values=values.of(new.values),
+            tail=replace(tail, k=new.tail_k, v=new.tail_v),
+        )  # fmt: skip
+
+    return dispatch(implementation, reference, kernel, state, fresh, stored, count)
 
 
 def absorb(

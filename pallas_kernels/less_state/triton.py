@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.common import blocks_of, exact_dot, gelu, launch, load, power_of_two, store
+from pallas_kernels.activation import gelu
+from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
 from pallas_kernels.less_state.configs import Config
 from pallas_kernels.less_state.reference import NEGATIVE
 

@@ -40,44 +40,55 @@ def _place(x_ref, index_ref, run: int, part: int):
 
 
 def _key_kernel(*refs, bits, group, run, part):
-    _, _, _, x_ref, index_ref, words_ref, scale_ref, zero_ref = refs
-    width, count = x_ref.shape[3], 32 // bits
+    _, _, _, x_ref, index_ref, words_ref, scale_ref, _ = refs
     b, h, source, target, first = _place(x_ref, index_ref, run, part)
 
-    @pl.when((target >= 0) & (first + part <= words_ref.shape[2] * count))
+    @pl.when((target >= 0) & (first + part <= words_ref.shape[2] * (32 // bits)))
     def _():
-        channels = jnp.arange(width)
+        channels = jnp.arange(x_ref.shape[3])
         x = load(x_ref.at[b, h, (source + jnp.arange(group))[:, None], channels[None]])
-        codes, scale, zero = _codes(x, bits, 0, scale_ref.dtype)
-        words = _words(codes.reshape(group // count, count, width), bits, 1)
-        row = first // count + jnp.arange(group // count)
-        store(words_ref.at[b, h, row[:, None], channels[None]], words)
-        store(scale_ref.at[b, h, first // group, channels], scale)
-        store(zero_ref.at[b, h, first // group, channels], zero)
+        coded = quantized(x, bits, 0, scale_ref.dtype)
+        put_keys(refs[5:], (b, h), first, channels, *coded, bits)
 
 
 def _value_kernel(*refs, bits, group, run, part):
-    _, _, _, x_ref, index_ref, words_ref, scale_ref, zero_ref = refs
-    width, count = x_ref.shape[3], 32 // bits
+    _, _, _, x_ref, index_ref, words_ref, scale_ref, _ = refs
     b, h, source, target, first = _place(x_ref, index_ref, run, part)
 
     @pl.when((target >= 0) & (first + part <= words_ref.shape[2]))
     def _():
         token = jnp.arange(part)
-        for m in range(width // group):
+        for m in range(x_ref.shape[3] // group):
             channels = m * group + jnp.arange(group)
             x = load(x_ref.at[b, h, (source + token)[:, None], channels[None]])
-            codes, scale, zero = _codes(x, bits, 1, scale_ref.dtype)
-            words = _words(codes.reshape(part, group // count, count), bits, 2)
-            column = m * (group // count) + jnp.arange(group // count)
-            row = first + token
-            store(words_ref.at[b, h, row[:, None], column[None]], words)
-            store(scale_ref.at[b, h, row, m], scale)
-            store(zero_ref.at[b, h, row, m], zero)
+            parts, coded = jnp.full_like(token, m), quantized(x, bits, 1, scale_ref.dtype)
+            put_values(refs[5:], (b, h), first + token, parts, *coded, bits)
 
 
-def _codes(x, bits: int, axis: int, dtype):
-    """As the reference computes them, in the same order of operations."""
+def put_keys(refs, at, first, channels, codes, scale, zero, bits: int):
+    """Stores what `quantized` made of one group of tokens and those channels: into the words,
+    scales and zeros of the row and head `at`, from the token `first` on."""
+    (group, width), count = codes.shape, 32 // bits
+    words = packed(codes.reshape(group // count, count, width), bits, 1)
+    row = first // count + jnp.arange(group // count)
+    store(refs[0].at[(*at, row[:, None], channels[None])], words)
+    for ref, x in zip(refs[1:], (scale, zero), strict=True):
+        store(ref.at[(*at, first // group, channels)], x)
+
+
+def put_values(refs, at, tokens, parts, codes, scale, zero, bits: int):
+    """The same of group `parts[i]` of the channels of token `tokens[i]`, for every i."""
+    (rows, group), count = codes.shape, 32 // bits
+    words = packed(codes.reshape(rows, group // count, count), bits, 2)
+    column = parts[:, None] * (group // count) + jnp.arange(group // count)[None]
+    store(refs[0].at[(*at, tokens[:, None], column)], words)
+    for ref, x in zip(refs[1:], (scale, zero), strict=True):
+        store(ref.at[(*at, tokens, parts)], x)
+
+
+def quantized(x, bits: int, axis: int, dtype):
+    """Codes of `x` with scale and zero of each group along `axis`, as the reference computes them,
+    in the same order of operations."""
     x = x.astype(jnp.float32)
     low, high = jnp.min(x, axis=axis), jnp.max(x, axis=axis)
     levels, limit = 2**bits - 1, float(jnp.finfo(dtype).max)
@@ -96,7 +107,8 @@ def _rounded(x):
     return below + ((rest > 0.5) | ((rest == 0.5) & (odd == 1))).astype(x.dtype)
 
 
-def _words(codes, bits: int, axis: int):
+def packed(codes, bits: int, axis: int):
+    """Words of the codes along `axis` of 3, which has those of one word."""
     shape = [1, 1, 1]
     shape[axis] = 32 // bits
     shifts = (bits * jnp.arange(32 // bits, dtype=jnp.uint32)).reshape(shape)

@@ -11,6 +11,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.activation import check_activation
 from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.sparse_mlp import reference, triton
@@ -119,6 +120,4 @@ def _check(x, gate, up, down, blocks, count, row_mask, block_size, activation) -
     for name, index in (("blocks", blocks), ("count", count)):
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"{name} must be integers, got {index.dtype}")
-    if activation not in reference.ACTIVATIONS:
-        names = ", ".join(map(repr, reference.ACTIVATIONS))
-        raise ValueError(f"activation must be one of {names}, got {activation!r}")
+    check_activation(activation)

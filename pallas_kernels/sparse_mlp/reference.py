@@ -1,17 +1,10 @@
 """The sparse feed-forward block in plain `jnp`: gathers the listed neurons, then multiplies."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
+from pallas_kernels.activation import REFERENCE
 
 
 def sparse_mlp(
@@ -29,7 +22,7 @@ def sparse_mlp(
     activation: str,
 ) -> Float[Array, "C R D"]:
     """C lists of neuron blocks, each for its own R rows."""
-    act = ACTIVATIONS[activation]
+    act = REFERENCE[activation]
     places = jnp.arange(blocks.shape[1] * block_size)
 
     def one(operands):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.common import blocks_of, exact_dot, gelu, launch, load, store
-from pallas_kernels.sparse_mlp import reference
+from pallas_kernels.activation import KERNEL
+from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
 from pallas_kernels.sparse_mlp.configs import Config, row_tile
 
 
@@ -66,7 +66,7 @@ def _up_kernel(names, *refs, config, block_size, activation):
             s + tile.bias(given[f"{name}_bias"]) if f"{name}_bias" in given else s
             for name, s in zip(used, sums, strict=True)
         )
-        act = ACTIVATIONS[activation]
+        act = KERNEL[activation]
         h = act(gate[0]) * up if gate else act(up)
         mask = (row < rows)[:, None] & tile.listed[None]
         if "row_mask" in given:
@@ -164,6 +164,3 @@ class Tile:
 
     def bias(self, ref):
         return load(ref.at[self.neurons], mask=self.exists, other=0.0).astype(jnp.float32)[None]
-
-
-ACTIVATIONS = reference.ACTIVATIONS | {"gelu": gelu}

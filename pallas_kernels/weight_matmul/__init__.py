@@ -1,6 +1,6 @@
 """Products of a few activations with weights of 4 or 8 bits."""
 
-from pallas_kernels.weight_matmul.api import weight_matmul
+from pallas_kernels.weight_matmul.api import weight_matmul, weight_matmuls
 from pallas_kernels.weight_matmul.reference import (
     QuantizedWeight,
     dequantize_rows,
@@ -14,4 +14,5 @@ __all__ = [
     "dequantize_weight",
     "quantize_weight",
     "weight_matmul",
+    "weight_matmuls",
 ]

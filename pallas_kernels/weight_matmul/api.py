@@ -5,6 +5,7 @@ codes, and never written back as numbers. See `reference` for the layout.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,17 +29,38 @@ def weight_matmul(
 
     Products are exact, sums are in float32, and a group's scale multiplies its sum: the result
     differs from that of the dequantized weight by the order of additions alone, and is the same
-    in every run. Made for R from 1 to 64; more rows read the weight once per 64.
+    in every run. Made for R from 1 to 64; the weight is read once for every 16 rows.
     """
-    _check(x, weight)
-    words, groups = weight.codes.shape[1], weight.scale.shape[0]
-    form = {"bits": weight.bits, "group": weight.group}
-    config = config or choose("weight_matmul", heuristic, x.shape[0], words, groups, **form)
+    return weight_matmuls(x, (weight,), config=config, implementation=implementation)[0]
+
+
+def weight_matmuls(
+    x: Array,
+    weights: Sequence[QuantizedWeight],
+    *,
+    config: Config | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "R _"], ...]:
+    """`weight_matmul` of each weight, in one launch; they have the same bits and group.
+
+    Raises:
+      ValueError: if a shape, a dtype or a form does not fit.
+    """
+    weights = tuple(weights)
+    for weight in weights:
+        _check(x, weight)
+    forms = {(weight.bits, weight.group) for weight in weights}
+    if len(forms) != 1:
+        raise ValueError(f"weights of one launch have the same bits and group, got {forms}")
+    words = sum(weight.codes.shape[1] for weight in weights)
+    ((bits, group),) = forms
+    sizes = (x.shape[0], words, weights[0].scale.shape[0])
+    config = config or choose("weight_matmul", heuristic, *sizes, bits=bits, group=group)
     return dispatch(
         implementation,
-        reference.weight_matmul,
+        reference.weight_matmuls,
         functools.partial(triton.weight_matmul, config=config),
-        x, weight,
+        x, weights,
     )  # fmt: skip
 
 

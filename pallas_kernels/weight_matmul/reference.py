@@ -5,16 +5,15 @@ GPTQ (arXiv 2210.17323) and AWQ (arXiv 2306.00978):
 
     w[o, i] = scale[i // group, o] * (c[o, i] - zero[i // group, o])
 
-`c - zero` is exact in bfloat16, so that a tensor core may multiply it and the scale waits for the
-sum of its group. The layout is made for a GPU that reads every word once. Word w of input i holds
-the codes of the outputs w, W + w, 2 W + w, ..., the first in the lowest bits (W words an input,
-32 / bits codes a word):
+`c - zero` is an integer, so that the scale waits for the sum of its group. The layout is made for a
+GPU that reads every word once. Word w of input i holds the codes of the outputs w, W + w, 2 W + w,
+..., the first in the lowest bits (W words an input, 32 / bits codes a word):
 
 - neighbouring words belong to neighbouring outputs and one input: the rows of a tile are contiguous
   (W is padded to a multiple of 4 words, so that every row begins on 16 bytes);
 - all codes of a word meet the same activation, which is loaded once;
-- one lane of a tile of words is a tile [inputs, outputs] of consecutive outputs, the right operand
-  of a dot as it stands, whose scales and results are contiguous too.
+- each lane of a tile of words, transposed, is the left operand of a dot: consecutive outputs, whose
+  scales and results are contiguous too.
 
 A shard along the outputs is therefore quantized by itself. Axis letters: O outputs, I inputs,
 R rows of activations.
@@ -127,7 +126,11 @@ def dequantize_rows(weight: QuantizedWeight, indices: Array) -> Float[Array, "..
     return jnp.moveaxis((codes - zero) * scale, 0, -1)
 
 
-def weight_matmul(x: Array, weight: QuantizedWeight) -> Float[Array, "R O"]:
+def weight_matmuls(x: Array, weights: tuple[QuantizedWeight, ...]) -> tuple[Array, ...]:
+    return tuple(_product(x, weight) for weight in weights)
+
+
+def _product(x: Array, weight: QuantizedWeight) -> Float[Array, "R O"]:
     return jnp.einsum(
         "ri,oi->ro",
         jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7),  # XLA drops a cast there and back

@@ -1,10 +1,12 @@
-"""Products with a quantized weight for the Triton back end.
+"""Products with quantized weights for the Triton back end.
 
-A program owns a tile of words, that is 32 / bits tiles of outputs, and one part of the groups of
-inputs; XLA adds the parts. Codes become numbers in registers only. The bits of a code c, put into
-the leading bits of the mantissa of 2**bits, are the float32 number 2**bits + c: a shift and a mask
-instead of a conversion (after arXiv 2211.10017, which does so in float16). A dot takes c - zero,
-which is exact in bfloat16; multiply and sum takes the surplus off the sum of a group.
+A program owns a tile of words of one weight, that is 32 / bits tiles of outputs, and one part of
+the groups of inputs; XLA adds the parts. What bounds it is not memory but instructions, as in
+`kivi_attention`: words move to the registers that the tensor cores read, and become numbers there.
+Four bits c at the top of the mantissa of 1 are the bfloat16 number 1 + c / 16, exactly; two
+neighbouring inputs of an output share every instruction, one and an eighth for each code. What the
+dot of these has too much is the same for all outputs, a sixteenth of it being the sum of the
+group's inputs, and is taken off with the zero point. A code of 8 bits is two of 4.
 """
 
 import functools
@@ -18,115 +20,118 @@ from pallas_kernels.common import blocks_of, launch, load, store
 from pallas_kernels.weight_matmul.configs import Config
 from pallas_kernels.weight_matmul.reference import QuantizedWeight
 
-MANTISSA, BIAS = 23, 127  # of float32
+NIBBLES = 8  # of a word
 
 
-def weight_matmul(x, weight: QuantizedWeight, *, config: Config, interpret):
-    rows, outputs = x.shape[0], weight.outputs
-    zero = () if weight.zero is None else (weight.zero,)
-    partial = launch(
-        functools.partial(_kernel, config=config, bits=weight.bits, group=weight.group),
-        x.astype(jnp.bfloat16), weight.codes, weight.scale, *zero,
-        out=jax.ShapeDtypeStruct((config.splits, rows, outputs), jnp.float32),
+def weight_matmul(x, weights: tuple[QuantizedWeight, ...], *, config: Config, interpret):
+    rows = x.shape[0]
+    given = [(w.codes, w.scale, *(() if w.zero is None else (w.zero,))) for w in weights]
+    kernel = functools.partial(
+        _kernel, counts=[len(one) for one in given], bits=weights[0].bits, group=weights[0].group,
+        config=config, interpret=interpret,
+    )  # fmt: skip
+    parts = launch(
+        kernel, x.astype(jnp.bfloat16), *(leaf for one in given for leaf in one),
+        out=tuple(
+            jax.ShapeDtypeStruct((config.splits, rows, w.outputs), jnp.float32) for w in weights
+        ),
         grid=(
             blocks_of(rows, config.rows),
-            blocks_of(weight.codes.shape[1], config.words),
+            sum(blocks_of(w.codes.shape[1], config.words) for w in weights),
             config.splits,
         ),
         name="weight_matmul", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return partial.sum(axis=0)
+    return tuple(part.sum(axis=0) for part in parts)
 
 
-def _kernel(x_ref, codes_ref, scale_ref, *refs, config: Config, bits: int, group: int):
-    *zero_ref, out_ref = refs
-    groups, outputs = scale_ref.shape
-    words = Words(codes_ref, pl.program_id(1) * config.words + jnp.arange(config.words), bits)
+def _kernel(x_ref, *refs, counts, bits, group, config: Config, interpret):
+    refs, results = list(refs[: -len(counts)]), refs[-len(counts) :]
     rows = pl.program_id(0) * config.rows + jnp.arange(config.rows)
-    split, part = pl.program_id(2), blocks_of(groups, config.splits)
-    is_sum = config.rows == 1
-    places = [words.outputs(lane) for lane in range(words.lanes)]
-    inside = [words.inside & (place < outputs) for place in places]
+    first, program, split = 0, pl.program_id(1), pl.program_id(2)
+    for out_ref, count in zip(results, counts, strict=True):
+        mine, refs = refs[:count], refs[count:]
+        word = (program - first) * config.words + jnp.arange(config.words)
+        run = functools.partial(
+            _product, x_ref, *mine, out_ref=out_ref, rows=rows, word=word, split=split, bits=bits,
+            group=group, config=config, interpret=interpret,
+        )  # fmt: skip
+        blocks = blocks_of(mine[0].shape[1], config.words)
+        if len(counts) == 1:
+            run()
+        else:
+            pl.when((program >= first) & (program < first + blocks))(run)
+        first += blocks
+
+
+def _product(
+    x_ref, codes_ref, scale_ref, zero_ref=None,
+    *, out_ref, rows, word, split, bits, group, config: Config, interpret,
+):  # fmt: skip
+    groups, outputs = scale_ref.shape
+    exists, here = rows < x_ref.shape[0], word < codes_ref.shape[1]
+    lanes, depth = 32 // bits, min(config.depth, group)
+    places = [lane * codes_ref.shape[1] + word for lane in range(lanes)]
+    inside = [here & (place < outputs) for place in places]
+    shape = (config.words, config.rows)
+    part = blocks_of(groups, config.splits)
 
     def per_output(ref, g):
-        """f32[1, words] of each lane: the scales or zero points of group g."""
+        """f32[words, 1] of each lane: the scales or zero points of group g."""
         return [
-            load(ref.at[g, place], mask=mask, other=0).astype(jnp.float32)[None]
+            load(ref.at[g, place], mask=mask, other=0).astype(jnp.float32)[:, None]
             for place, mask in zip(places, inside, strict=True)
         ]
 
     def body(g, sums):
-        zeros = per_output(zero_ref[0], g) if zero_ref else [2.0 ** (bits - 1)] * words.lanes
-        if is_sum:
-            parts = _summed(x_ref, rows, words, zeros, g * group, group, config.depth)
-        else:
-            parts = _dotted(x_ref, rows, words, zeros, g * group, group)
-        scales = per_output(scale_ref, g)
-        return tuple(a + p * s for a, p, s in zip(sums, parts, scales, strict=True))
+        raised = [jnp.zeros(shape, jnp.float32)] * NIBBLES
+        ones = raised[0]  # the sum of the inputs, in every row
+        for step in range(0, group, depth):
+            inputs = g * group + step + jnp.arange(depth)
+            mask = jnp.broadcast_to(here[None], (depth, config.words))
+            words = load(codes_ref.at[inputs[:, None], word[None]], mask=mask, other=0).T
+            mask = jnp.broadcast_to(exists[None], (depth, config.rows))
+            x = load(x_ref.at[rows[None], inputs[:, None]], mask=mask, other=0)
+            ones += plgpu.dot(jnp.ones((config.words, depth), x.dtype), x)
+            raised = [
+                total + plgpu.dot(nibbles(words, nibble, interpret=interpret), x)
+                for nibble, total in enumerate(raised)
+            ]
+        surplus = 16.0
+        if bits == 8:
+            raised = [16 * high + low for low, high in zip(raised[::2], raised[1::2], strict=True)]
+            surplus += 256.0
+        zeros = [2.0 ** (bits - 1)] * lanes if zero_ref is None else per_output(zero_ref, g)
+        return tuple(
+            total + (16 * one - (surplus + zero) * ones) * scale
+            for total, one, zero, scale in zip(
+                sums, raised, zeros, per_output(scale_ref, g), strict=True
+            )
+        )
 
-    height = min(config.depth, group) if is_sum else config.rows
     sums = jax.lax.fori_loop(
         split * part, jnp.minimum((split + 1) * part, groups), body,
-        (jnp.zeros((height, config.words), jnp.float32),) * words.lanes,
+        (jnp.zeros(shape, jnp.float32),) * lanes,
     )  # fmt: skip
-    exists = rows < out_ref.shape[1]
     for total, place, mask in zip(sums, places, inside, strict=True):
-        total = jnp.sum(total, axis=0)[None] if is_sum else total
-        store(
-            out_ref.at[split, rows[:, None], place[None]], total,
-            mask=exists[:, None] & mask[None],
-        )  # fmt: skip
+        mask = exists[None] & mask[:, None]
+        store(out_ref.at[split, rows[None], place[:, None]], total, mask=mask)
 
 
-def _summed(x_ref, row, words, zeros, first, group, depth):
-    """Products of one row with a group of inputs, f32[depth, words] per lane, to be summed."""
-    depth = min(depth, group)
-    parts = [jnp.zeros((depth, words.count), jnp.float32)] * words.lanes
-    activations = jnp.zeros((depth, 1), jnp.float32)
-    for step in range(0, group, depth):
-        inputs = first + step + jnp.arange(depth)
-        x = load(x_ref.at[row[None], inputs[:, None]]).astype(jnp.float32)
-        codes = words.load(inputs)
-        parts = [part + x * words.raised(codes, lane) for lane, part in enumerate(parts)]
-        activations += x
-    return [
-        part - activations * (words.base + zero) for part, zero in zip(parts, zeros, strict=True)
-    ]
-
-
-def _dotted(x_ref, rows, words, zeros, first, group):
-    """Products of all rows with a group of inputs, f32[rows, words] per lane."""
-    inputs = first + jnp.arange(group)
-    mask = jnp.broadcast_to((rows < x_ref.shape[0])[:, None], (rows.shape[0], group))
-    x = load(x_ref.at[rows[:, None], inputs[None]], mask=mask, other=0)
-    codes = words.load(inputs)
-    return [
-        plgpu.dot(x, (words.raised(codes, lane) - (words.base + zero)).astype(x.dtype))
-        for lane, zero in enumerate(zeros)
-    ]
-
-
-class Words:
-    """The words of a program: columns of the packed codes."""
-
-    def __init__(self, ref, columns, bits: int):
-        self.ref, self.columns, self.bits = ref, columns, bits
-        self.count, self.lanes, self.base = columns.shape[0], 32 // bits, 2.0**bits
-        self.inside = columns < ref.shape[1]
-
-    def load(self, inputs):
-        """u32[inputs, words]."""
-        mask = jnp.broadcast_to(self.inside[None], (inputs.shape[0], self.count))
-        return load(self.ref.at[inputs[:, None], self.columns[None]], mask=mask, other=0)
-
-    def outputs(self, lane: int):
-        return lane * self.ref.shape[1] + self.columns
-
-    def raised(self, words, lane: int):
-        """f32[inputs, words] of one lane: its codes plus `base`, exactly."""
-        place = MANTISSA - self.bits
-        up = place - lane * self.bits
-        shifted = words << jnp.uint32(up) if up > 0 else words >> jnp.uint32(-up)
-        code = shifted & jnp.uint32((2**self.bits - 1) << place)
-        one = jnp.uint32((BIAS + self.bits) << MANTISSA)
-        return jax.lax.bitcast_convert_type(code | one, jnp.float32)
+def nibbles(words, nibble: int, *, interpret: bool):
+    """bf16 `1 + c / 16` of the four bits c at `nibble` of `words` u32[A, B]; B is even."""
+    if interpret:
+        code = (words >> jnp.uint32(4 * nibble)) & jnp.uint32(15)
+        raised = (code << jnp.uint32(19)) | jnp.uint32(0x3F800000)  # of float32, which ends in 0
+        return jax.lax.bitcast_convert_type(raised, jnp.float32).astype(jnp.bfloat16)
+    half, place = divmod(4 * nibble, 16)
+    top = 3  # of the 7 bits of a bfloat16's mantissa
+    move = f"shl.b32 t, t, {top - place};" if place < top else f"shr.b32 t, t, {place - top};"
+    (found,) = plgpu.elementwise_inline_asm(
+        f"""{{ .reg .b32 t;
+        prmt.b32 t, $1, $2, {0x7632 if half else 0x5410}; {move}
+        lop3.b32 $0, t, 0x00780078, 0x3F803F80, 0xEA; }}""",
+        args=[words], constraints="=r,r,r", pack=2,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(words.shape, jnp.bfloat16)],
+    )  # fmt: skip
+    return found

@@ -1,5 +1,6 @@
 """What kernels (interpreted) write into a cache is what XLA writes, in the layout of GPUs."""
 
+import functools
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.cache.attend import Mass, commit_layer
 from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.lowrank import LowRank
-from jaxinfer.cache.presets import h2o, kivi, streaming
+from jaxinfer.cache.presets import full, h2o, kivi, streaming
+from jaxinfer.compile.gpu_target import lower_for_cuda
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
@@ -24,7 +27,7 @@ GEOMETRY = Geometry(
     num_kv_heads=K, head_dim=H, capacity=192, dtype="bfloat16", key_layout="BKSH", block=None
 )
 BLOCKS = kivi(bits=2, group=16, residual=16, value_flush="block")
-FLUSHES = {  # with the launches of a push
+FLUSHES = {  # with the launches of a push of several tokens
     "2 bits by blocks": (BLOCKS, 2),
     "4 bits by blocks of 48": (kivi(bits=4, group=16, residual=48, value_flush="block"), 2),
     "bfloat16 scales": (
@@ -93,6 +96,54 @@ def test_a_cache_written_by_kernels_has_the_bits_of_one_written_by_xla(name):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+DENSE = {  # with the launches of a step: one per tier
+    "full": (full(), 1),
+    "streaming": (streaming(4, 13), 2),
+    "heavy hitters": (h2o(heavy=6, recent=5), 2),
+}
+
+
+def committed(policy, states, items, length, count):
+    """The states after a step in which every stored token got some mass."""
+    if policy.observe:
+        masses = [[jnp.abs(state.k[..., :1].swapaxes(2, 3))] for state in states]
+        stored = tuple(tuple(x.astype(jnp.float32) for x in mass) for mass in masses)
+        mass = Mass(stored=stored, fresh=jnp.abs(items.k[:, :, None, :, 0]).astype(jnp.float32))
+        items = replace(items, mass=mass)
+    return commit_layer(policy, states, None, items, length, None, count, count)
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_slots_written_by_a_kernel_have_the_bits_of_those_that_xla_writes(name, dtype):
+    policy, _ = DENSE[name]
+    found = {}
+    for implementation in ("reference", "interpret"):
+        geometry = replace(GEOMETRY, implementation=implementation, dtype=dtype)
+        states = tuple(tier.init(geometry, 2) for tier in policy.tiers)
+        step = jax.jit(functools.partial(committed, policy))
+        length, found[implementation] = jnp.zeros(2, jnp.int32), []
+        for seed, counts in enumerate([(9, 3), (1, 1), (1, 0), (20, 2), *[(1, 1)] * 12, (3, 1)]):
+            fresh, count = items(max(counts), seed), jnp.asarray(counts, jnp.int32)
+            states = step(states, fresh, length, count)
+            length += count
+            found[implementation].append(states)
+    jax.tree.map(np.testing.assert_array_equal, *(
+        [jax.tree.leaves(states) for states in found[name]] for name in found
+    ))  # fmt: skip
+    assert found["interpret"][-1][-1].v.any()
+
+
+@pytest.mark.parametrize("policy, launches", DENSE.values(), ids=DENSE)
+def test_a_step_on_a_cuda_device_writes_a_tier_with_one_launch(policy, launches):
+    states = tuple(tier.init(GEOMETRY, 2) for tier in policy.tiers)
+    zero = jnp.zeros(2, jnp.int32)
+    step = functools.partial(committed, policy)
+    lowers_for_cuda(step, states, items(1, 0), zero, zero + 1, calls=launches)
+    text = lower_for_cuda(step, states, items(1, 0), zero, zero + 1).as_text()
+    assert "stablehlo.scatter" not in text
+
+
 def push_arguments(policy, tokens: int = 1):
     tier = tier_of(policy)
     state, zero = tier.init(GEOMETRY, 2), jnp.zeros(2, jnp.int32)
@@ -103,8 +154,16 @@ def push_arguments(policy, tokens: int = 1):
 
 @pytest.mark.parametrize("policy, calls", FLUSHES.values(), ids=FLUSHES)
 def test_a_cuda_device_takes_the_kernel_where_codes_are_only_written(policy, calls):
-    push, arguments = push_arguments(policy)
+    push, arguments = push_arguments(policy, tokens=2)
     lowers_for_cuda(push, *arguments, calls=calls)
+
+
+@pytest.mark.parametrize("policy, calls", FLUSHES.values(), ids=FLUSHES)
+def test_a_cuda_device_takes_a_lone_token_in_one_launch(policy, calls):
+    push, arguments = push_arguments(policy)
+    lowers_for_cuda(push, *arguments, calls=min(calls, 1))
+    if calls:
+        assert "stablehlo.scatter" not in lower_for_cuda(push, *arguments).as_text()
 
 
 @pytest.mark.parametrize(

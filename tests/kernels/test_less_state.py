@@ -11,7 +11,7 @@ from jaxinfer.cache.base import Items
 from jaxinfer.cache.lowrank import FeatureSegment, LowRank, LowRankState
 from jaxinfer.compile import hlo
 from jaxinfer.ops.attention import AttentionSpec
-from pallas_kernels.common import gelu
+from pallas_kernels.activation import gelu
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.less_state.configs import Config, heuristic
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda

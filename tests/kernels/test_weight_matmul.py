@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.weight_matmul import dequantize_weight, quantize_weight, weight_matmul
+from pallas_kernels.weight_matmul import (
+    dequantize_weight,
+    quantize_weight,
+    weight_matmul,
+    weight_matmuls,
+)
 from pallas_kernels.weight_matmul.configs import Config, heuristic
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
@@ -29,24 +34,34 @@ def problem(seed: int):
         scale_dtype=str(rng.choice(["bfloat16", "float16"])),
     )  # fmt: skip
     x = jnp.asarray(rng.normal(size=(rows, inputs)), rng.choice(["float32", "bfloat16"]))
-    tiles = [1, 16] if rows == 1 else [16, 32]
     config = Config(
-        rows=int(rng.choice(tiles)), words=int(rng.choice([8, 16])),
-        splits=int(rng.integers(1, 5)), depth=int(rng.choice([8, 16, 32])),
+        rows=int(rng.choice([8, 16])), words=int(rng.choice([16, 32])),
+        splits=int(rng.integers(1, 5)), depth=int(rng.choice([16, 32, 64])),
     )  # fmt: skip
     return x, weight, rng.choice([None, config])
 
 
-QUICK = (1, 3, 43)  # a dot of 8 bits, multiply and sum of 4, a dot of 4 with zero points
+QUICK = (1, 3, 43)
 ALL = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(45) if seed not in QUICK]
 
 
 @pytest.mark.parametrize("seed", [*QUICK, *ALL])
 def test_the_kernel_agrees_with_its_reference(seed):
     x, weight, config = problem(seed)
-    # Products are exact in both. What remains is the order of float32 sums, and a code raised by
-    # 2**bits in multiply and sum: up to 2**bits times the rounding of a group's sum.
+    # Products are exact in both. What remains is the order of float32 sums, and what the codes are
+    # raised by, which is taken off again: up to 2**bits times the rounding of a group's sum.
     agree(functools.partial(weight_matmul, config=config), x, weight, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 11])
+def test_one_launch_multiplies_several_weights(rows):
+    rng = np.random.default_rng(7)
+    x = jnp.asarray(rng.normal(size=(rows, 128)), jnp.bfloat16)
+    weights = [quantized(jnp.asarray(rng.normal(size=(n, 128))), 4, 32) for n in (40, 300, 8)]
+    agree(weight_matmuls, x, weights, tolerance=1e-5)
+    lowers_for_cuda(weight_matmuls, x, weights)
+    with pytest.raises(ValueError, match="the same bits and group, got {"):
+        weight_matmuls(x, [weights[0], quantized(jnp.ones((8, 128)), 8, 32)])
 
 
 def numbers_of(weight):
@@ -125,7 +140,7 @@ def test_no_split_of_the_default_tiling_is_empty(outputs, groups, rows):
     config = heuristic(rows, outputs // 8, groups)
     part = -(-groups // config.splits)
     assert (config.splits - 1) * part < groups
-    assert (config.rows == 1) == (rows == 1)
+    assert config.rows == (8 if rows <= 8 else 16)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +179,7 @@ def test_bad_arguments_are_refused(change, message):
 
 
 def test_a_tile_that_no_kernel_has_is_refused():
-    with pytest.raises(ValueError, match="rows of a tile are 1, 16, 32 or 64, got 8"):
-        Config(rows=8, words=16, splits=1)
-    with pytest.raises(ValueError, match="words must be a power of two of at least 8, got 12"):
-        Config(rows=16, words=12, splits=1)
+    with pytest.raises(ValueError, match="rows of a tile are 8 or 16, got 1"):
+        Config(rows=1, words=16, splits=1)
+    with pytest.raises(ValueError, match="words must be a power of two of at least 16, got 8"):
+        Config(rows=16, words=8, splits=1)

@@ -1,0 +1,108 @@
+"""Products of a few rows with floating weights [O, I], the layout of most checkpoints.
+
+A decode step of a few rows is bound by the bytes of the weights and, in a small model, by launches.
+XLA multiplies queries, keys and values apart (or concatenates their weights), and splits the inputs
+over programs whose sums are one more launch. Here one launch makes all results of one input, with
+biases, activation and gate, each sum by one program. Axis letters: R rows, I inputs, O outputs.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.activation import check_activation
+from pallas_kernels.common import expect
+from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.skinny_matmul import reference, triton
+from pallas_kernels.skinny_matmul.configs import Config, heuristic
+from pallas_kernels.tuned import choose
+
+
+def skinny_matmul(
+    x: Float[Array, "R I"],
+    weights: Sequence[Array],
+    biases: Sequence[Array | None] | None = None,
+    *,
+    config: Config | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "R _"], ...]:
+    """`x @ w.T + b` for each weight and its bias (None: no bias), in the dtype of `x`.
+
+    Sums are float32 and are rounded once, with the bias. Results do not depend on the run: each is
+    the sum of one program. Made for R up to 16; more rows read the weights once for each 16.
+
+    Args:
+      x: float[R, I].
+      weights: float[O, I] each, of one dtype; O may differ.
+      biases: float[O] or None for each weight.
+      config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
+      implementation: see `pallas_kernels.dispatch.dispatch`.
+
+    Raises:
+      ValueError: if a shape or a dtype does not fit.
+    """
+    biases = (None,) * len(weights) if biases is None else tuple(biases)
+    names = [f"weights[{i}]" for i in range(len(weights))]
+    return _run(x, tuple(weights), biases, names, (1,) * len(weights), None, config, implementation)
+
+
+def feed_forward_hidden(
+    x: Float[Array, "R I"],
+    up: Array,
+    gate: Array | None = None,
+    *,
+    activation: str,
+    up_bias: Array | None = None,
+    gate_bias: Array | None = None,
+    config: Config | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "R O"]:
+    """`act(gate(x)) * up(x)`, or `act(up(x))` without a gate: what a feed-forward block multiplies
+    with its last weight.
+
+    `activation` is "silu", "gelu", "gelu_tanh" or "relu". All between the products and the result
+    is float32. Else as `skinny_matmul`.
+    """
+    check_activation(activation)
+    if gate is None and gate_bias is not None:
+        raise ValueError("gate_bias was given without gate; a plain block takes up_bias alone")
+    weights, biases, names = (up,), (up_bias,), ["up"]
+    if gate is not None:
+        weights, biases, names = (gate, up), (gate_bias, up_bias), ["gate", "up"]
+    jobs = (len(weights),)
+    return _run(x, weights, biases, names, jobs, activation, config, implementation)[0]
+
+
+def _run(x, weights, biases, names, jobs, activation, config, implementation):
+    """`jobs` says how many of the weights, in order, go into each result."""
+    expect("x", x, (None, None))
+    if len(biases) != len(weights) or not weights:
+        raise ValueError(
+            f"each of at least one weight has a bias or None, got {len(weights)} weights and "
+            f"{len(biases)} biases"
+        )
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        expect(name, weight, (weights[0].shape[0] if len(jobs) == 1 else None, x.shape[1]))
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
+            raise ValueError(f"{name} must hold floating numbers, got {weight.dtype}")
+        if weight.dtype != weights[0].dtype:
+            raise ValueError(
+                f"{name} must have the dtype of {names[0]}, {weights[0].dtype}, got {weight.dtype}"
+            )
+        if bias is not None:
+            expect(f"the bias of {name}", bias, weight.shape[:1])
+    together = len(weights) // len(jobs)
+    outputs = sum(weight.shape[0] for weight in weights) // together
+    config = config or choose(
+        "skinny_matmul", heuristic, *x.shape, outputs, weights[0].dtype.itemsize,
+        together=together,
+    )  # fmt: skip
+    form = {"jobs": jobs, "activation": activation, "dtype": str(x.dtype)}
+    return dispatch(
+        implementation,
+        functools.partial(reference.skinny_matmul, **form),
+        functools.partial(triton.skinny_matmul, config=config, **form),
+        x.astype(weights[0].dtype), weights, biases,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""The products of a few rows for the Triton back end.
+
+A program owns a tile of outputs of one result, reads these rows of its weights once and adds them
+up alone. Programs of several results stand one behind the other on the grid's first axis.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.activation import KERNEL
+from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
+from pallas_kernels.skinny_matmul.configs import Config
+
+
+def skinny_matmul(x, weights, biases, *, jobs, activation, dtype, config: Config, interpret):
+    outputs = [w.shape[0] for w in weights][:: len(weights) // len(jobs)]
+    kernel = functools.partial(
+        _kernel, has_bias=tuple(b is not None for b in biases), jobs=jobs,
+        activation=activation, config=config,
+    )  # fmt: skip
+    blocks = sum(blocks_of(n, config.outputs) for n in outputs)
+    given = [y for pair in zip(weights, biases, strict=True) for y in pair if y is not None]
+    return launch(
+        kernel, x, *given,
+        out=tuple(jax.ShapeDtypeStruct((len(x), n), dtype) for n in outputs),
+        grid=(blocks, blocks_of(len(x), config.rows)),
+        name="skinny_matmul", warps=config.warps, stages=config.stages, interpret=interpret,
+    )  # fmt: skip
+
+
+def _kernel(x_ref, *refs, has_bias, jobs, activation, config: Config):
+    given, results = iter(refs[: -len(jobs)]), refs[-len(jobs) :]
+    operands = iter([(next(given), next(given) if biased else None) for biased in has_bias])
+    first, program = 0, pl.program_id(0)
+    row = pl.program_id(1) * config.rows + jnp.arange(config.rows)
+    for out_ref, count in zip(results, jobs, strict=True):
+        mine = [next(operands) for _ in range(count)]
+        output = (program - first) * config.outputs + jnp.arange(config.outputs)
+        run = functools.partial(_result, x_ref, mine, out_ref, row, output, activation, config)
+        blocks = blocks_of(out_ref.shape[1], config.outputs)
+        if len(jobs) == 1:
+            run()
+        else:
+            pl.when((program >= first) & (program < first + blocks))(run)
+        first += blocks
+
+
+def _result(x_ref, operands, out_ref, row, output, activation, config: Config):
+    here = output < out_ref.shape[1]
+    sums = _sums(x_ref, [weight for weight, _ in operands], row, output, here, config)
+    first, *more = (
+        s if bias is None else s + load(bias.at[output], mask=here, other=0.0).astype(s.dtype)[None]
+        for s, (_, bias) in zip(sums, operands, strict=True)
+    )
+    y = first if activation is None else KERNEL[activation](first)
+    y = y * more[0] if more else y
+    mask = (row < x_ref.shape[0])[:, None] & here[None]
+    store(out_ref.at[row[:, None], output[None]], y.astype(out_ref.dtype), mask=mask)
+
+
+def _sums(x_ref, weights, row, output, here, config: Config):
+    """x w^T, f32[rows, outputs of the tile], for each weight."""
+    rows, width = x_ref.shape
+    one = config.rows == 1
+
+    def body(i, sums):
+        column = i * config.depth + jnp.arange(config.depth)
+        inside = column < width
+        tiles = (
+            load(w.at[output[:, None], column[None]], mask=here[:, None] & inside[None], other=0.0)
+            for w in weights
+        )
+        if one:
+            x = load(x_ref.at[row[0], column], mask=inside, other=0.0).astype(jnp.float32)
+            return tuple(s + w.astype(jnp.float32) * x for s, w in zip(sums, tiles, strict=True))
+        mask = (row < rows)[:, None] & inside[None]
+        x = load(x_ref.at[row[:, None], column[None]], mask=mask, other=0.0)
+        return tuple(s + exact_dot(x, w.T) for s, w in zip(sums, tiles, strict=True))
+
+    # A single row sums over the threads once, behind the loop.
+    shape = (config.outputs, config.depth) if one else (config.rows, config.outputs)
+    zeros = tuple(jnp.zeros(shape, jnp.float32) for _ in weights)
+    sums = jax.lax.fori_loop(0, blocks_of(width, config.depth), body, zeros)
+    return [jnp.sum(s, axis=1)[None] for s in sums] if one else list(sums)
