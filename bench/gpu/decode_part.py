@@ -25,6 +25,7 @@ from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.models.params import abstract_params
+from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.stack import cache_geometry, init_cache
 
 TOKEN_BUFFER = 64
@@ -64,10 +65,15 @@ class Decode:
     implementation: Any
     programs: Any = None
 
+    @property
+    def kept(self) -> str:
+        """The form of the weights."""
+        return self.config.get("weights", "bfloat16")
+
     def prepare(self) -> dict[str, Any] | None:
         batch, context = self.config["batch"], self.config["context"]
         self.sized = self.policy.sized(context)
-        params = abstract_params(self.model, jnp.bfloat16)
+        params = shapes_of(self.model, self.kept, self.implementation)
         abstract = jax.eval_shape(
             lambda: init_cache(
                 self.model, params, self.sized, batch, context, "bfloat16",
@@ -80,7 +86,7 @@ class Decode:
         if room is not None and need > MARGIN * room:
             return {"skipped": f"weights and cache of {need / 1e9:.0f} GB do not fit into "
                     f"{room / 1e9:.0f} GB", "bytes": need}  # fmt: skip
-        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(abstract))
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves((abstract, params)))
         key = (self.model, self.sized, self.implementation, shapes)
         fresh = Engine(self.model, params, self.implementation).programs
         self.programs = _programs.setdefault(key, fresh)
@@ -100,7 +106,8 @@ class Decode:
 
     def run(self) -> dict[str, Any]:
         batch, context = self.config["batch"], self.config["context"]
-        params = weights(self.config["model"], self.model, self.suite.seed)
+        shapes = shapes_of(self.model, self.kept, self.implementation)
+        params = weights((self.config["model"], self.kept), shapes, self.suite.seed)
         engine = dataclasses.replace(
             Engine(self.model, params, self.implementation), programs=self.programs
         )
@@ -150,20 +157,23 @@ def steps(run: Run) -> list[Any]:
         for name, model in models.items()
     ]
     cases = [
-        (name, context, batch, policy, "kernel", implementation)
+        (name, context, batch, policy, "kernel", implementation, {})
         for context, batch in shapes
         for name in models
         for policy in policies()
     ]
     context, batch = shapes[0]
-    cases += [
-        (name, context, batch, policy, "reference", "reference")
-        for name in models
-        for policy in ("full", "kivi 2 bits")
+    first = [(name, policy) for name in models for policy in ("full", "kivi 2 bits")]
+    int4, end = {"weights": "int4"}, len(models) * len(policies())
+    cases[end:end] = [
+        (name, context, batch, policy, "kernel", implementation, int4) for name, policy in first
     ]
-    for name, context, batch, policy, peer, implementation in cases:
+    cases += [
+        (name, context, batch, policy, "reference", "reference", {}) for name, policy in first
+    ]
+    for name, context, batch, policy, peer, implementation, more in cases:
         config = common | {"op": "decode", "peer": peer, "model": name, "policy": policy}
-        config |= {"context": context, "batch": batch}
+        config |= {"context": context, "batch": batch} | more
         made.append(
             Decode(config=config, suite=run, model=models[name], policy=policies()[policy],
                    implementation=implementation)
@@ -180,11 +190,19 @@ def policies() -> dict[str, Policy]:
     }
 
 
-def weights(name: str, cfg: ModelConfig, seed: int) -> Any:
-    """Random bfloat16 weights, made on the device array by array."""
+def shapes_of(cfg: ModelConfig, kept: str, implementation: Any) -> Any:
+    """The parameters' shapes in bfloat16, or with their weights in fewer bits."""
+    params = abstract_params(cfg, jnp.bfloat16)
+    if kept == "bfloat16":
+        return params
+    return jax.eval_shape(lambda tree: quantize_weights(tree, kept, implementation), params)
+
+
+def weights(name: tuple[str, str], shapes: Any, seed: int) -> Any:
+    """Random numbers and codes, made on the device array by array."""
     if name not in _params:
         make = jax.jit(filled, static_argnums=(1, 2, 3))
-        leaves, tree = jax.tree.flatten(abstract_params(cfg, jnp.bfloat16))
+        leaves, tree = jax.tree.flatten(shapes)
         arrays = [
             make(jnp.uint32(seed + i), leaf.shape, leaf.dtype, leaf.shape[-1] ** -0.5)
             for i, leaf in enumerate(leaves)

@@ -87,16 +87,16 @@ def decode(rows: Sequence[Record]) -> str:
         if c["part"] == "decode" and "ms_per_token" in m:
             floor = ["" if m[x] is None else f"{m[x]:.2f}" for x in ("floor_ms", "floor_share")]
             lines.append(
-                (c["model"], c["policy"], c["peer"], c["context"], c["batch"],
-                 f"{m['ms_per_token']:.2f}", f"{m['tokens_per_s']:.0f}", *floor)
+                (c["model"], c.get("weights", "bfloat16"), c["policy"], c["peer"], c["context"],
+                 c["batch"], f"{m['ms_per_token']:.2f}", f"{m['tokens_per_s']:.0f}", *floor)
             )  # fmt: skip
         if c.get("op") == "largest batch" and "error" not in m:
             sizes = [f"{k.split(':')[0]} {v}" for k, v in m.items() if k.endswith("largest batch")]
             notes.append(
                 f"- {c['model']}: largest batch at {m.get('context')}: {', '.join(sizes)}\n"
             )
-    columns = ("model", "policy", "attention", "context", "batch", "ms/token", "tokens/s")
-    columns += ("floor, ms", "share of floor")
+    names = "model, weights, policy, attention, context, batch, ms/token, tokens/s, floor in ms"
+    columns = (*names.split(", "), "share of floor")
     if not lines:
         return "".join(notes)
     return "## Decode\n\n" + table(columns, lines) + "\n" + "".join(notes)

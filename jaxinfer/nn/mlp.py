@@ -31,24 +31,23 @@ def feed_forward(
 def _hidden(
     cfg: ModelConfig, params: Params, x: Array, implementation: Implementation | None
 ) -> Array:
-    names = ("up", "gate") if cfg.gated_mlp else ("up",)
-    used = {name: params[name] for name in names}
+    used = (params["up"], params["gate"]) if cfg.gated_mlp else (params["up"],)
 
     def reference(x, used):
-        up, *gate = linears(list(used.values()), x)
+        up, *gate = linears(used, x)
         return activate(cfg.activation, gate[0]) * up if gate else activate(cfg.activation, up)
 
     def kernel(x, used, *, interpret):
         from pallas_kernels.skinny_matmul import feed_forward_hidden
 
-        weights = {name: part["weight"] for name, part in used.items()}
-        biases = {f"{name}_bias": part.get("bias") for name, part in used.items()}
+        up, gate = (*used, {})[:2]
         y = feed_forward_hidden(
-            x.reshape(-1, x.shape[-1]), **weights, **biases, activation=cfg.activation,
+            x.reshape(-1, x.shape[-1]), up["weight"], gate.get("weight"),
+            activation=cfg.activation, up_bias=up.get("bias"), gate_bias=gate.get("bias"),
             implementation="interpret" if interpret else "triton",
         )  # fmt: skip
         return y.reshape(*x.shape[:-1], -1)
 
-    if implementation == "reference" or not is_skinny(x, tuple(used.values())):
+    if implementation == "reference" or not is_skinny(x, used):
         return reference(x, used)
     return dispatch(implementation, reference, kernel, x, used)
