@@ -55,8 +55,9 @@ class LM:
     """A loaded model. `params` is the tree of `jaxinfer.models.params`; `tokenizer` may be None,
     then prompts are token lists and completions have no text.
 
-    `implementation` of attention over stored tokens: None takes Pallas kernels on a CUDA device and
-    XLA elsewhere; "reference", "triton" and "interpret" (slow, for tests) name one.
+    `implementation` of what a decode step computes and writes (attention over stored tokens, norms,
+    products of a few rows): None takes Pallas kernels on a CUDA device and XLA elsewhere;
+    "reference", "triton" and "interpret" (slow, for tests) name one.
     """
 
     config: ModelConfig

@@ -42,7 +42,7 @@ class Geometry:
     dtype: str = "float32"
     key_layout: KeyLayout = "BKHS"
     block: int | None = 128
-    implementation: Implementation | None = None  # of attention over stored tokens
+    implementation: Implementation | None = None  # of what a step computes, see `LM`
 
 
 @jax.tree_util.register_dataclass

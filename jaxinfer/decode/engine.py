@@ -38,7 +38,7 @@ class Engine:
 
     config: ModelConfig
     params: Params
-    implementation: Implementation | None = None  # of attention over stored tokens
+    implementation: Implementation | None = None  # of what a step computes, see `LM`
     programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -30,8 +30,7 @@ def load(
       weights: "int8" or "int4" stores the weights of layers and head in so many bits; norms, biases
         and all arithmetic keep `dtype`. On a CPU "int8" is for speed (activations are rounded to 8
         bits too) and "int4" for memory alone. The floating weights are in memory until then.
-      implementation: of attention over stored tokens, see `LM`, and of products with packed
-        weights; None takes Pallas kernels on a GPU.
+      implementation: of what a decode step computes, see `LM`; None takes Pallas kernels on a GPU.
       progress: called as `progress(done, total)` while parameters are read.
 
     Raises:
