@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.common import blocks_of
 from pallas_kernels.tuned import around, near
 
 PROGRAMS = 132  # one for each multiprocessor of an H100 or H200
@@ -28,19 +28,16 @@ class Config:
 def heuristic(heads: int, rows: int, together: int = 1) -> Config:
     """For `heads` with `rows` queries or keys each, `together` of which belong to one state.
 
-    A program reads all of a head's weights, so tiles grow once every multiprocessor has one, and
-    tokens that only one program may add are taken at once.
+    A program reads all of a head's weights, so tiles are larger once every multiprocessor has one,
+    and for tokens that only one program may add.
     """
-    tile = min(power_of_two(together, least=16), 64)
-    while tile < 64 and heads * blocks_of(rows, 2 * tile) >= PROGRAMS:
-        tile *= 2
-    if tile == 16:
-        return Config(rows=tile, hidden=64)
-    return Config(rows=tile, hidden=32, warps=8)  # 4 warps spill at 64 rows of head size 128
+    if together > 16 or heads * blocks_of(rows, 32) >= PROGRAMS:
+        return Config(rows=32, hidden=16)  # float32 products are made in registers: more spills
+    return Config(rows=16, hidden=64)
 
 
 def candidates(heads: int, rows: int, together: int = 1) -> list[Config]:
     """Tilings worth timing for such sizes, the heuristic's first."""
     first = heuristic(heads, rows, together)
-    tiles = near(first.rows, least=16, most=64)
-    return around(first, {"rows": tiles, "hidden": (32, 64, 128), "warps": (4, 8)})
+    tiles = near(first.rows, least=16, most=32)
+    return around(first, {"rows": tiles, "hidden": (16, 32, 64), "warps": (4, 8)})
