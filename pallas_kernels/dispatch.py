@@ -32,6 +32,11 @@ def dispatch(
     return _once(triton, interpret=implementation == "interpret")(*args)
 
 
+def implementation_of(interpret: bool) -> Implementation:
+    """The name of what `dispatch` traces."""
+    return "interpret" if interpret else "triton"
+
+
 def _once(triton: Callable[..., Any], interpret: bool) -> Callable[..., Any]:
     """`triton` as a function that is traced and lowered once, not once for every layer of a model:
     its keywords are static. A closure, which is new every time, is left as it is."""

@@ -69,24 +69,27 @@ def attention_shapes(run: Any) -> list[tuple[str, int, int]]:
 
 @kernel
 def weight_matmul(run: Any) -> Iterator[Problem]:
-    from bench.gpu.weights_part import PRODUCTS, ROWS, product
     from pallas_kernels.weight_matmul.configs import candidates
 
-    shapes = ((128, 192),) if run.quick else PRODUCTS
-    for (inputs, outputs), rows, bits in itertools.product(shapes, ROWS, (4, 8)):
-        make = functools.partial(product, run, rows, inputs, outputs, bits)
+    for make in products(run, 4, 8):
         yield Problem(kernel="weight_matmul", make=make, candidates=candidates, tolerance=5e-5)
 
 
 @kernel
 def skinny_matmul(run: Any) -> Iterator[Problem]:
-    from bench.gpu.weights_part import PRODUCTS, ROWS, product
     from pallas_kernels.skinny_matmul.configs import candidates
 
-    shapes = ((128, 192),) if run.quick else PRODUCTS
-    for (inputs, outputs), rows in itertools.product(shapes, ROWS):
-        make = functools.partial(product, run, rows, inputs, outputs, 16)
+    for make in products(run, 16):
         yield Problem(kernel="skinny_matmul", make=make, candidates=candidates, tolerance=3e-2)
+
+
+def products(run: Any, *bits: int) -> Iterator[Callable[..., Step]]:
+    """The suite's products with weights of so many bits."""
+    from bench.gpu.weights_part import PRODUCTS, ROWS, product
+
+    shapes = ((128, 192),) if run.quick else PRODUCTS
+    for (inputs, outputs), rows, width in itertools.product(shapes, ROWS, bits):
+        yield functools.partial(product, run, rows, inputs, outputs, width)
 
 
 @kernel

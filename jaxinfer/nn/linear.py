@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.nn.quantized import PackedWeight, StoredWeight, packed_products
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
 
 SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
 # Rows, and numbers of a weight. The sparse block's kernel, which reads weights like this one, took
@@ -56,7 +56,7 @@ def linears(
         found = skinny_matmul(
             x.reshape(-1, x.shape[-1]), [params["weight"] for params in many],
             [params.get("bias") for params in many],
-            implementation="interpret" if interpret else "triton",
+            implementation=implementation_of(interpret),
         )  # fmt: skip
         return tuple(y.reshape(*x.shape[:-1], -1) for y in found)
 

@@ -7,7 +7,7 @@ from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import is_skinny, linear, linears
 from jaxinfer.nn.sparse_mlp import SparseMlp
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
 
 
 def feed_forward(
@@ -44,7 +44,7 @@ def _hidden(
         y = feed_forward_hidden(
             x.reshape(-1, x.shape[-1]), up["weight"], gate.get("weight"),
             activation=cfg.activation, up_bias=up.get("bias"), gate_bias=gate.get("bias"),
-            implementation="interpret" if interpret else "triton",
+            implementation=implementation_of(interpret),
         )  # fmt: skip
         return y.reshape(*x.shape[:-1], -1)
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxinfer.config import Norm
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
 
 
 def norm(
@@ -48,7 +48,7 @@ def add_norm(
         found = add_norm(
             x.reshape(rows), None if delta is None else delta.reshape(rows),
             params["scale"], params.get("bias"), kind=kind, eps=eps,
-            implementation="interpret" if interpret else "triton",
+            implementation=implementation_of(interpret),
         )  # fmt: skip
         return tuple(one.reshape(x.shape) for one in found)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
 from pallas_kernels.softmax_state import Rest, attended
 
 
@@ -130,8 +130,3 @@ def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop:
 
 def _form(spec: AttentionSpec) -> dict:
     return {"scale": spec.scale, "softcap": spec.softcap, "slopes": spec.slopes}
-
-
-def implementation_of(interpret: bool) -> Implementation:
-    """The name of what `dispatch` traces."""
-    return "interpret" if interpret else "triton"
