@@ -1,7 +1,7 @@
 """Which tiling a kernel takes: the best one that was timed on such a device, else a heuristic's.
 
-`tools/tune_kernels.py` times the `candidates` of each `configs.py` on a GPU and writes the best to
-`tuned/DEVICE.json`, a file for each kind of device:
+`tools/kernels/tune_kernels.py` times the `candidates` of each `configs.py` on a GPU and writes the
+best to `tuned/DEVICE.json`, a file for each kind of device:
 
     {"device": "NVIDIA H200", "jax": "0.10.2", "date": "2026-11-26", "command": "python ...",
      "kernels": {"modal_step": {"batch 64, channels 4096, modes 8":
@@ -99,7 +99,7 @@ def tuned(kernel: str, key: str, config: type[C]) -> C | None:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} has no valid configuration of {kernel} for {key!r}: {error}; take the entry "
-            "out or run tools/tune_kernels.py again"
+            "out or run tools/kernels/tune_kernels.py again"
         ) from error
 
 
@@ -125,7 +125,7 @@ def read(path: Path) -> Entries:
     return kernels  # type: ignore[return-value]
 
 
-_REMEDY = "delete it or write it anew with tools/tune_kernels.py"
+_REMEDY = "delete it or write it anew with tools/kernels/tune_kernels.py"
 _read_once = functools.cache(read)
 
 

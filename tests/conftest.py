@@ -33,7 +33,8 @@ MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA dies of a segmentat
 
 # These compile as users do (one asks for equal bits of two programs), and so does all that is slow.
 AS_USERS_DO = (
-    "tests/compile",
+    "tests/inspection",
+    "tests/runtime",
     "tests/test_smollm2.py",
     "tests/cache/test_less_preset.py",
     "README.md",
@@ -42,7 +43,7 @@ AS_USERS_DO = (
 
 def pytest_runtest_setup(item):
     """Lets most tests' engines compile quickly."""
-    from jaxinfer.compile.program import Program
+    from jaxinfer.runtime.program import Program
     from tests.quick import QUICK
 
     path = item.path.relative_to(item.config.rootpath).as_posix()

@@ -15,8 +15,8 @@ import pytest
 
 from jaxinfer.io.model_index import cache_folder
 from jaxinfer.io.partial import partial_folder
-from tools.fetch_texts import SOURCES, TextSource, download
-from tools.text_parsers import read_text
+from tools.data.fetch_texts import SOURCES, TextSource, download
+from tools.data.text_parsers import read_text
 
 ARGPARSE = TextSource(  # Python 3.11.2's; later releases have another text
     "argparse", "apt", "libpython3.11-minimal", "3.11.2-6+deb12u8", "PSF-2.0", lambda tree: []

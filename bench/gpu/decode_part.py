@@ -19,11 +19,11 @@ from bench.gpu.step import Plain
 from bench.gpu.timing import filled, memory_limit
 from jaxinfer.cache.base import Policy, bytes_of
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
-from jaxinfer.compile.inspect import step_bytes
-from jaxinfer.compile.roofline import timings
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.inspection.decode_step import step_bytes
+from jaxinfer.inspection.roofline import timings
 from jaxinfer.models.params import abstract_params
 from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.stack import cache_geometry, init_cache

@@ -11,7 +11,7 @@ from bench.gpu.rows import Run
 from bench.gpu.step import Plain
 from bench.gpu.timing import filled, memory_limit
 from bench.harness import summarise
-from jaxinfer.compile.roofline import read_bandwidth, timings
+from jaxinfer.inspection.roofline import read_bandwidth, timings
 
 PASSES = 10
 QUERY = "name,driver_version,memory.total,power.limit,clocks.max.memory"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bench.gpu.rows import Run, copy_bandwidth
 from bench.harness import summarise
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.compile.roofline import timings
+from jaxinfer.inspection.roofline import timings
 
 ROTATED = 128e6  # bytes: more than twice the 50 MB of an H100's L2 cache, or the 60 MB of an H200's
 MOST_SETS = 32

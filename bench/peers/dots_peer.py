@@ -1,7 +1,7 @@
 """The dots-only program as a worker: what one decode step multiplies, and nothing else.
 
-The model's own weights in their own layout through `jaxinfer.compile.roofline.products`: the floor
-that a decode step can reach on this machine with these threads.
+The model's own weights in their own layout through `jaxinfer.inspection.roofline.products`: the
+floor that a decode step can reach on this machine with these threads.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bench.harness import timed
 from bench.models import load_model
 from bench.worker import serve
-from jaxinfer.compile.roofline import products
+from jaxinfer.inspection.roofline import products
 
 
 class Peer:

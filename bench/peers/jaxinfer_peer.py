@@ -16,9 +16,9 @@ from bench.models import export_llama, load_model
 from bench.worker import serve
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.presets import resolve
-from jaxinfer.compile.roofline import read_bandwidth
 from jaxinfer.decode.engine import make_requests, seen_tokens
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.inspection.roofline import read_bandwidth
 
 
 class Peer:

@@ -21,7 +21,7 @@ from bench.worker import PeerError, environment
 CHILD = """
 import json, sys, time
 start = time.perf_counter()
-from jaxinfer.compile.cache import enable_persistent_cache
+from jaxinfer.runtime.compilation_cache import enable_persistent_cache
 from jaxinfer.io.load import load
 imported = time.perf_counter()
 folder, cache, length, new = sys.argv[1:]

@@ -8,7 +8,7 @@ float32 (float64 of a float64 cache): the state sums over thousands of tokens. B
 layer: `4 * K * R * (H + 1)`.
 
 The maps see keys and queries as attention does, rotated; they are `FeatureMaps` of
-`jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less`.
+`jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less.training`.
 """
 
 import functools

@@ -43,10 +43,10 @@ def environment() -> dict[str, Any]:
     import jax
 
     import jaxinfer
-    from jaxinfer.compile import gpu_target
-    from jaxinfer.compile.cache import enable_persistent_cache
-    from jaxinfer.compile.memory import host_available_bytes
+    from jaxinfer.inspection import gpu_target
     from jaxinfer.io.model_index import MODELS, cache_folder
+    from jaxinfer.runtime.compilation_cache import enable_persistent_cache
+    from jaxinfer.runtime.memory import host_available_bytes
 
     programs = enable_persistent_cache()
     models = cache_folder() / "models"

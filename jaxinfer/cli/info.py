@@ -28,7 +28,7 @@ def info(
     """Print architecture, sizes and the compiled decode step: copies, temporaries, time, floor."""
     chosen = o.make_policy(policy, policy_args)
 
-    from jaxinfer.compile import gpu_target
+    from jaxinfer.inspection import gpu_target
 
     if target is not None and target not in gpu_target.target_names():
         raise ValueError(
@@ -36,8 +36,8 @@ def info(
         )
 
     from jaxinfer.cli.models import open_model
-    from jaxinfer.compile.inspect import inspect_decode
     from jaxinfer.decode.generate import check_fits
+    from jaxinfer.inspection.decode_step import inspect_decode
 
     if target is not None and weights is not None:  # in the form that the GPU's kernels read
         lm = open_model(model, dtype or "bfloat16", weights, implementation="triton")
@@ -59,7 +59,7 @@ def _tables(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from jaxinfer.compile.memory import readable
+    from jaxinfer.runtime.memory import readable
 
     def table(title: str, rows: dict[str, Any]) -> None:
         out = Table("name", "value", title=title, title_justify="left", show_header=False)

@@ -18,8 +18,8 @@ def open_model(
 
     Which default was taken is said on standard error. Compiled programs are kept from here on.
     """
-    from jaxinfer.compile.cache import enable_persistent_cache
     from jaxinfer.io.model_index import DEFAULT, FALLBACK, ModelUnavailable
+    from jaxinfer.runtime.compilation_cache import enable_persistent_cache
 
     enable_persistent_cache()
     if source is not None:

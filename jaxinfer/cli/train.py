@@ -42,8 +42,8 @@ def less(
     """
     from jaxinfer.cli.models import note, open_model
     from jaxinfer.io.less_kernels import check_destination, save_kernels
-    from jaxinfer.train.less import LessRecipe, train_less
-    from jaxinfer.train.less_data import text_windows
+    from jaxinfer.train.less.data import text_windows
+    from jaxinfer.train.less.training import LessRecipe, train_less
 
     recipe = LessRecipe(
         hidden=hidden,
@@ -127,7 +127,7 @@ def draft(
 
     from jaxinfer.cli.models import note, open_model
     from jaxinfer.train.draft import DraftRecipe, check_out, save_trained, train_draft
-    from jaxinfer.train.less_data import text_windows
+    from jaxinfer.train.less.data import text_windows
 
     recipe = DraftRecipe(
         recurrent=recurrent, layers=layers, width=width, vocabulary=vocabulary,

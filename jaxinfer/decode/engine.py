@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.base import Cache, Policy
-from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.stack import init_cache, logit_count
+from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
 

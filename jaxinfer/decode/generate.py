@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxinfer.cache.base import Cache, Policy, bytes_of
 from jaxinfer.cache.presets import resolve
-from jaxinfer.compile import memory
 from jaxinfer.decode.engine import (
     CHUNK,
     SMALLEST_CAPACITY,
@@ -30,6 +29,7 @@ from jaxinfer.decode.options import ENDLESS, Options, parse_options
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.decode.text import TextStream, special_tokens
 from jaxinfer.models.stack import cache_geometry
+from jaxinfer.runtime import memory
 
 STREAM_STEPS = 4  # model steps between two looks at the text; one host round trip each
 ENDLESS_BUFFER = 64  # token buffer of an endless stream, which the loop fills in circles

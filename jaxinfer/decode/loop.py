@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinfer.cache.base import Cache, chain_context
-from jaxinfer.compile.layout import row_major
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
 from jaxinfer.models.stack import commit, forward, unembed
+from jaxinfer.runtime.layout import row_major
 from jaxinfer.typing import Params
 
 ROWS_OF_LOGITS = 128  # tokens of a row whose logits are held at once

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxinfer.cache.base import Cache, Policy, bytes_of, chain_context
-from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, grow, padded
 from jaxinfer.decode.generate import check_fits
 from jaxinfer.decode.loop import judge
 from jaxinfer.models.stack import commit, forward
+from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Params
 
 SMALLEST_PIECE = 8  # tokens that a piece is padded to; fewer shapes mean fewer compilations

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.cache.base import Policy
 from jaxinfer.cache.presets import resolve
-from jaxinfer.compile.program import Program
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.loop import judge
 from jaxinfer.eval.documents import regrouped
 from jaxinfer.eval.reader import Reader
 from jaxinfer.models.stack import forward
+from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Params
 
 Report = Callable[[int], None]

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from jaxinfer.files import write_text
 from jaxinfer.io.jsonfile import read_json
-from jaxinfer.speculative.files import write_text
 
 FORMAT, VERSION = "jaxinfer-acceptance", 1
 

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxinfer.cache.base import Cache, StepContext, chain_context
-from jaxinfer.compile.layout import row_major
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.stack import commit, forward
+from jaxinfer.runtime.layout import row_major
 from jaxinfer.speculative.grow import check_branching, grow
 from jaxinfer.speculative.proposal import Draws, Proposal
 from jaxinfer.speculative.topology import Topology

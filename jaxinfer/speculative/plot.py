@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxinfer.files import replacing
 from jaxinfer.speculative.acceptance import Ranks
-from jaxinfer.speculative.files import replacing
 from jaxinfer.speculative.topology import Topology, expected_tokens, path_probabilities
 
 EDGE = "#9aa5b1"

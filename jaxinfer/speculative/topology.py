@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
+from jaxinfer.files import write_text
 from jaxinfer.io.jsonfile import parse_json, read_text
 from jaxinfer.speculative.acceptance import Ranks, as_table
 from jaxinfer.speculative.dynamic_program import solve
-from jaxinfer.speculative.files import write_text
 
 MOST_NODES = 4096
 """Far more than pays anywhere; the ancestor table of such a tree has 16 MiB."""

@@ -19,12 +19,12 @@ import numpy as np
 from jaxinfer.cache.presets import resolve
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.files import write_text
 from jaxinfer.io.model_index import cache_folder
 from jaxinfer.lm import LM
 from jaxinfer.models.offload import PCIE4
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
-from jaxinfer.speculative.files import write_text
 from jaxinfer.speculative.measure import (
     SIZES,
     measure_acceptance,

@@ -1,6 +1,6 @@
 """Text sources on disk and the rule that says which documents are held out of every training run.
 
-`tools/fetch_texts.py` writes one `<source>.jsonl.gz` per source, a JSON object per line with
+`tools/data/fetch_texts.py` writes one `<source>.jsonl.gz` per source, a JSON object per line with
 `name`, `source`, `split` and `text`. The held-out rule is binding for the whole project:
 nothing is trained on essays by Paul Graham, on Brown files cd* and ck*, on the books of the KJV
 after Psalms, or on a tenth of every other source (whole documents, by a hash of the name).
@@ -83,7 +83,7 @@ def read_source(
     path = (folder or texts_folder()) / f"{source}.jsonl.gz"
     if not path.is_file():
         raise ValueError(
-            f"no texts for {source!r} at {path}; run `python tools/fetch_texts.py` first"
+            f"no texts for {source!r} at {path}; run `python tools/data/fetch_texts.py` first"
         )
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:

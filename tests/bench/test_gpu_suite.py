@@ -19,7 +19,7 @@ from bench.gpu.rows import NAME, Run, rows_of
 from bench.gpu.timing import chain
 from bench.gpu.torch_part import _attention, _numbers
 from bench.harness import read_records
-from jaxinfer.compile import gpu_target
+from jaxinfer.inspection import gpu_target
 from pallas_kernels.weight_matmul import quantize_weight, weight_matmul
 
 ROOT = Path(__file__).parents[2]

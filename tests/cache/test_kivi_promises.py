@@ -10,9 +10,9 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.cache.base import Geometry, Items, bytes_of
 from jaxinfer.cache.kivi import READ_BLOCK, Kivi, kivi
-from jaxinfer.compile import hlo
 from jaxinfer.config import RopeConfig
 from jaxinfer.eval import perplexity
+from jaxinfer.inspection import hlo
 from jaxinfer.nn.rope import rotate, rotation
 from jaxinfer.ops.attention import (
     AttentionSpec,

@@ -14,8 +14,8 @@ from jaxinfer.cache.attend import Mass, commit_layer
 from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
-from jaxinfer.compile.gpu_target import lower_for_cuda
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.inspection.gpu_target import lower_for_cuda
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from tests.kernels.checking import lowers_for_cuda

@@ -176,7 +176,7 @@ def test_warm_up_works_when_the_model_ends_at_once():
 
 def test_what_cannot_fit_in_memory_is_refused_before_compiling(monkeypatch):
     lm = LM(CONFIGS["llama"], params_of("llama"))
-    monkeypatch.setattr("jaxinfer.compile.memory.available_bytes", lambda device=None: 1 << 20)
+    monkeypatch.setattr("jaxinfer.runtime.memory.available_bytes", lambda device=None: 1 << 20)
     for refused in (
         lambda: lm.generate(PROMPTS, max_new_tokens=4000),
         lambda: lm.score([random_tokens(1, 4000)[0].tolist()]),

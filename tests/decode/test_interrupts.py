@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from jaxinfer.compile.program import Program
 from jaxinfer.decode.generate import Run
 from jaxinfer.lm import LM
+from jaxinfer.runtime.program import Program
 from tests.factories import lm_of, random_tokens, scripted_lm
 
 A, B = (random_tokens(1, n, seed=n)[0].tolist() for n in (9, 4))

@@ -169,7 +169,7 @@ def test_a_turn_that_cannot_fit_in_memory_is_refused(lm, monkeypatch):
     session = lm.session()
     session.append(A)
     with monkeypatch.context() as patch:
-        patch.setattr("jaxinfer.compile.memory.available_bytes", lambda device=None: 1 << 20)
+        patch.setattr("jaxinfer.runtime.memory.available_bytes", lambda device=None: 1 << 20)
         for call in (session.append, lambda turn: session.reserve(len(turn))):
             with pytest.raises(ValueError, match="cache .* exceeds the 1.0 MiB of memory"):
                 call([1] * 4000)
@@ -181,7 +181,7 @@ def test_a_cache_that_is_there_needs_no_memory_again(lm, monkeypatch):
     session = lm.session()
     session.reserve(4096)
     assert bytes_of(session.cache.layers) == 1 << 20
-    monkeypatch.setattr("jaxinfer.compile.memory.available_bytes", lambda device=None: 1 << 19)
+    monkeypatch.setattr("jaxinfer.runtime.memory.available_bytes", lambda device=None: 1 << 19)
     session.append(A)
     assert len(session.generate(B, **NEW).tokens) == 8
 

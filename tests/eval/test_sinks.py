@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from tools.figures import read_rows
-from tools.reproduce_streaming import SINK, TRIGGERS, backcopy, recomputed, train_backcopy
+from tools.reproduce.figures import read_rows
+from tools.reproduce.reproduce_streaming import SINK, TRIGGERS, backcopy, recomputed, train_backcopy
 
 KEPT = 64
 

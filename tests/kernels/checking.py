@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxinfer.compile.gpu_target import (
+from jaxinfer.inspection.gpu_target import (
     SPILLS_ARE_ERRORS,
     compile_for,
     lower_for_cuda,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxinfer.compile import gpu_target
-from tools import inspect_kernels
+from jaxinfer.inspection import gpu_target
+from tools.kernels import inspect_kernels
 
 TOOL = Path(inspect_kernels.__file__)
 ONE = ["--only", "weight_matmul", "--config", "smollm2 up, 4 bits, 16 rows"]

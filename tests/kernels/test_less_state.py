@@ -9,7 +9,7 @@ import pytest
 
 from jaxinfer.cache.base import Items
 from jaxinfer.cache.lowrank import FeatureSegment, LowRank, LowRankState
-from jaxinfer.compile import hlo
+from jaxinfer.inspection import hlo
 from jaxinfer.ops.attention import AttentionSpec
 from pallas_kernels.activation import gelu
 from pallas_kernels.less_state import low_rank_read, low_rank_update

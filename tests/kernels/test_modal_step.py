@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.compile import hlo
+from jaxinfer.inspection import hlo
 from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.modal_step.configs import Config, heuristic
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda

@@ -13,8 +13,8 @@ import pytest
 from bench.gpu.rows import Run
 from pallas_kernels import tuned
 from pallas_kernels.modal_step.configs import Config
-from tools import tune_kernels
-from tools.tune_kernels import KERNELS, Row
+from tools.kernels import tune_kernels
+from tools.kernels.tune_kernels import KERNELS, Row
 
 RUN = Run(out=Path("nowhere"), seed=0, quick=True, interpret=True, match="", number="1")
 FOLDERS = {
@@ -106,7 +106,10 @@ ENTRY = '{"kernels": {"modal_step": {"batch 1": %s}}}'
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "cpu.json is not JSON: .*; delete it or write it anew with tools/tune_kernels.py"),
+        (
+            "{",
+            "cpu.json is not JSON: .*; delete it or write it anew with tools/kernels/tune_",
+        ),
         ("[]", 'cpu.json must hold "kernels": '),
         (ENTRY % "3", 'cpu.json must hold "kernels": '),
         (ENTRY % '{"rows": "1"}', "field: integer"),
@@ -213,7 +216,7 @@ def test_the_best_is_added_to_a_file(tmp_path, few, capsys):
     assert tune_kernels.main([*QUICK, "--save", str(path)]) == 0
     record = json.loads(path.read_text())
     assert record["device"] == "cpu" and record["jax"] == jax.__version__ and record["date"]
-    assert record["command"].startswith("python tools/tune_kernels.py --interpret --quick")
+    assert record["command"].startswith("python tools/kernels/tune_kernels.py --interpret --quick")
     assert tuned.read(path) == {
         "key_mass": {"batch 1": {"rows": 16}},
         "modal_step": {"batch 2, channels 64, modes 4": asdict(few[1])},

@@ -7,7 +7,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.compile.inspect import inspect_decode
+from jaxinfer.inspection.decode_step import inspect_decode
 from jaxinfer.lm import LM
 from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
 from jaxinfer.models.fingerprint import fingerprint

@@ -11,7 +11,6 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cli import main
-from jaxinfer.distill.less import Eviction, kept_attention, less_attention
 from jaxinfer.eval import Reader, equal_memory
 from jaxinfer.io.less_kernels import load_kernels, save_kernels
 from jaxinfer.models.mixer import attention_spec
@@ -19,8 +18,9 @@ from jaxinfer.models.stack import forward
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.norm import norm
-from jaxinfer.train.less import LessRecipe, row_errors, train_less
-from jaxinfer.train.less_data import Harvester, default_policies, text_windows
+from jaxinfer.train.less.data import Harvester, default_policies, text_windows
+from jaxinfer.train.less.objective import Eviction, kept_attention, less_attention
+from jaxinfer.train.less.training import LessRecipe, row_errors, train_less
 from jaxinfer.train.texts import write_source
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
 from tests.quick import quick_jit

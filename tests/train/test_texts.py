@@ -3,7 +3,7 @@
 import pytest
 
 from jaxinfer.train.texts import read_source, split_of, texts_folder, write_source
-from tools.text_parsers import detokenise, unwrap
+from tools.data.text_parsers import detokenise, unwrap
 
 
 @pytest.mark.parametrize(

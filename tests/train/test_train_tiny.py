@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxinfer.train.loop import read_log
 from jaxinfer.train.texts import write_source
-from tools import train_tiny
+from tools.data import train_tiny
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [
@@ -148,7 +148,7 @@ def train(tmp_path, **options):
 @pytest.mark.slow
 def test_a_small_run_writes_a_model_its_card_and_its_snapshots(tmp_path):
     from jaxinfer.io.load import load_checkpoint
-    from tools.tiny_card import parameters_digest
+    from tools.data.tiny_card import parameters_digest
 
     train(tmp_path, steps=12, save_every=6, out=tmp_path / "model", snapshots=tmp_path / "all")
     checkpoint = load_checkpoint(tmp_path / "model", dtype="bfloat16")
@@ -182,7 +182,12 @@ def test_the_script_killed_and_started_again_makes_the_same_model(tmp_path):
 
     def start(name):
         folders = [f"--run-dir={tmp_path / name}", f"--out={tmp_path / 'models' / name}"]
-        command = [sys.executable, str(ROOT / "tools" / "train_tiny.py"), *options, *folders]
+        command = [
+            sys.executable,
+            str(ROOT / "tools" / "data" / "train_tiny.py"),
+            *options,
+            *folders,
+        ]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def finish(process):

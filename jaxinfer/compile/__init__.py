@@ -1,1 +1,0 @@
-"""Compiled programs: ahead-of-time compilation, HLO inspection, GPU targets, memory, rooflines."""

@@ -1,0 +1,206 @@
+"""What a model with a cache policy costs to decode, read from the compiled program and timed.
+
+`inspect_decode` compiles the very loop that `LM.generate` runs, for this machine or for a GPU that
+is described but absent. On this machine it also runs some steps and compares them with the floor:
+the same matrix products alone plus the time to read the live cache.
+"""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.cache.base import Cache, Policy, bytes_of
+from jaxinfer.config import ModelConfig
+from jaxinfer.decode.engine import Engine, make_requests
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.state import DecodeState, Requests
+from jaxinfer.inspection import gpu_target, hlo
+from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
+from jaxinfer.models.stack import init_cache
+from jaxinfer.nn.quantized import size_of
+from jaxinfer.runtime.program import Compiled, Program
+from jaxinfer.typing import Leaf, Params
+
+TOKEN_BUFFER = 64
+TIMED_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeCase:
+    """A fresh decode `Program` and abstract arguments for it."""
+
+    engine: Engine
+    program: Program
+    requests: Requests
+    state: DecodeState  # ShapeDtypeStruct leaves
+
+    @property
+    def arguments(self) -> tuple:
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        return self.engine.config, self.engine.params, self.requests, self.state, steps
+
+    @property
+    def cache_leaves(self) -> list[jax.ShapeDtypeStruct]:
+        """The leaves whose copy would be felt: those with keys, values or their codes (four axes)
+        of at least 1/16 of the largest one. A tail or sinks of constant size are less in a long
+        cache, and so are the few bytes per slot of a policy's books."""
+        leaves = jax.tree.leaves(self.state.cache.layers)
+        largest = max((bytes_of(leaf) for leaf in leaves), default=0)
+        return [leaf for leaf in leaves if 16 * bytes_of(leaf) >= largest and leaf.ndim > 3]
+
+
+def decode_case(
+    cfg: ModelConfig,
+    params: Params,
+    policy: Policy,
+    capacity: int,
+    batch: int = 1,
+    backend: str | None = None,
+    sampler: Sampler | None = None,
+) -> DecodeCase:
+    """The decode loop as the engine compiles it, with cache layouts of `backend` (default: JAX's).
+
+    `params` may be abstract; their embedding's dtype is the cache's.
+    """
+    policy = policy.sized(capacity)
+    engine = Engine(cfg, params).serving(policy)
+    cache = _empty_cache(engine, policy, capacity, batch, backend)
+    requests = make_requests(
+        [sampler or Sampler()] * batch, [0] * batch, [TOKEN_BUFFER] * batch, (), cfg.vocab_size
+    )
+    begin = engine.programs["begin"].function
+    logits = jax.ShapeDtypeStruct((batch, cfg.vocab_size), jnp.float32)
+    penalty = requests.sampler.features.penalty
+    seen = jax.ShapeDtypeStruct((batch, cfg.vocab_size if penalty else 1), jnp.bool_)
+    state = jax.eval_shape(
+        lambda c, x, s: begin(c, x, s, requests, TOKEN_BUFFER), cache, logits, seen
+    )
+    ours = engine.programs["decode"]
+    program = Program(
+        ours.function,
+        static_argnames=ours.static_argnames,
+        donate_argnames=ours.donate_argnames,
+        name=ours.name,
+    )
+    return DecodeCase(engine, program, requests, state)
+
+
+def inspect_decode(
+    lm: Any,
+    policy: Policy,
+    capacity: int,
+    batch: int = 1,
+    target: str | None = None,
+    live: int | None = None,
+) -> dict[str, Any]:
+    """Sizes and compiled structure of decoding, and where it runs here, its time against its floor.
+
+    With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
+    parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `lm.params`
+    are abstract. `live` is the number of stored tokens in the timed steps (default: half the
+    capacity).
+    """
+    cfg, params = lm.config, lm.params
+    if target is not None:
+        params = jax.tree.map(_as_bfloat16, params)
+    case = decode_case(cfg, params, policy, capacity, batch, None if target is None else "gpu")
+    if target is None:
+        compiled = case.program.prepare(*case.arguments)
+        traces = case.program.traces
+    else:
+        compiled, traces = _compile_for(case, target), 1
+    facts = _structure(case, compiled) | {"traces": traces}
+    times = {"floor_ms": None, "step_ms": None, "floor_share": None}
+    concrete = not any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    if target is None and concrete:
+        live = min(capacity // 2 if live is None else live, max(capacity - TOKEN_BUFFER, 0))
+        times = _times(case, policy, capacity, batch, live)
+        facts["traces"] = case.program.traces
+    cache_bytes = bytes_of(case.state.cache.layers)
+    return {
+        "parameters": size_of(lm.params),
+        "parameter_bytes": bytes_of(params),
+        "cache_bytes_per_token": _whole(cache_bytes / (batch * capacity)),
+        "cache_bytes": cache_bytes,
+        "decode": facts | times,
+    }
+
+
+def step_bytes(cfg: ModelConfig, params: Params, cache_bytes: int = 0) -> int:
+    """Bytes that one decode step must read: every parameter but the rows of embeddings not used."""
+    looked_up = bytes_of(params["embed"])
+    if cfg.tie_embeddings:
+        looked_up -= bytes_of(params["embed"]["tokens"])
+    return bytes_of(params) - looked_up + cache_bytes
+
+
+def _structure(case: DecodeCase, compiled: Compiled) -> dict[str, Any]:
+    module = hlo.module_of(compiled.executable)
+    memory = hlo.memory(compiled.executable)
+    leaves = case.cache_leaves
+    return {
+        "compile_s": compiled.total_s,
+        "cache_copies": len(hlo.cache_sized_copies(module, leaves)) if leaves else 0,
+        "unaliased_leaves": len(hlo.unaliased_leaves(module, leaves)),
+        "temp_bytes": memory.temp_bytes,
+        "alias_bytes": memory.alias_bytes,
+        "argument_bytes": memory.argument_bytes,
+        "fusions": hlo.fusion_count(module),
+        "launches": hlo.launch_count(module),
+    }
+
+
+def _compile_for(case: DecodeCase, target: str) -> Compiled:
+    start = time.perf_counter()
+    executable = gpu_target.compile_for(case.program, *case.arguments, target=target)
+    return Compiled(executable, 0.0, time.perf_counter() - start)
+
+
+def _times(
+    case: DecodeCase, policy: Policy, capacity: int, batch: int, live: int
+) -> dict[str, float]:
+    engine, cfg = case.engine, case.engine.config
+    cache = engine.new_cache(policy, batch, capacity)
+    cache = dataclasses.replace(cache, length=jnp.full((batch,), live, jnp.int32))
+    seen = jnp.zeros(case.state.seen.shape, bool)
+    logits = jnp.zeros((batch, cfg.vocab_size), jnp.float32)
+    state = engine.begin(cache, logits, case.requests, seen, TOKEN_BUFFER)
+    steps = jnp.int32(TIMED_STEPS)
+
+    def run() -> Leaf:
+        nonlocal state
+        state = case.program(cfg, engine.params, case.requests, state, steps)
+        return state.steps
+
+    budget = TOKEN_BUFFER // TIMED_STEPS - 2
+    step_s = statistics.median(timings(run, repeats=budget, budget_s=1.5)) / TIMED_STEPS
+    live_bytes = bytes_of(case.state.cache.layers) * live / capacity
+    floor_s = dots_only(cfg, engine.params, batch) / 1e3 + floor_seconds(int(live_bytes))
+    return {"floor_ms": 1e3 * floor_s, "step_ms": 1e3 * step_s, "floor_share": floor_s / step_s}
+
+
+def _empty_cache(
+    engine: Engine,
+    policy: Policy,
+    capacity: int,
+    batch: int,
+    backend: str | None,
+) -> Cache:
+    return jax.eval_shape(
+        lambda: init_cache(
+            engine.config, engine.params, policy, batch, capacity, engine.dtype, backend
+        )
+    )
+
+
+def _as_bfloat16(leaf: Leaf) -> jax.ShapeDtypeStruct:
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if floating else leaf.dtype)
+
+
+def _whole(x: float) -> int | float:
+    return int(x) if x == int(x) else x

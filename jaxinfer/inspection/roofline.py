@@ -1,0 +1,125 @@
+"""The least time that a decode step can take, measured on the machine at hand.
+
+Decode at a small batch moves every weight and every live cache slot once per token, so bytes
+divided by the read bandwidth is the floor. `dots_only` is the floor that can be reached: the step's
+matrix products alone, same shapes and threads, each waiting for the one before, without attention,
+sampling or caches.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.config import ModelConfig
+from jaxinfer.nn.linear import product
+from jaxinfer.runtime.program import Program
+from jaxinfer.typing import Params
+
+
+@functools.lru_cache(maxsize=4)
+def read_bandwidth(megabytes: int | None = None) -> float:
+    """Bytes per second that a program reads from this machine's first device; once per process.
+
+    The best of a few passes of two reading programs (a sum, and a vector times a matrix) over an
+    array larger than any cache: 256 MB on a CPU, 2 GB on a GPU.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = (megabytes or (256 if on_cpu else 2048)) * 1_000_000
+    rows = 1024
+    data = jnp.ones((rows, size // 4 // rows), jnp.float32)
+    vector = jnp.ones((rows,), jnp.float32)
+    programs = (jax.jit(lambda x, _: jnp.sum(x)), jax.jit(lambda x, y: y @ x))
+    best = min(
+        seconds
+        for program in programs
+        for seconds in timings(lambda p=program: p(data, vector), repeats=4, budget_s=0.1)
+    )
+    return data.size * 4 / best
+
+
+def floor_seconds(size: int | float, bandwidth: float | None = None) -> float:
+    """Seconds to read `size` bytes at `bandwidth` (default: this machine's, measured)."""
+    bandwidth = read_bandwidth() if bandwidth is None else bandwidth
+    if bandwidth <= 0:
+        raise ValueError(f"bandwidth must be positive bytes per second, got {bandwidth}")
+    return size / bandwidth
+
+
+def dots_only(
+    cfg: ModelConfig, params: Params, batch: int = 1, tokens: int = 1, repeats: int = 5
+) -> float:
+    """Milliseconds per step of the matrix products of one decode step; the median of `repeats`."""
+    x = jnp.ones((batch, tokens, cfg.hidden_size), params["embed"]["tokens"].dtype)
+    program = Program(products, static_argnames=("cfg",))
+
+    def run(steps: int) -> float:
+        return timings(lambda: program(cfg, params, x, jnp.int32(steps)), repeats=1)[0]
+
+    run(1)
+    steps = max(1, min(1000, round(0.1 / max(run(1), 1e-6))))  # 0.1 s hides the call's own cost
+    return 1e3 * statistics.median(run(steps) / steps for _ in range(repeats))
+
+
+def products(
+    cfg: ModelConfig, params: Params, x: Float[Array, "B T D"], steps: Int[Array, ""]
+) -> Float[Array, "B T D"]:
+    """`steps` times all weights of all layers and the head, each feeding the next."""
+
+    def step(_: Array, x: Array) -> Array:
+        for layer in params["layers"]:
+            x = _layer(cfg, layer, x)
+        head = params["embed"]["tokens"] if cfg.tie_embeddings else params["head"]["weight"]
+        logits = product(x, head, jnp.float32)
+        return _rescaled(x + _trace_of(logits).astype(x.dtype))
+
+    return jax.lax.fori_loop(0, steps, step, x)
+
+
+def _layer(cfg: ModelConfig, layer: Params, x: Array) -> Array:
+    """All of a layer's weights, in the order of a block; an unknown mixer's one after another."""
+    for name, part in layer.items():
+        if name == "attn":
+            q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
+            mixed = _rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
+            x = _rescaled(x + product(mixed, part["out"]["weight"]))
+        elif name == "mlp":
+            inner = product(x, part["up"]["weight"])
+            if cfg.gated_mlp:
+                inner = inner * product(x, part["gate"]["weight"])
+            x = _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
+        else:
+            for path, weight in jax.tree_util.tree_leaves_with_path(part):
+                if getattr(path[-1], "key", None) == "weight" and weight.ndim == 2:
+                    y = product(jnp.resize(x, (*x.shape[:-1], weight.shape[1])), weight)
+                    x = _rescaled(x + _trace_of(y).astype(x.dtype))
+    return x
+
+
+def _rescaled(x: Array) -> Array:
+    """Unit mean square: without it the numbers run into infinities or slow denormals."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def _trace_of(x: Array) -> Array:
+    """A small number that needs every entry of `x`, so that its product is not left out."""
+    return 1e-3 * jnp.mean(x.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def timings(
+    run: Callable[[], Any], *, repeats: int = 5, budget_s: float | None = None
+) -> list[float]:
+    """Seconds of each run after one that is not counted; stops early when the budget is spent."""
+    jax.block_until_ready(run())
+    found: list[float] = []
+    while len(found) < repeats and (not found or budget_s is None or sum(found) < budget_s):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return found

@@ -1,0 +1,1 @@
+"""What running a compiled program takes: compilation and its cache, memory estimates, layouts."""

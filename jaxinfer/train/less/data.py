@@ -1,0 +1,223 @@
+"""What LESS's kernels learn from: texts, and the activations of one frozen layer at a time.
+
+The model is walked through layer by layer: the hidden states of all sequences are kept, each layer
+reads its queries, keys, values and attention outputs from them and hands on the next states. Memory
+is that of one layer, whatever the depth. Activations are kept in float16, log-sum-exps in float32.
+Extra letters: Q sequences, P eviction policies.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache.attend import rotations
+from jaxinfer.cache.base import Cache, chain_context
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.mixer import attention_spec, project
+from jaxinfer.models.stack import NO_CACHE, blocks
+from jaxinfer.nn.mlp import feed_forward
+from jaxinfer.nn.norm import norm
+from jaxinfer.nn.rope import rotate
+from jaxinfer.train.less.objective import Eviction, kept_attention, leaving_order
+from jaxinfer.typing import Params
+
+# How often a window is taken from each source, relative to the others; mostly prose.
+MIXTURE = {"anarchism": 3, "brown": 4, "kjv": 1, "devil": 1, "pydoc": 2}
+SKIPPED_PREFIXES = ("library/", "using/", "extending/")  # pages of reference lists
+CHARACTERS_PER_TOKEN = 10  # more than any text needs
+
+
+def text_windows(
+    encode: Callable[[str], Sequence[int]],
+    sequences: int,
+    context: int,
+    *,
+    seed: int = 0,
+    sources: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> np.ndarray:
+    """i32[Q, T]: windows from random places of the training texts, each begun at a word."""
+    from jaxinfer.train.texts import available_sources, read_source
+
+    names = sources or [name for name in MIXTURE if name in available_sources(folder)]
+    if not names:
+        raise ValueError("no texts found; run `python tools/data/fetch_texts.py` first")
+    texts = [
+        "\n".join(
+            document.text
+            for document in read_source(name, "train", folder)
+            if not document.name.startswith(SKIPPED_PREFIXES)
+        )
+        for name in names
+    ]
+    generator = np.random.default_rng(seed)
+    weights = np.array([MIXTURE.get(name, 1) for name in names], float)
+    rows, span = [], CHARACTERS_PER_TOKEN * context
+    for _ in range(50 * sequences):
+        text = texts[generator.choice(len(texts), p=weights / weights.sum())]
+        place = int(generator.integers(max(1, len(text) - span)))
+        piece = text[place : place + span].split(maxsplit=1)[-1]
+        tokens = encode(piece)[:context]
+        if len(tokens) == context:
+            rows.append(tokens)
+        if len(rows) == sequences:
+            return np.asarray(rows, np.int32)
+    raise ValueError(f"the texts are too short for windows of {context} tokens; lower the context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerData:
+    """Activations of one layer over all sequences, and its attention under every policy.
+
+    `target` is the attention's output after its projection; `kept`, `lse`, `order` are those of
+    `jaxinfer.train.less.objective`, `order` padded to T with T.
+    """
+
+    q: np.ndarray  # f16[Q, N, T, H], rotated as k
+    k: np.ndarray  # f16[Q, K, T, H]
+    v: np.ndarray  # f16[Q, K, T, H]
+    target: np.ndarray  # f16[Q, T, D]
+    kept: np.ndarray  # f16[Q, P, N, T, H]
+    lse: np.ndarray  # f32[Q, P, N, T]
+    order: np.ndarray  # i16[Q, P, K, T]
+
+    def batch(
+        self, rows: Sequence[int], policies: Sequence[Eviction], which: Sequence[int],
+        shifts: Sequence[int], stride: int,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Some rows of sequences `rows` under policies `which`, in the form of `strided_low_rank`.
+
+        With shift s in 1..stride, these are the rows that have lost s, s + stride, ... tokens.
+        """
+        parts = [
+            self._one(row, policies[policy], policy, shift, stride)
+            for row, policy, shift in zip(rows, which, shifts, strict=True)
+        ]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _one(self, row: int, eviction: Eviction, policy: int, shift: int, stride: int):
+        tokens = self.target.shape[1]
+        count = tokens // stride
+        lost = shift + stride * np.arange(count)
+        index = np.minimum(eviction.capacity + lost, tokens - 1)
+        order = self.order[row, policy, :, : count * stride - (stride - shift)]
+        order = np.minimum(order, tokens - 1)[..., None]  # entries beyond the last serve no row
+
+        def evicted(x: np.ndarray) -> np.ndarray:
+            taken = np.take_along_axis(x[row], order, axis=1)
+            # Keys of zero have features of zero.
+            return np.pad(taken, ((0, 0), (stride - shift, 0), (0, 0)))
+
+        return {
+            "q": self.q[row][:, index],
+            "k": evicted(self.k),
+            "v": evicted(self.v),
+            "kept": self.kept[row, policy][:, index],
+            "lse": self.lse[row, policy][:, index],
+            "target": self.target[row, index],
+            "weight": (eviction.capacity + lost < tokens).astype(np.float32),
+        }
+
+
+class Harvester:
+    """Walks through a frozen model; one compiled program serves all layers."""
+
+    def __init__(self, cfg: ModelConfig, context: int):
+        if cfg.alibi_slopes is not None or cfg.sliding_windows is not None:
+            raise ValueError(
+                f"LESS cannot serve {cfg.family}: its state forgets the distances that ALiBi and "
+                "sliding windows need"
+            )
+        if context > np.iinfo(np.int16).max:
+            raise ValueError(f"contexts of more than 32767 tokens are not supported, got {context}")
+        self.cfg, self.context, self.spec = cfg, context, attention_spec(cfg, 0)
+        self._read = jax.jit(self._read_one)
+        self._kept = jax.jit(kept_attention, static_argnums=(0, 1))
+
+    def embed(self, params: Params, tokens: np.ndarray) -> np.ndarray:
+        """The states f32[Q, T, D] in front of layer 0."""
+        from jaxinfer.models.stack import embed
+
+        ctx = self._context()
+        one = jax.jit(lambda params, row: embed(self.cfg, params, row[None], ctx)[0])
+        return np.stack([np.asarray(one(params, row), np.float32) for row in tokens])
+
+    def read(
+        self,
+        layer: Params,
+        hidden: np.ndarray,
+        policies: Sequence[Eviction],
+        report: Callable[[int], None] = lambda done: None,
+    ) -> LayerData:
+        """The layer's activations; `hidden` becomes the states behind the layer."""
+        found: list[dict[str, np.ndarray]] = []
+        for row in range(len(hidden)):
+            q, k, v, target, after = self._read(layer, hidden[row])
+            arrays = {"q": q[0], "k": k[0], "v": v[0], "target": target}
+            one = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
+            found.append(one | self.kept(policies, q, k, v))
+            hidden[row] = np.asarray(after)
+            report(row + 1)
+        return LayerData(**{name: np.stack([one.pop(name) for one in found]) for name in _FIELDS})
+
+    def advance(
+        self, layer: Params, hidden: np.ndarray, report: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """`hidden` becomes the states behind the layer."""
+        for row in range(len(hidden)):
+            hidden[row] = np.asarray(self._read(layer, hidden[row])[-1])
+            report(row + 1)
+
+    def kept(self, policies: Sequence[Eviction], q, k, v) -> dict[str, np.ndarray]:
+        """`kept`, `lse` and `order` of one sequence, [P, ...]."""
+        kept, lse, order = [], [], []
+        for eviction in policies:
+            found = self._kept(eviction, self.spec, q, k, v)
+            kept.append(np.asarray(found.out[0], np.float16))
+            lse.append(np.asarray(found.lse[0]))
+            ranks = leaving_order(np.asarray(found.leave_row[0]), eviction.capacity)
+            rest = self.context - ranks.shape[1]
+            padded = np.pad(ranks, ((0, 0), (0, rest)), constant_values=self.context)
+            order.append(padded.astype(np.int16))
+        return {"kept": np.stack(kept), "lse": np.stack(lse), "order": np.stack(order)}
+
+    def _context(self):
+        zero = jnp.zeros((1,), jnp.int32)
+        return chain_context(zero, zero + self.context, self.context, reads=False)
+
+    def _read_one(self, layer: Params, x: jax.Array):
+        cfg, ctx = self.cfg, self._context()
+        fed = []
+
+        def mlp(cfg: ModelConfig, params: Params, x: jax.Array, index: int) -> jax.Array:
+            fed.append(feed_forward(cfg, params, x, index))
+            return fed[-1]
+
+        cache = Cache(length=ctx.length, layers=((),), policies=(NO_CACHE,))
+        # Without sliding windows every layer may be run as layer 0.
+        after, (fresh,) = blocks(
+            cfg, {"layers": (layer,)}, cache, x[None], ctx, layers=range(1), mlp=mlp
+        )
+        target = after - x[None] - fed[0]  # what the attention added
+        normed = norm(layer["attn_norm"], x[None], kind=cfg.norm, eps=cfg.norm_eps)
+        q = project(cfg, layer["attn"], normed)[0]
+        angles = rotations(NO_CACHE, cfg.rope, ctx)["absolute"]
+        q = q if angles is None else rotate(q, angles)
+        return (*(y.astype(jnp.float32) for y in (q, fresh.k, fresh.v)), target[0], after[0])
+
+
+_FIELDS = ("q", "k", "v", "target", "kept", "lse", "order")
+
+
+def default_policies(context: int) -> tuple[Eviction, ...]:
+    """H2O at 2, 5 and 10 % of the context, half heavy and half recent, and a sink window at 5 %."""
+
+    def half(share: float) -> int:
+        return max(1, int(share / 2 * context))
+
+    heavy = [Eviction(heavy=half(s), recent=half(s)) for s in (0.02, 0.05, 0.10)]
+    return (*heavy, Eviction(sinks=4, recent=max(1, 2 * half(0.05) - 4)))

@@ -1,0 +1,161 @@
+"""What a whole decode step compiles to for a GPU, by model, cache policy and form of the weights.
+
+XLA's GPU compiler runs on the CPU (`jaxinfer.inspection.gpu_target`). Layers are unrolled and
+alike: launches per layer are the difference between models of three layers and of two. A launch is
+whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy.
+
+    python tools/kernels/inspect_steps.py --save bench/results/steps.jsonl
+    python tools/kernels/inspect_steps.py --model llama-2-7b --policy kivi
+
+The exit status is 1 where a step copies a cache.
+"""
+
+import functools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jaxinfer.config import ModelConfig, RopeConfig
+
+CAPACITY = 32768
+SPARSE = "sparse"  # a quarter of the blocks of neurons, by a router in every layer
+BLOCK_SIZE, ROUTER_RANK, DENSITY = 32, 64, 0.25
+LESS_HIDDEN, LESS_RANK = 64, 8
+SMOLLM2 = ModelConfig(
+    family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30,
+    num_heads=9, num_kv_heads=3, head_dim=64, max_positions=8192, rope=RopeConfig(rotary_dim=64),
+    tie_embeddings=True,
+)  # fmt: skip
+LLAMA_2_7B = ModelConfig(
+    family="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32,
+    num_heads=32, num_kv_heads=32, head_dim=128, max_positions=4096,
+    rope=RopeConfig(rotary_dim=128),
+)  # fmt: skip
+SHAPES = {"smollm2-135m": SMOLLM2, "llama-2-7b": LLAMA_2_7B}
+
+
+def policies(cfg: ModelConfig) -> dict[str, Any]:
+    import jaxinfer as ji
+
+    h2o = ji.h2o(heavy=256, recent=256)
+    return {
+        "full": ji.full(),
+        "kivi": ji.kivi(bits=2, group=32, residual=128),
+        "streaming": ji.streaming(4, 1020),
+        "h2o": h2o,
+        "less": ji.less(h2o, less_kernels(cfg)),
+    }
+
+
+def less_kernels(cfg: ModelConfig) -> Any:
+    """The shapes of LESS's kernels, which fit any weights."""
+    import jax
+
+    from jaxinfer.io.less_kernels import LessConfig, LessKernels
+
+    class Shapes(LessKernels):
+        def check(self, cfg, params=None):
+            pass
+
+    config = LessConfig(
+        model="", fingerprint="", num_layers=cfg.num_layers, num_heads=cfg.num_heads,
+        num_kv_heads=cfg.num_kv_heads, head_dim=cfg.head_dim, hidden_size=cfg.hidden_size,
+        vocab_size=cfg.vocab_size, hidden=LESS_HIDDEN, rank=LESS_RANK,
+    )  # fmt: skip
+    layer = {
+        "feature_map": {
+            name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in config.shapes().items()
+        }
+    }
+    return Shapes(config, (layer,) * cfg.num_layers)
+
+
+def params_of(cfg: ModelConfig, weights: str) -> Any:
+    """The parameters' shapes, in the form that GPU kernels read."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxinfer.models.params import abstract_params
+    from jaxinfer.models.quantize import quantize_weights
+
+    params = abstract_params(cfg, jnp.bfloat16)
+    if weights == "bfloat16":
+        return params
+    if weights == SPARSE:
+        layers = tuple(layer | {"mlp": sparse_block(layer["mlp"])} for layer in params["layers"])
+        return params | {"layers": layers}
+    return jax.eval_shape(lambda tree: quantize_weights(tree, weights, "triton"), params)
+
+
+def sparse_block(dense: Any) -> Any:
+    """A block of which a token uses a quarter, with a router."""
+    import jax
+
+    from jaxinfer.nn.sparse_mlp import SparseMlp
+
+    neurons, width = dense["up"]["weight"].shape
+    router = tuple(
+        jax.ShapeDtypeStruct(shape, "bfloat16")
+        for shape in ((ROUTER_RANK, width), (-(-neurons // BLOCK_SIZE), ROUTER_RANK))
+    )
+    make = functools.partial(SparseMlp.of, block_size=BLOCK_SIZE, density=DENSITY)
+    return jax.eval_shape(make, dense, router)
+
+
+def row_of(name: str, policy: str, weights: str, batch: int, target: str) -> dict[str, Any]:
+    """Facts of the decode step of a model, read from its first two layers and its first three."""
+    from jaxinfer.inspection.decode_step import inspect_decode
+
+    found = []
+    for layers in (2, 3):
+        cfg = replace(SHAPES[name], num_layers=layers)
+        lm = SimpleNamespace(config=cfg, params=params_of(cfg, weights))
+        found.append(inspect_decode(lm, policies(cfg)[policy], CAPACITY, batch, target)["decode"])
+    two, three = found
+    per_layer = three["launches"] - two["launches"]
+    return {
+        "model": name, "policy": policy, "weights": weights, "batch": batch, "target": target,
+        "capacity": CAPACITY,
+        "launches_per_layer": per_layer, "launches_beside": two["launches"] - 2 * per_layer,
+        "cache_copies": three["cache_copies"], "unaliased_leaves": three["unaliased_leaves"],
+    }  # fmt: skip
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option(help="Only these shapes.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Only these policies.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="bfloat16, int8, int4 or sparse feed-forward blocks.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows.")] = 1,
+    target: Annotated[str, typer.Option(help="GPU that is compiled for.")] = "h200",
+    save: Annotated[Path | None, typer.Option(help="JSON Lines file to write.")] = None,
+) -> None:
+    """Launches per layer and cache copies of whole decode steps."""
+    rows = []
+    for name in model or SHAPES:
+        for kind in policy or policies(SHAPES[name]):
+            for kept in weights or ["bfloat16", *(["int4", SPARSE] if kind == "full" else [])]:
+                row = row_of(name, kind, kept, batch, target)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    if save is not None:
+        import jax
+
+        for row in rows:
+            row |= {"jax": jax.__version__, "command": "python tools/kernels/inspect_steps.py"}
+        part = save.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part.replace(save)
+    raise typer.Exit(int(any(row["cache_copies"] for row in rows)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,102 @@
+"""What the `reproduce_*` commands share: held-out rows of tokens, paired statistics, and the three
+files of a figure (JSON Lines, Markdown, PNG) under `bench/results/`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jaxinfer.cache.base import Policy
+from jaxinfer.eval.documents import held_out_texts
+from jaxinfer.eval.reader import Reader
+from jaxinfer.eval.tables import Row, markdown, save
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+DRAWS = 2000
+
+
+def held_out_rows(lm: Any, rows: int, tokens: int, sources: Sequence[str]) -> np.ndarray:
+    """i32[rows, tokens]: the beginnings of held-out documents that are long enough, in turn from
+    every source."""
+    queues = [iter(held_out_texts(source)) for source in sources]
+    found: list[list[int]] = []
+    while queues and len(found) < rows:
+        for queue in list(queues):
+            text = next(queue, None)
+            if text is None:
+                queues.remove(queue)
+                continue
+            row = lm.encode(text[: 12 * tokens])[:tokens]
+            if len(row) == tokens and len(found) < rows:
+                found.append(row)
+    if len(found) < rows:
+        raise ValueError(
+            f"only {len(found)} held-out documents of {', '.join(sources)} have {tokens} tokens; "
+            "ask for fewer rows or shorter ones, or fetch more texts (tools/data/fetch_texts.py)"
+        )
+    return np.asarray(found, np.int32)
+
+
+def read_rows(
+    lm: Any, policy: Policy, tokens: np.ndarray, chunk: int | None = None
+) -> tuple[np.ndarray, int]:
+    """log p f32[B, T-1] of every row read side by side through the policy's cache, and the cache
+    bytes of one row."""
+    reader = Reader(lm, policy, tokens.shape[1], rows=len(tokens), chunk=chunk)
+    log_probs = reader.read(tokens).log_probs
+    return log_probs, reader.cache_bytes // len(tokens)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], rows: int, seed: int = 0) -> list[float]:
+    """The 95 % interval of `statistic(picked rows)` when the rows are drawn anew."""
+    rng = np.random.default_rng(seed)
+    draws = [statistic(rng.integers(0, rows, rows)) for _ in range(DRAWS)]
+    return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
+
+
+def publish(
+    name: str,
+    title: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Row],
+    plot: Callable[[Any], None],
+    *,
+    seed: int,
+    command: str,
+    folder: Path = RESULTS,
+    size: tuple[float, float] = (7.0, 4.2),
+) -> None:
+    """Writes the record, the table and the plot; `plot` gets the axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save(name, config, rows, folder, seed=seed, command=command)
+    text = f"# {title}\n\n`{command}`\n\n{markdown(rows)}\n\n![{title}]({name}.png)\n"
+    _replace(folder / f"{name}.md", lambda path: path.write_text(text, encoding="utf-8"))
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    plot(axes)
+    axes.set_title(title, fontsize=10)
+    _replace(
+        folder / f"{name}.png",
+        lambda path: figure.savefig(path, dpi=120, format="png", metadata={"Software": None}),
+    )
+    pyplot.close(figure)
+    print(f"{title}\n\n{markdown(rows)}\n\nwrote {name}.md, {name}.png and eval-{name}.jsonl")
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
