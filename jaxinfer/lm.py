@@ -6,9 +6,8 @@ out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 """
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,13 @@ import numpy as np
 
 from jaxinfer.cache.base import Policy, bytes_of
 from jaxinfer.cache.presets import resolve
-from jaxinfer.config import ModelConfig
 from jaxinfer.decode import generate as generation
-from jaxinfer.decode.engine import CHUNK, Engine, bucket, padded
+from jaxinfer.decode.engine import CHUNK, bucket, padded
 from jaxinfer.decode.generate import Completion, Stream
+from jaxinfer.decode.model import Model, Prompt, plain
 from jaxinfer.decode.session import Session
 from jaxinfer.models.offload import in_host_memory
 from jaxinfer.models.stack import forward
-from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation
-
-Prompt = str | Sequence[int] | np.ndarray | jax.Array
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,11 @@ class Score:
 
 
 @dataclass(eq=False)
-class LM:
-    """A loaded model. `params` is the tree of `jaxinfer.models.params`; `tokenizer` may be None,
-    then prompts are token lists and completions have no text.
-
-    `implementation` of what a decode step computes and writes (attention over stored tokens, norms,
-    products of a few rows): None takes Pallas kernels on a CUDA device and XLA elsewhere;
-    "reference", "triton" and "interpret" (slow, for tests) name one.
-    """
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Any = None
-    name: str = ""
-    implementation: Implementation | None = None
-    engine: Engine = field(init=False, repr=False)
+class LM(Model):
+    """A loaded model and what users do with it; its fields are those of `Model`."""
 
     def __post_init__(self):
-        self.engine = Engine(self.config, self.params, self.implementation)
+        super().__post_init__()
         self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
@@ -175,65 +157,15 @@ class LM:
             )
         return self.engine.compile_s - before
 
-    def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
-        """Tokens of a prompt; token lists are checked and passed through. A prompt that continues a
-        text gets no BOS."""
-        vocab, bos = self.config.vocab_size, self.config.bos_token_id
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
-            tokens = list(self.tokenizer.encode(prompt, add_special=not continues))
-            if not continues and tokens[:2] == [bos, bos]:
-                tokens = tokens[1:]  # the text begins with BOS itself, as chat templates do
-        else:
-            tokens = _token_ids(prompt)
-        outside = [token for token in tokens if not 0 <= token < vocab]
-        if outside:
-            raise ValueError(f"token {outside[0]} is outside the vocabulary of {vocab}")
-        if continues:
-            return tokens
-        if not tokens and bos is not None:
-            tokens = [bos]
-        if not tokens:
-            raise ValueError("the prompt is empty and the model has no BOS token; give some text")
-        return tokens
-
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of a conversation in the model's chat template."""
-        if self.tokenizer is None or self.tokenizer.chat_template is None:
-            raise ValueError(
-                f"model {self.name or 'without a name'} has no chat template; use generate"
-            )
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-
-    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The tokens of a conversation; whether there is a BOS is for the template to say."""
-        return self.encode(self.chat_prompt(messages), continues=True)
-
 
 def _rows(prompts: Any) -> list[Any]:
     """A list of prompts from one prompt or several."""
     if isinstance(prompts, str):
         return [prompts]
     try:
-        rows = list(_plain(prompts))
+        rows = list(plain(prompts))
     except TypeError:
         raise ValueError(
             f"prompts must be texts or lists of token ids, got {prompts!r:.80}"
         ) from None
     return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    tokens = _plain(prompt)
-    try:
-        return [operator.index(token) for token in tokens]
-    except TypeError:
-        raise ValueError(
-            f"a prompt must be a text or a list of token ids, got {tokens!r:.80}"
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists."""
-    return value.tolist() if hasattr(value, "tolist") else value

@@ -15,18 +15,18 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
-from pallas_kernels.softmax_state import LEAST, NEGATIVE, Rest
+from pallas_kernels.softmax_state import LEAST, NEGATIVE, ExtraKeys
 
 NUMBERS = 4096  # of accumulated values that a program holds at a time
 
 
-def joined(parts: tuple[Array, Array, Array], rest: Rest | None, q, *, interpret: bool):
+def joined(parts: tuple[Array, Array, Array], extra: ExtraKeys | None, q, *, interpret: bool):
     """What all splits wrote, as the softmax state of the queries `q` [B, K, G, T, H]; given the
-    `rest` of the keys, the attention output over all, in the dtype of `q`."""
+    `extra` of the keys, the attention output over all, in the dtype of `q`."""
     groups, size = q.shape[2:4]
-    if rest is not None:
+    if extra is not None:
         acc, peak, norm = parts
-        return attend_splits(acc, peak, norm, rest, q.dtype, interpret=interpret).reshape(q.shape)
+        return attend_splits(acc, peak, norm, extra, q.dtype, interpret=interpret).reshape(q.shape)
     state = merge_splits(*parts, interpret=interpret)
     return tuple(x.reshape(*x.shape[:2], groups, size, *x.shape[3:]) for x in state)
 
@@ -55,17 +55,17 @@ def attend_splits(
     acc: Float[Array, "B K P R H"],
     peak: Float[Array, "B K P R"],
     norm: Float[Array, "B K P R"],
-    rest: Rest,
+    extra: ExtraKeys,
     dtype: jax.typing.DTypeLike,
     *,
     interpret: bool,
 ) -> Float[Array, "B K R H"]:
     """The attention output over the keys of all P splits and the rest."""
     batch, heads, _, rows, width = acc.shape
-    state = () if rest.state is None else rest.state
+    state = () if extra.state is None else extra.state
     return launch(
         functools.partial(_kernel, has_rest=True), acc, peak, norm,
-        rest.scores.reshape(batch, heads, rows, -1), rest.values,
+        extra.scores.reshape(batch, heads, rows, -1), extra.values,
         *(x.reshape(batch, heads, rows, *x.shape[4:]) for x in state),
         out=jax.ShapeDtypeStruct((batch, heads, rows, width), dtype),
         grid=(batch * heads, rows), name="merge_splits", interpret=interpret,

@@ -11,7 +11,7 @@ NEGATIVE = -1e30  # finite, so that the difference of two empty peaks is 0
 LEAST = 1e-30  # a norm that is divided by: queries that saw no key get 0
 
 
-class Rest(NamedTuple):
+class ExtraKeys(NamedTuple):
     """The keys that a call attends to beside those of a cache: few fresh ones, and perhaps others
     by their softmax state."""
 
@@ -27,11 +27,11 @@ def merged(acc, peak, norm):
     return (acc * scale[..., None]).sum(axis=2), top, (norm * scale).sum(axis=2)
 
 
-def attended(state, rest: Rest, dtype):
+def attended(state, extra: ExtraKeys, dtype):
     """The attention output over the keys of a softmax state and the rest of them."""
-    peak = rest.scores.max(axis=-1)
-    p = jnp.where(rest.scores > NEGATIVE, jnp.exp(rest.scores - peak[..., None]), 0.0)
-    acc = jnp.einsum("bkgtj,bkjh->bkgth", p, rest.values.astype(p.dtype))
-    states = [state, (acc, peak, p.sum(axis=-1)), *([] if rest.state is None else [rest.state])]
+    peak = extra.scores.max(axis=-1)
+    p = jnp.where(extra.scores > NEGATIVE, jnp.exp(extra.scores - peak[..., None]), 0.0)
+    acc = jnp.einsum("bkgtj,bkjh->bkgth", p, extra.values.astype(p.dtype))
+    states = [state, (acc, peak, p.sum(axis=-1)), *([] if extra.state is None else [extra.state])]
     acc, _, norm = merged(*(jnp.stack(parts, axis=2) for parts in zip(*states, strict=True)))
     return (acc / jnp.maximum(norm, LEAST)[..., None]).astype(dtype)

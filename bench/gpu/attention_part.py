@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from bench.gpu.correctness_part import attention, stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
-from pallas_kernels.dense_attention import key_mass
+from pallas_kernels.dense_attention import key_weights
 from pallas_kernels.sparse_heads import sparse_heads
 
 GROUP = 32
@@ -100,8 +100,8 @@ def timed(
 def half_of_heads(
     run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None
 ) -> Timed:
-    """Over every other key/value head; as `mass`, no step of the suite, but of the search for
-    tilings."""
+    """Over every other key/value head; as `attn_weight`, no step of the suite, but of the search
+    for tilings."""
     heads, groups, width = (MODELS | TINY)[model]
     half = heads // 2
 
@@ -123,7 +123,9 @@ def half_of_heads(
     return Timed(config=form, suite=run, inputs=inputs, call=call, bytes=size)
 
 
-def mass(run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None) -> Timed:
+def attn_weight(
+    run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None
+) -> Timed:
     """The probability that every key receives."""
     heads, groups, width = (MODELS | TINY)[model]
 
@@ -134,10 +136,10 @@ def mass(run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = 
 
     def call(state: tuple, q: Any, keys: Any, lse: Any) -> tuple[tuple, Any]:
         visible = jnp.ones((1, 1, 1, slots), bool)
-        return state, key_mass(
+        return state, key_weights(
             q, keys, visible, lse, scale=width**-0.5, config=config, implementation=peer
         )
 
-    form = {"op": "key_mass", "model": model, "batch": batch, "slots": slots, "peer": peer}
+    form = {"op": "key_weights", "model": model, "batch": batch, "slots": slots, "peer": peer}
     size = batch * heads * slots * (2.0 * width + 4)
     return Timed(config=form, suite=run, inputs=inputs, call=call, bytes=size)

@@ -95,7 +95,7 @@ class Decode:
         )
         logits = jax.ShapeDtypeStruct((batch, self.model.vocab_size), jnp.float32)
         seen = jax.ShapeDtypeStruct((batch, 1), jnp.bool_)
-        begin = self.programs["begin"].function
+        begin = self.programs["init_state"].function
         state = jax.eval_shape(
             lambda *args: begin(*args, self.requests, TOKEN_BUFFER), abstract, logits, seen
         )
@@ -115,7 +115,7 @@ class Decode:
         cache = dataclasses.replace(engine.new_cache(self.sized, batch, context), length=length)
         logits = jnp.zeros((batch, self.model.vocab_size), jnp.float32)
         seen = jnp.zeros((batch, 1), bool)
-        state = engine.begin(cache, logits, self.requests, seen, TOKEN_BUFFER)
+        state = engine.init_state(cache, logits, self.requests, seen, TOKEN_BUFFER)
         del cache
         count = jnp.int32(STEPS)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxinfer.ops.quantize import pack, quantize
 from pallas_kernels.add_norm import add_norm
-from pallas_kernels.dense_attention import dense_attention, key_mass
+from pallas_kernels.dense_attention import dense_attention, key_weights
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.kivi_attention.reference import unpacked
 from pallas_kernels.kivi_push import kivi_push
@@ -24,7 +24,7 @@ from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.put_tokens import put_tokens, swap_tokens
 from pallas_kernels.quantize_pack import quantize_pack
 from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
-from pallas_kernels.softmax_state import NEGATIVE, Rest
+from pallas_kernels.softmax_state import NEGATIVE, ExtraKeys
 from pallas_kernels.sparse_heads import sparse_heads
 from pallas_kernels.sparse_mlp import sparse_mlp
 from pallas_kernels.weight_matmul import quantize_weight, weight_matmul
@@ -50,17 +50,17 @@ def dense(rng: Rng, quick: bool) -> Problem:
     visible, distance, stop, spec = _masks(rng, q.shape, s)
     run = functools.partial(dense_attention, **spec)
     rest = _rest(rng, q, dtype)
-    facts = _facts(q, slots=s, dtype=dtype, rest=rest is not None)
+    facts = _facts(q, slots=s, dtype=dtype, extra=rest is not None)
     args = (q, keys, values, visible, distance, stop, rest)
     return Problem(run=run, args=args, tolerance=_tolerance(dtype), facts=facts)
 
 
-def mass(rng: Rng, quick: bool) -> Problem:
+def attn_weight(rng: Rng, quick: bool) -> Problem:
     q, dtype, (b, k, g, t, h) = _queries(rng, quick, sizes=(64, 128))
     s = _slots(rng, quick)
     visible, distance, stop, spec = _masks(rng, q.shape, s)
     lse = jnp.asarray(rng.normal(size=(b, k, g, t)) + 3, jnp.float32)
-    run = functools.partial(key_mass, **spec)
+    run = functools.partial(key_weights, **spec)
     args = (q, _some(rng, dtype, b, k, s, h), visible, lse, distance, stop)
     # a rounded score moves its probability by as much: bfloat16 scores reach 4 and more
     return Problem(
@@ -109,7 +109,7 @@ def flush(rng: Rng, quick: bool) -> Problem:
 
 
 def put(rng: Rng, quick: bool, swaps: bool = False) -> Problem:
-    """Tokens with mass and positions, of which some go nowhere; exact."""
+    """Tokens with attention weights and positions, of which some go nowhere; exact."""
     b, k, h = int(rng.integers(1, 5)), int(rng.integers(1, 9)), int(rng.choice([64, 80, 128]))
     a, slots = [1, int(rng.integers(2, 70 if quick else 3000))][rng.integers(2)], 3000
     dtypes = [str(x) for x in rng.choice(["float32", "bfloat16", "float16"], 2)]
@@ -117,7 +117,7 @@ def put(rng: Rng, quick: bool, swaps: bool = False) -> Problem:
     def arrays(dtype: str, tokens: int, heads: int) -> dict[str, Any]:
         pos = jnp.asarray(rng.integers(0, 99, (b, heads, tokens)), jnp.int32)
         found = {name: _some(rng, dtype, b, k, tokens, h) for name in "kv"}
-        return found | {"mass": _some(rng, "float32", b, k, tokens), "pos": pos}
+        return found | {"attn_weight": _some(rng, "float32", b, k, tokens), "pos": pos}
 
     places = [rng.permutation(slots + a)[:a] for _ in range(b * k)]
     index = jnp.asarray(np.reshape(places, (b, k, a)), jnp.int32)
@@ -337,7 +337,7 @@ def _filters(rng: Rng, d: int, k: int):
     return tuple(jnp.asarray(x, jnp.float32) for x in parts)
 
 
-def _rest(rng: Rng, q: Any, dtype: Any) -> Rest | None:
+def _rest(rng: Rng, q: Any, dtype: Any) -> ExtraKeys | None:
     """Nothing, or a few fresh keys of which some are hidden, perhaps with a state of others."""
     if rng.random() < 0.3:
         return None
@@ -351,7 +351,7 @@ def _rest(rng: Rng, q: Any, dtype: Any) -> Rest | None:
             _some(rng, "float32", *q.shape), _some(rng, "float32", *q.shape[:-1]),
             jnp.asarray(rng.uniform(1, 9, q.shape[:-1]), jnp.float32),
         )  # fmt: skip
-    return Rest(scores.astype(jnp.float32), _some(rng, dtype, b, k, fresh, h), state)
+    return ExtraKeys(scores.astype(jnp.float32), _some(rng, dtype, b, k, fresh, h), state)
 
 
 def _some(rng: Rng, dtype: Any, *shape: int):
@@ -368,7 +368,7 @@ def _facts(q: Any, **more: Any) -> dict[str, Any]:
 
 PROBLEMS: dict[str, Callable[[Rng, bool], Problem]] = {
     "dense_attention": dense,
-    "key_mass": mass,
+    "key_weights": attn_weight,
     "kivi_attention": kivi,
     "quantize_pack": flush,
     "put_tokens": put,

@@ -91,7 +91,7 @@ class Peer:
         requests = make_requests([Sampler()], [0], [steps + 1], (), cfg.vocab_size)
         logits = jnp.zeros((1, cfg.vocab_size), jnp.float32)
         seen = seen_tokens(requests, [[0]], cfg.vocab_size)
-        state = jax.block_until_ready(engine.begin(cache, logits, requests, seen, steps + 1))
+        state = jax.block_until_ready(engine.init_state(cache, logits, requests, seen, steps + 1))
         del cache
         compiled = engine.compile_s
         seconds, state = timed(lambda: engine.decode(requests, state, steps))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.cache.base import Items, Policy, Segment, StepContext
-from jaxinfer.cache.fresh import FreshTokens, seer
+from jaxinfer.cache.fresh import FreshTokens, make_mask_fn
 from jaxinfer.config import RopeConfig
 from jaxinfer.nn.rope import Rotation, rotate, rotation
 from jaxinfer.ops.attention import (
@@ -25,15 +25,15 @@ from jaxinfer.ops.attention import (
     sink_partial,
 )
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 
 Rotations = dict[str, Rotation | None]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Mass:
-    """Probability given to keys, f32[B, K, Q, keys]; Q as in `FreshTokens.key_mass`."""
+class KeyWeights:
+    """Probability given to keys, f32[B, K, Q, keys]; Q as in `FreshTokens.key_weights`."""
 
     stored: Leaf  # per tier, per segment that holds tokens
     fresh: Leaf
@@ -69,7 +69,7 @@ def attend(
 
     `q` and `k` arrive unrotated, keys leave rotated by their absolute position. `sink` is a logit
     per head that takes part in the softmax without a value. With `policy.observe` the items carry
-    a `Mass`, the probability that the queries gave to every stored and fresh key.
+    a `KeyWeights`, the probability that the queries gave to every stored and fresh key.
     """
     batch, heads, size, width = q.shape
     grouped = (batch, k.shape[1], heads // k.shape[1], size, width)
@@ -103,8 +103,8 @@ def attend(
         # an operand by concatenating the others, which are whole caches.
         phase = segment.query_phase
         latest[phase] = jax.lax.optimization_barrier(latest[phase])
-        see = seer(policy, spec, positions["absolute"], positions[phase])
-        return spec, latest[phase], positions[phase], see
+        mask_fn = make_mask_fn(policy, spec, positions["absolute"], positions[phase])
+        return spec, latest[phase], positions[phase], mask_fn
 
     admits = policy
     if not (ctx.reads or policy.chunk_invariant) and policy.positions == "absolute":
@@ -129,21 +129,21 @@ def attend(
             partial = _merged(partial, segment.partial(*arguments(segment)))
     if few is not None:
         assert final is not None
-        _, query, _, see = arguments(final)
-        return final.output(spec, query, see, Rest(*few, partial)).reshape(q.shape), items
+        _, query, _, mask_fn = arguments(final)
+        return final.output(spec, query, mask_fn, ExtraKeys(*few, partial)).reshape(q.shape), items
 
     assert partial is not None
     if policy.observe:
         lse = log_sum_exp(partial)  # over tokens: what summarises evicted ones takes no part
-        fresh_mass, stored = fresh.key_mass(lse), []
+        fresh_weights, stored = fresh.key_weights(lse), []
         for tier in by_tier:
-            masses = []
+            attn_weights = []
             for segment in tier:
                 if segment.holds_tokens:
-                    mass = segment.key_mass(*arguments(segment), lse)
-                    masses.append(_summed(ctx, mass))
-            stored.append(tuple(masses))
-        items = replace(items, mass=Mass(stored=tuple(stored), fresh=fresh_mass))
+                    attn_weight = segment.key_weights(*arguments(segment), lse)
+                    attn_weights.append(_summed(ctx, attn_weight))
+            stored.append(tuple(attn_weights))
+        items = replace(items, attn_weight=KeyWeights(stored=tuple(stored), fresh=fresh_weights))
     for segment in summaries:
         partial = merge(partial, segment.partial(*arguments(segment)))
     return finish(partial).reshape(q.shape).astype(q.dtype), items
@@ -159,25 +159,26 @@ def commit_layer(
     aux: Params | None,
     fresh: Items,
     length: Int[Array, " B"],
-    take: Int[Array, "B A"] | None,
+    accepted: Int[Array, "B A"] | None,
     count: Int[Array, " B"],
     after: Array,
 ) -> tuple[Leaf, ...]:
-    """The tier states after the fresh tokens `take[b, :count[b]]` (None: in order) were pushed."""
-    if isinstance(fresh.mass, Mass):
-        received = jax.tree.map(lambda x: _received(x, take, count), fresh.mass)
+    """The tier states after the fresh tokens `accepted[b, :count[b]]` (None: the first) were
+    pushed."""
+    if isinstance(fresh.attn_weight, KeyWeights):
+        received = jax.tree.map(lambda x: _received(x, accepted, count), fresh.attn_weight)
         state = tuple(
-            tier.observe(tier_state, masses) if masses else tier_state
-            for tier, tier_state, masses in zip(
+            tier.observe(tier_state, attn_weights) if attn_weights else tier_state
+            for tier, tier_state, attn_weights in zip(
                 policy.tiers, state, received.stored or ((),) * len(state), strict=True
             )
         )
-        fresh = replace(fresh, mass=received.fresh)
+        fresh = replace(fresh, attn_weight=received.fresh)
     items: Items | None = fresh
-    if take is not None:
+    if accepted is not None:
         # Taken from what attention read: XLA:GPU would rotate the keys of all layers once more.
         fresh = jax.lax.optimization_barrier(fresh)
-        items = jax.tree.map(lambda x: _take(x, take), fresh)
+        items = jax.tree.map(lambda x: _gather(x, accepted), fresh)
     n_in, new = length, []
     for number, (tier, tier_state) in enumerate(zip(policy.tiers, state, strict=True), start=1):
         if items is None:
@@ -207,23 +208,26 @@ def _with(policy: Policy, state, aux, items: Items, ctx: StepContext) -> tuple[L
     return commit_layer(policy, state, aux, items, ctx.length, None, one, ctx.length)
 
 
-def _summed(ctx: StepContext, mass: Float[Array, "B K T S"]) -> Float[Array, "B K _ S"]:
-    """Mass of valid queries: per query in a tree, summed in a chain, which commits all or none."""
-    mass = jnp.where(ctx.valid[:, None, :, None], mass, 0.0)
-    return mass if ctx.is_tree else mass.sum(axis=2, keepdims=True)
+def _summed(ctx: StepContext, attn_weight: Float[Array, "B K T S"]) -> Float[Array, "B K _ S"]:
+    """Weights from valid queries: per query in a tree, summed in a chain, which commits all or
+    none."""
+    attn_weight = jnp.where(ctx.valid[:, None, :, None], attn_weight, 0.0)
+    return attn_weight if ctx.is_tree else attn_weight.sum(axis=2, keepdims=True)
 
 
 def _received(
-    mass: Float[Array, "B K _ S"], take: Int[Array, "B A"] | None, count: Int[Array, " B"]
+    attn_weight: Float[Array, "B K _ S"],
+    accepted: Int[Array, "B A"] | None,
+    count: Int[Array, " B"],
 ) -> Float[Array, "B K S"]:
     """What the accepted queries gave."""
-    if mass.shape[2] > 1 and take is not None:
-        mass = _take(mass, take)
-    accepted = jnp.arange(mass.shape[2]) < count[:, None]
-    return jnp.where(accepted[:, None, :, None], mass, 0.0).sum(axis=2)
+    if attn_weight.shape[2] > 1 and accepted is not None:
+        attn_weight = _gather(attn_weight, accepted)
+    given = jnp.arange(attn_weight.shape[2]) < count[:, None]
+    return jnp.where(given[:, None, :, None], attn_weight, 0.0).sum(axis=2)
 
 
-def _take(x: Array, take: Int[Array, "B A"]) -> Array:
-    """Entries `take` of axis 2 of `x` [B, K|1, T, ...]."""
-    index = take[:, None, :].reshape(take.shape[0], 1, take.shape[1], *(1,) * (x.ndim - 3))
+def _gather(x: Array, index: Int[Array, "B A"]) -> Array:
+    """Entries `index` of axis 2 of `x` [B, K|1, T, ...]."""
+    index = index.reshape(index.shape[0], 1, index.shape[1], *(1,) * (x.ndim - 3))
     return jnp.take_along_axis(x, index, axis=2)

@@ -22,7 +22,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import KeyLayout, Partial
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 
 QueryPhase = Literal["absolute", "in_cache"]
 
@@ -94,18 +94,19 @@ class Items:
     k: Leaf  # [B, K, A, H]
     v: Leaf  # [B, K, A, H]
     pos: Leaf  # i32[B, K|1, A] absolute
-    mass: Leaf = None  # f32[B, K, A] probability received so far, or None; see `attend`
+    attn_weight: Leaf = None  # f32[B, K, A] probability received so far, or None; see `attend`
 
 
 @runtime_checkable
 class Segment(Protocol):
     """Stored tokens that queries can attend to.
 
-    `query_phase` names the rotation of the queries that its keys expect. `partial` and `key_mass`
-    take `see(k_pos, ok) -> (distance, visible)` of `jaxinfer.cache.attend`. `holds_tokens` is False
-    for a summary of tokens that are gone: it takes part in the softmax but gets no key mass. Where
-    it `ends_softmax`, `output` is the attention over its tokens and the rest of the keys, in the
-    dtype of `q`, by one kernel. `capacity`: the tokens that it has slots for.
+    `query_phase` names the rotation of the queries that its keys expect. `partial` and
+    `key_weights` take `mask_fn(k_pos, ok) -> (distance, visible)` of `jaxinfer.cache.fresh`.
+    `holds_tokens` is False for a summary of tokens that are gone: it takes part in the softmax but
+    receives no attention weight. Where it `ends_softmax`, `output` is the attention over its tokens
+    and the extra keys, in the dtype of `q`, by one kernel. `capacity`: the tokens that it has slots
+    for.
     """
 
     @property
@@ -120,11 +121,11 @@ class Segment(Protocol):
     @property
     def ends_softmax(self) -> bool: ...
 
-    def partial(self, spec, q: Array, q_pos: Array, see: Callable) -> Partial: ...
+    def partial(self, spec, q: Array, q_pos: Array, mask_fn: Callable) -> Partial: ...
 
-    def output(self, spec, q: Array, see: Callable, rest: Rest) -> Array: ...
+    def output(self, spec, q: Array, mask_fn: Callable, extra: ExtraKeys) -> Array: ...
 
-    def key_mass(self, spec, q: Array, q_pos: Array, see: Callable, lse: Array) -> Array: ...
+    def key_weights(self, spec, q: Array, q_pos: Array, mask_fn: Callable, lse: Array) -> Array: ...
 
 
 @runtime_checkable
@@ -155,7 +156,7 @@ class Tier(Protocol):
 
     def segments(self, state: Leaf, aux: Params | None, n_in: Array) -> tuple[Segment, ...]: ...
 
-    def observe(self, state: Leaf, masses: tuple[Array, ...]) -> Leaf:
+    def observe(self, state: Leaf, attn_weights: tuple[Array, ...]) -> Leaf:
         """The state after each segment's keys received so much probability, f32[B, K, S]."""
         ...
 
@@ -194,7 +195,7 @@ class Policy:
     positions: QueryPhase = "absolute"
     sinks: int = 0
     window: int | None = None
-    observe: bool = False  # wants the key mass of every step
+    observe: bool = False  # wants the attention weights of every step
     commit_first: bool = False  # a lone token attends to the state after its own push (reference)
     chunk_invariant: bool = True
     lossless_under_tree: bool = True
@@ -202,14 +203,14 @@ class Policy:
     piece: int | None = None  # the most tokens of a prompt that are read at once
 
     @property
-    def unbounded(self) -> bool:
+    def fixed_size(self) -> bool:
         """Whether the memory of a row does not depend on its tokens."""
         return bool(self.tiers) and not any(tier.grows for tier in self.tiers)
 
     @property
     def endless(self) -> bool:
         """Whether a text may go on for ever: neither memory nor positions grow with it."""
-        return self.unbounded and self.positions == "in_cache"
+        return self.fixed_size and self.positions == "in_cache"
 
     @property
     def reach(self) -> int | None:
@@ -272,8 +273,8 @@ class PerLayer(Policy):
     layers: tuple[Policy, ...] = ()
 
     @property
-    def unbounded(self) -> bool:
-        return all(policy.unbounded for policy in self.layers)
+    def fixed_size(self) -> bool:
+        return all(policy.fixed_size for policy in self.layers)
 
     @property
     def endless(self) -> bool:

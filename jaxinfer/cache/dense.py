@@ -16,12 +16,12 @@ from jaxinfer.ops.attention import (
     AttentionSpec,
     Partial,
     empty_partial,
-    key_mass,
+    key_weights,
     merge,
     partial_attention,
 )
-from jaxinfer.ops.stored import attend_stored, stored_mass
-from pallas_kernels.softmax_state import Rest
+from jaxinfer.ops.stored import attend_stored, stored_weights
+from pallas_kernels.softmax_state import ExtraKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class DenseSegment:
     def capacity(self) -> int:
         return self.slots.capacity
 
-    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
+    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         if not self._is_blocked:
-            return self._at_once(spec, q, see)
+            return self._at_once(spec, q, mask_fn)
         layout, start = self.slots.layout, 0
         if spec.window is not None and self.in_order:
             oldest = jnp.min(q_pos) - spec.window + 1
@@ -52,7 +52,7 @@ class DenseSegment:
             first, ok = self._block(i)
             k, pos = self._keys(first), self._take(self.pos, first, 2)
             v = load(self._take(self.slots.v, first, 2))
-            distance, visible = see(pos, ok)
+            distance, visible = mask_fn(pos, ok)
             new = partial_attention(spec, q, k, v, distance, visible, layout)
             return merge(partial, new)
 
@@ -62,31 +62,33 @@ class DenseSegment:
     def ends_softmax(self) -> bool:
         return self.slots.layout == "BKSH" and not self._is_blocked
 
-    def output(self, spec: AttentionSpec, q: Array, see, rest: Rest) -> Array:
-        return self._at_once(spec, q, see, rest)
+    def output(self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys) -> Array:
+        return self._at_once(spec, q, mask_fn, extra)
 
-    def _at_once(self, spec: AttentionSpec, q: Array, see, rest: Rest | None = None):
-        distance, visible = see(self.pos, self.ok)
+    def _at_once(self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys | None = None):
+        distance, visible = mask_fn(self.pos, self.ok)
         return attend_stored(
-            spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop, rest,
+            spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop, extra,
             layout=self.slots.layout, implementation=self.slots.implementation,
         )  # fmt: skip
 
-    def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
+    def key_weights(
+        self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn, lse: Array
+    ) -> Array:
         layout = self.slots.layout
         if not self._is_blocked:
-            distance, visible = see(self.pos, self.ok)
-            return stored_mass(
+            distance, visible = mask_fn(self.pos, self.ok)
+            return stored_weights(
                 spec, q, load(self.slots.k), distance, visible, lse, self.stop, layout=layout,
                 implementation=self.slots.implementation,
             )  # fmt: skip
 
-        def body(i, mass):
+        def body(i, attn_weight):
             first, ok = self._block(i)
-            distance, visible = see(self._take(self.pos, first, 2), ok)
-            new = key_mass(spec, q, self._keys(first), distance, visible, lse, layout)
-            # The first slots of an overlapping last block are masked there and have their mass.
-            return mass.at[..., first + jnp.arange(self._size)].add(new)
+            distance, visible = mask_fn(self._take(self.pos, first, 2), ok)
+            new = key_weights(spec, q, self._keys(first), distance, visible, lse, layout)
+            # The first slots of an overlapping last block are masked there and have theirs.
+            return attn_weight.at[..., first + jnp.arange(self._size)].add(new)
 
         batch, heads, _, size, _ = q.shape
         empty = jnp.zeros((batch, heads, size, self.slots.capacity), jnp.float32)
@@ -149,7 +151,7 @@ class Dense:
         ok = slots < n_in[:, None, None]
         return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(n_in)),)
 
-    def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
+    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
         return state
 
     def push(

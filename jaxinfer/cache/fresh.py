@@ -16,7 +16,7 @@ from jaxinfer.ops.attention import (
     NEGATIVE,
     AttentionSpec,
     Partial,
-    key_mass,
+    key_weights,
     merge,
     partial_attention,
     scores,
@@ -28,14 +28,14 @@ FEW = 64  # keys that a kernel reads in the end of a softmax
 See = Callable[[Array, Array], tuple[Array, Array]]
 
 
-def seer(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> See:
-    """`see(k_pos [B, K|1, J], ok [B, K|1, (T,) J])`: distance and visibility [B, K|1, T, J].
+def make_mask_fn(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> See:
+    """`mask_fn(k_pos [B, K|1, J], ok [B, K|1, (T,) J])`: distance and visibility [B, K|1, T, J].
 
     `absolute` i32[B, T] are the queries' positions, `own` those of their phase, from which distance
     is counted.
     """
 
-    def see(k_pos: Array, ok: Array) -> tuple[Array, Array]:
+    def mask_fn(k_pos: Array, ok: Array) -> tuple[Array, Array]:
         key = k_pos[:, :, None, :]
         ok = ok if ok.ndim == 4 else ok[:, :, None]
         distance = own[:, None, :, None] - key
@@ -44,7 +44,7 @@ def seer(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> Se
             visible = visible & (distance < spec.window)
         return distance, visible
 
-    return see
+    return mask_fn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class FreshTokens:
 
         return self._over_blocks(phase, keys, 3, block), self.items.v
 
-    def key_mass(self, lse: Array) -> Array:
+    def key_weights(self, lse: Array) -> Array:
         """Probability that fresh keys receive, f32[B, K, Q, T]: per query (Q = T) in a tree, in a
         chain summed over the valid queries (Q = 1)."""
         size = self.items.v.shape[2]
@@ -99,9 +99,11 @@ class FreshTokens:
         for phase, keys in self._parts():
 
             def block(q, distance, visible, lse, valid, keys=keys):
-                mass = key_mass(self.spec, q, self.items.k[:, :, :keys], distance, visible, lse)
-                mass = jnp.where(valid[:, None, :, None], mass, 0.0)
-                return mass if self.ctx.is_tree else mass.sum(axis=2, keepdims=True)
+                attn_weight = key_weights(
+                    self.spec, q, self.items.k[:, :, :keys], distance, visible, lse
+                )
+                attn_weight = jnp.where(valid[:, None, :, None], attn_weight, 0.0)
+                return attn_weight if self.ctx.is_tree else attn_weight.sum(axis=2, keepdims=True)
 
             found = self._over_blocks(phase, keys, 2, block, (lse, 3), (self.ctx.valid, 1))
             if not self.ctx.is_tree:
@@ -145,7 +147,7 @@ class FreshTokens:
                 is_sink = (k_pos < self.policy.sinks)[:, :, None]
                 visible = visible & (is_sink if phase == "in_cache" else ~is_sink)
             absolute, own = rows(self.positions["absolute"], 1), rows(self.positions[phase], 1)
-            distance, visible = seer(self.policy, self.spec, absolute, own)(k_pos, visible)
+            distance, visible = make_mask_fn(self.policy, self.spec, absolute, own)(k_pos, visible)
             q = rows(self.queries[phase], 3)
             return block(q, distance, visible, *(rows(x, axis) for x, axis in more))
 

@@ -3,7 +3,7 @@
 The tier takes what leaves the recent ring and keeps the `size` tokens of most accumulated
 probability; every step evicts the least of stored and new ones (algorithm 1 there). Heads differ in
 what they keep, so slots carry positions. Ties keep the stored token. Bytes per row and layer:
-`K * size * (2 * H * itemsize + 8)`, the last term for mass and position.
+`K * size * (2 * H * itemsize + 8)`, the last term for attention weight and position.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class Heavy:
         shape = (batch, geometry.num_kv_heads, size)
         return replace(
             new_slots(geometry, batch, size),
-            mass=jnp.full(shape, EMPTY, jnp.float32),
+            attn_weight=jnp.full(shape, EMPTY, jnp.float32),
             pos=jnp.zeros(shape, jnp.int32),
         )
 
@@ -60,8 +60,8 @@ class Heavy:
         stop = jnp.max(kept)
         return (DenseSegment(slots=state, pos=state.pos, ok=ok, stop=stop, in_order=False),)
 
-    def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
-        return replace(state, mass=state.mass + masses[0])
+    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
+        return replace(state, attn_weight=state.attn_weight + attn_weights[0])
 
     def push(
         self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
@@ -84,20 +84,22 @@ class Heavy:
 
     def _place_of_one(self, state: Slots, items: Items, count: Array) -> Array:
         """Where a single new token goes: it or the least of all stored ones leaves, no sort."""
-        least = jnp.argmin(state.mass, axis=-1, keepdims=True).astype(jnp.int32)
-        enters = items.mass > jnp.take_along_axis(state.mass, least, axis=-1)
+        least = jnp.argmin(state.attn_weight, axis=-1, keepdims=True).astype(jnp.int32)
+        enters = items.attn_weight > jnp.take_along_axis(state.attn_weight, least, axis=-1)
         return jnp.where(enters & (count > 0)[:, None, None], least, state.capacity)
 
     def _choose(self, state: Slots, items: Items, n_in: Array, count: Array):
         """Where each new token goes (`size`: nowhere), and which of stored and new ones leave."""
         size, width = state.capacity, items.v.shape[2]
         valid = jnp.arange(width, dtype=jnp.int32) < count[:, None, None]
-        valid = jnp.broadcast_to(valid, items.mass.shape)
-        mass = jnp.concatenate([state.mass, jnp.where(valid, items.mass, EMPTY)], axis=-1)
+        valid = jnp.broadcast_to(valid, items.attn_weight.shape)
+        attn_weight = jnp.concatenate(
+            [state.attn_weight, jnp.where(valid, items.attn_weight, EMPTY)], axis=-1
+        )
         # Rank among all tokens; the sort is stable, so that ties keep what is stored.
-        rank = jnp.argsort(jnp.argsort(-mass, axis=-1, stable=True), axis=-1)
+        rank = jnp.argsort(jnp.argsort(-attn_weight, axis=-1, stable=True), axis=-1)
         stored = jnp.arange(size, dtype=jnp.int32) < self.kept(n_in)[:, None, None]
-        stored = jnp.broadcast_to(stored, state.mass.shape)
+        stored = jnp.broadcast_to(stored, state.attn_weight.shape)
         taken = jnp.concatenate([stored, valid], axis=-1)
         survives = taken & (rank < size)
         # The j-th new survivor takes the j-th slot whose token leaves or was never there.

@@ -139,7 +139,7 @@ class Kivi:
         tail = self._tail_segment(state, n_in)
         return (self._packed_segment(state, n_in), tail) if state.values.tokens else (tail,)
 
-    def observe(self, state: KiviState, masses: tuple[Array, ...]) -> KiviState:
+    def observe(self, state: KiviState, attn_weights: tuple[Array, ...]) -> KiviState:
         return state
 
     def push(

@@ -47,18 +47,18 @@ class FeatureSegment:
     ends_softmax: bool = False
     capacity: int = 0
 
-    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
+    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         state = self.state
         return attend_low_rank(
             q, state.num, state.den, self.aux, reference=functools.partial(_partial, self.rank),
             implementation=state.implementation,
         )  # fmt: skip
 
-    def output(self, spec, q, see, rest):
+    def output(self, spec, q, mask_fn, extra):
         raise TypeError("a low-rank state does not end a softmax")
 
-    def key_mass(self, spec, q, q_pos, see, lse):
-        raise TypeError("a low-rank state has no keys that could receive mass")
+    def key_weights(self, spec, q, q_pos, mask_fn, lse):
+        raise TypeError("a low-rank state has no keys that could receive attention weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class LowRank:
     def segments(self, state: LowRankState, aux: Params | None, n_in: Array):
         return (FeatureSegment(state=state, aux=_kernels(aux), rank=self.rank),)
 
-    def observe(self, state: LowRankState, masses: tuple[Array, ...]) -> LowRankState:
+    def observe(self, state: LowRankState, attn_weights: tuple[Array, ...]) -> LowRankState:
         return state
 
     def push(self, state: LowRankState, aux, items: Items, n_in, count, after, spills=True):

@@ -22,7 +22,7 @@ from jaxinfer.ops.attention import (
     KeyLayout,
     Partial,
     empty_partial,
-    key_mass,
+    key_weights,
     merge,
     partial_attention,
 )
@@ -31,7 +31,7 @@ from jaxinfer.ops.stored import attend_packed, ended
 from jaxinfer.ops.stored_writes import write_packed
 from jaxinfer.typing import Leaf
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +267,12 @@ class PackedSegment:
     def capacity(self) -> int:
         return self.pos.shape[2]
 
-    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, see) -> Partial:
+    def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         size = self.capacity
         if self.layout == "BKSH":
-            return self._attend_at_once(spec, q, see)
+            return self._attend_at_once(spec, q, mask_fn)
         if self.block is None or size <= self.block:
-            return self._attend(spec, q, see, 0, size, self.ok)
+            return self._attend(spec, q, mask_fn, 0, size, self.ok)
         block, start = self.block, 0
         if spec.window is not None and self.first is not None:
             oldest = jnp.min(q_pos) - spec.window + 1 - self.first
@@ -283,7 +283,7 @@ class PackedSegment:
             # shares with the one before.
             first = jnp.minimum(i * block, size - block)
             new = (jnp.arange(size) >= i * block) & self.ok
-            return merge(partial, self._attend(spec, q, see, first, block, new))
+            return merge(partial, self._attend(spec, q, mask_fn, first, block, new))
 
         return jax.lax.fori_loop(start, self._blocks(), body, empty_partial(q))
 
@@ -291,39 +291,45 @@ class PackedSegment:
     def ends_softmax(self) -> bool:
         return self.layout == "BKSH"
 
-    def output(self, spec: AttentionSpec, q: Array, see, rest: Rest) -> Array:
-        return self._attend_at_once(spec, q, see, rest)
+    def output(self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys) -> Array:
+        return self._attend_at_once(spec, q, mask_fn, extra)
 
-    def key_mass(self, spec: AttentionSpec, q: Array, q_pos: Array, see, lse: Array) -> Array:
+    def key_weights(
+        self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn, lse: Array
+    ) -> Array:
         size = self.capacity
 
-        def mass_of(first, block):
+        def weights_of(first, block):
             keys = decode(self.keys.span(first, block), self._dtype(q))
-            distance, visible = see(_cut(self.pos, first, block), _cut(self.ok, first, block))
-            return key_mass(spec, q, keys, distance, visible, lse, self.layout)
+            distance, visible = mask_fn(_cut(self.pos, first, block), _cut(self.ok, first, block))
+            return key_weights(spec, q, keys, distance, visible, lse, self.layout)
 
         if self.block is None or size <= self.block:
-            return mass_of(0, size)
+            return weights_of(0, size)
         block = self.block
 
-        def body(i, mass):
+        def body(i, attn_weight):
             first = jnp.minimum(i * block, size - block)
-            return jax.lax.dynamic_update_slice_in_dim(mass, mass_of(first, block), first, axis=3)
+            return jax.lax.dynamic_update_slice_in_dim(
+                attn_weight, weights_of(first, block), first, axis=3
+            )
 
-        mass = jnp.zeros((*q.shape[:2], q.shape[3], size), jnp.float32)
-        return jax.lax.fori_loop(0, self._blocks(), body, mass)
+        attn_weight = jnp.zeros((*q.shape[:2], q.shape[3], size), jnp.float32)
+        return jax.lax.fori_loop(0, self._blocks(), body, attn_weight)
 
-    def _attend(self, spec, q, see, first, size, ok) -> Partial:
+    def _attend(self, spec, q, mask_fn, first, size, ok) -> Partial:
         dtype = self._dtype(q)
         keys = decode(self.keys.span(first, size), dtype)
         values = decode(self.values.span(first, size), dtype)
-        distance, visible = see(_cut(self.pos, first, size), _cut(ok, first, size))
+        distance, visible = mask_fn(_cut(self.pos, first, size), _cut(ok, first, size))
         return partial_attention(spec, q, keys, values, distance, visible, self.layout)
 
-    def _attend_at_once(self, spec: AttentionSpec, q: Array, see, rest: Rest | None = None) -> Any:
+    def _attend_at_once(
+        self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys | None = None
+    ) -> Any:
         """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
         key_form, value_form = self.keys.format, self.values.format
-        distance, visible = see(self.pos, self.ok)
+        distance, visible = mask_fn(self.pos, self.ok)
         keys, values = self.keys.half, self.values.half
 
         def reference(q, keys, values, distance, visible):
@@ -333,7 +339,7 @@ class PackedSegment:
 
         if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):
             return attend_packed(
-                spec, q, keys, values, distance, visible, self.stop, rest, key_bits=key_form.bits,
+                spec, q, keys, values, distance, visible, self.stop, extra, key_bits=key_form.bits,
                 value_bits=value_form.bits, reference=reference, implementation=self.implementation,
             )  # fmt: skip
         if self.implementation in ("triton", "interpret"):
@@ -343,7 +349,7 @@ class PackedSegment:
                 "read by XLA"
             )
         state = reference(q, keys, values, distance, visible)
-        return state if rest is None else ended(state, rest, q)
+        return state if extra is None else ended(state, extra, q)
 
     def _dtype(self, q: Array) -> str:
         """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""

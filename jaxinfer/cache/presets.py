@@ -124,12 +124,12 @@ def less(
     if not isinstance(kernels, LessKernels):
         raise ValueError(f"kernels must be LessKernels or their folder, got {type(kernels)}")
     layers = base.layers if isinstance(base, PerLayer) else (base,)
-    if not any(policy.unbounded for policy in layers):
+    if not any(policy.fixed_size for policy in layers):
         raise ValueError(
             f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o or "
             "streaming (with bits= for a quantized window)"
         )
-    made = [_absorbing(policy, kernels) if policy.unbounded else policy for policy in layers]
+    made = [_absorbing(policy, kernels) if policy.fixed_size else policy for policy in layers]
     return per_layer(made) if isinstance(base, PerLayer) else made[0]
 
 

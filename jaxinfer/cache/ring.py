@@ -4,7 +4,7 @@
 entered it: token t of the tier sits in slot t mod W, and what it overwrites spills into the next
 tier. Nothing is shifted and nothing is compacted. Together they are the cache of StreamingLLM
 (arXiv 2309.17453, section 3.2), the ring alone is the recent part of H2O. Bytes per row and layer:
-`2 * K * H * C * itemsize` for C slots, and 4 K C more where the mass is observed.
+`2 * K * H * C * itemsize` for C slots, and 4 K C more where attention weights are kept.
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ class Sinks:
         phase = self.query_phase
         return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(kept), query_phase=phase),)
 
-    def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
+    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
         return state
 
     def push(
@@ -89,7 +89,7 @@ class Ring:
 
     size: int | float
     start: int = 0
-    observes: bool = False  # keeps the key mass and passes it on with what it spills
+    observes: bool = False  # keeps attention weights and passes them on with what it spills
 
     @property
     def grows(self) -> bool:
@@ -108,8 +108,8 @@ class Ring:
         slots = new_slots(geometry, batch, whole(self.size))
         if not self.observes:
             return slots
-        mass = jnp.zeros((batch, geometry.num_kv_heads, slots.capacity), jnp.float32)
-        return replace(slots, mass=mass)
+        attn_weight = jnp.zeros((batch, geometry.num_kv_heads, slots.capacity), jnp.float32)
+        return replace(slots, attn_weight=attn_weight)
 
     def kept(self, n_in: Array) -> Array:
         return jnp.minimum(n_in, whole(self.size))
@@ -132,8 +132,12 @@ class Ring:
             ),
         )
 
-    def observe(self, state: Slots, masses: tuple[Array, ...]) -> Slots:
-        return replace(state, mass=state.mass + masses[0]) if self.observes else state
+    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
+        return (
+            replace(state, attn_weight=state.attn_weight + attn_weights[0])
+            if self.observes
+            else state
+        )
 
     def push(
         self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
@@ -169,8 +173,8 @@ class Ring:
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         size = whole(self.size)
-        mass = 4 * geometry.num_kv_heads * size if self.observes else 0
-        return slot_bytes(geometry, size) + mass
+        attn_weight = 4 * geometry.num_kv_heads * size if self.observes else 0
+        return slot_bytes(geometry, size) + attn_weight
 
 
 def items_at(items: Items, index: Array) -> Items:

@@ -26,7 +26,7 @@ class Slots:
 
     k: Leaf  # [B, K, H, C] or [B, K, C, H]
     v: Leaf  # [B, K, C, H]
-    mass: Leaf = None  # f32[B, K, C] or None
+    attn_weight: Leaf = None  # f32[B, K, C] or None
     pos: Leaf = None  # i32[B, K, C] where it is no function of slot and length
     layout: KeyLayout = field(default="BKHS", metadata={"static": True})
     block: int | None = field(default=128, metadata={"static": True})
@@ -58,10 +58,10 @@ def slot_bytes(geometry: Geometry, capacity: int, *, dtype: str | None = None) -
 
 
 def put(slots: Slots, items: Items, index: Array) -> Slots:
-    """Writes tokens, with mass and positions where they are kept, to `index` i32[B, A] or, per
-    head, [B, K, A]; `capacity` drops one.
+    """Writes tokens, with attention weights and positions where they are kept, to `index` i32[B, A]
+    or, per head, [B, K, A]; `capacity` drops one.
 
-    Of all reads of the slots `index` need not depend on those that the stored mass depends on.
+    Of all reads of the slots `index` need not depend on those that the stored attention weights do.
     """
     if slots.layout == "BKHS":
         return _scattered(slots, items, index)
@@ -86,11 +86,11 @@ def get(slots: Slots, index: Int[Array, "B _ A"]) -> Items:
         k = jnp.take_along_axis(slots.k, index[:, :, None], axis=3).swapaxes(2, 3)
     else:
         k = jnp.take_along_axis(slots.k, index[..., None], axis=2)
-    pos, mass = (
+    pos, attn_weight = (
         None if x is None else jnp.take_along_axis(x, index, axis=2)
-        for x in (slots.pos, slots.mass)
+        for x in (slots.pos, slots.attn_weight)
     )
-    return Items(k=load(k), v=load(v), pos=pos, mass=mass)
+    return Items(k=load(k), v=load(v), pos=pos, attn_weight=attn_weight)
 
 
 def either(which: Bool[Array, "B _ A"], old: Items, new: Items) -> Items:
@@ -99,13 +99,15 @@ def either(which: Bool[Array, "B _ A"], old: Items, new: Items) -> Items:
     def choose(x: Array, y: Array) -> Array:
         return jnp.where(which.reshape(*which.shape, *(1,) * (x.ndim - 3)), x, y)
 
-    lacking = {name: getattr(new, name) for name in ("pos", "mass") if getattr(old, name) is None}
+    lacking = {
+        name: getattr(new, name) for name in ("pos", "attn_weight") if getattr(old, name) is None
+    }
     return jax.tree.map(choose, replace(old, **lacking), new)
 
 
 def _scattered(slots: Slots, items: Items, index: Array) -> Slots:
-    # The mass pass read the keys, and XLA must see that it did so before they are overwritten.
-    index = write_index(index, slots.capacity, slots.mass)
+    # The pass for the weights read the keys; XLA must see that before they are overwritten.
+    index = write_index(index, slots.capacity, slots.attn_weight)
     rows = jnp.arange(index.shape[0])
     if index.ndim == 2 and slots.layout == "BKSH":
         # XLA:GPU writes one element per index on its own, but a run of heads by a loop of updates.
@@ -123,7 +125,9 @@ def _scattered(slots: Slots, items: Items, index: Array) -> Slots:
             new = jnp.broadcast_to(new, index.shape)
         return old.at[(*lead, *between, index)].set(new, mode="drop")
 
-    more = {name: write(name) for name in ("mass", "pos") if getattr(slots, name) is not None}
+    more = {
+        name: write(name) for name in ("attn_weight", "pos") if getattr(slots, name) is not None
+    }
     between = (slice(None),) if slots.layout == "BKHS" else ()
     return replace(slots, k=write("k", *between), v=write("v"), **more)
 

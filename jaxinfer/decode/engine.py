@@ -49,11 +49,11 @@ class Engine:
                 donate_argnames=("cache", "logits"),
                 name="prefill",
             ),
-            "begin": Program(
-                loop.begin,
+            "init_state": Program(
+                loop.init_state,
                 static_argnames=("size",),
                 donate_argnames=("cache", "seen"),
-                name="begin",
+                name="init_state",
             ),
             "decode": Program(
                 loop.decode,
@@ -115,10 +115,10 @@ class Engine:
             )  # fmt: skip
         return cache, logits
 
-    def begin(
+    def init_state(
         self, cache: Cache, logits: Leaf, requests: Requests, seen: Leaf, size: int
     ) -> DecodeState:
-        return self.programs["begin"](cache, logits, seen, requests, size=bucket(size, 16))
+        return self.programs["init_state"](cache, logits, seen, requests, size=bucket(size, 16))
 
     def decode(
         self, requests: Requests, state: DecodeState, steps: int, step: loop.Step = loop.plain_step

@@ -211,11 +211,11 @@ class Run:
         seen = seen_tokens(self.requests, self.contexts, self.lm.config.vocab_size)
         size = ENDLESS_BUFFER if self.endless else max(self.limits)
         with self._timed("decode"):
-            self.state = state = self.engine.begin(cache, logits, self.requests, seen, size)
+            self.state = state = self.engine.init_state(cache, logits, self.requests, seen, size)
             state.done.block_until_ready()
         if self.ahead is not None:
             with self._timed("prefill"):
-                self.state = state = self.ahead.begin(state)
+                self.state = state = self.ahead.init_state(state)
             self.engine = self.ahead.engine
         self._cache_bytes = bytes_of(state.cache.layers)
         while True:
@@ -363,7 +363,7 @@ def capacity_for(lm: Any, policy: Policy, context: int, new: int) -> int:
         if lm.config.positions == "learned":
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
-    return SMALLEST_CAPACITY if policy.unbounded else bucket(context + new, SMALLEST_CAPACITY)
+    return SMALLEST_CAPACITY if policy.fixed_size else bucket(context + new, SMALLEST_CAPACITY)
 
 
 def check_fits(

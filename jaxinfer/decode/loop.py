@@ -43,7 +43,7 @@ def prefill(
     return cache, jnp.where(count[:, None] > 0, out.logits[:, 0], logits)
 
 
-def begin(
+def init_state(
     cache: Cache,
     logits: Float[Array, "B V"],
     seen: Bool[Array, "B _"],
@@ -63,10 +63,10 @@ def begin(
         seen=seen,
         steps=jnp.zeros((), jnp.int32),
     )
-    return draw(requests, state, logits)[0]
+    return sample_token(requests, state, logits)[0]
 
 
-def draw(
+def sample_token(
     requests: Requests, state: DecodeState, logits: Float[Array, "B V"]
 ) -> tuple[DecodeState, Int[Array, " B"]]:
     """Draws and emits one token per row; also returns the drawn tokens."""
@@ -84,7 +84,7 @@ def plain_step(
     active = (~state.done).astype(jnp.int32)
     out = forward(cfg, params, state.token[:, None], state.cache, logits="all")
     cache = state.cache
-    state, drawn = draw(requests, state, out.logits[:, 0])
+    state, drawn = sample_token(requests, state, out.logits[:, 0])
     cache = commit(cfg, params, cache, out.fresh, None, active, drawn)
     return replace(state, cache=cache, steps=state.steps + 1)
 
@@ -110,7 +110,7 @@ def decode(
     return jax.lax.while_loop(unfinished, body, state)
 
 
-def judge(
+def token_log_probs(
     cfg: ModelConfig,
     params: Params,
     hidden: Float[Array, "B T D"],
@@ -152,5 +152,5 @@ def score(
     """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens."""
     ctx = chain_context(cache.length, count, tokens.shape[1])
     out = forward(cfg, params, tokens, cache, ctx, logits="none")
-    found, _ = judge(cfg, params, out.hidden, targets)
+    found, _ = token_log_probs(cfg, params, out.hidden, targets)
     return commit(cfg, params, cache, out.fresh, None, count, found), found

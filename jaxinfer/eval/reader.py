@@ -16,7 +16,7 @@ from jaxinfer.cache.base import Cache, Policy, bytes_of, chain_context
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, grow, padded
 from jaxinfer.decode.generate import check_fits
-from jaxinfer.decode.loop import judge
+from jaxinfer.decode.loop import token_log_probs
 from jaxinfer.models.stack import commit, forward
 from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Params
@@ -44,7 +44,7 @@ def _read(
     them."""
     ctx = chain_context(cache.length, count, tokens.shape[1])
     out = forward(cfg, params, tokens, cache, ctx, logits="none")
-    log_probs, best = judge(cfg, params, out.hidden, targets)
+    log_probs, best = token_log_probs(cfg, params, out.hidden, targets)
     after = commit(cfg, params, cache, out.fresh, None, count, log_probs) if keeps else None
     return after, log_probs, best
 
@@ -141,7 +141,7 @@ class Reader:
         return reading
 
     def _reserve(self, length: int) -> None:
-        if self.policy.unbounded or length <= self.capacity:
+        if self.policy.fixed_size or length <= self.capacity:
             return
         capacity = bucket(length, SMALLEST_CAPACITY)
         check_fits(self.lm, self.policy, self.rows, capacity, self.chunk)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.cache.base import Policy
 from jaxinfer.cache.presets import resolve
 from jaxinfer.config import ModelConfig
-from jaxinfer.decode.loop import judge
+from jaxinfer.decode.loop import token_log_probs
 from jaxinfer.eval.documents import regrouped
 from jaxinfer.eval.reader import Reader
 from jaxinfer.models.stack import forward
@@ -88,7 +88,7 @@ def check_endless(policy: Policy) -> None:
     """Refuses a policy whose memory or positions grow with the text."""
     if policy.endless:
         return
-    why = "it counts positions in the text" if policy.unbounded else "its memory grows with it"
+    why = "it counts positions in the text" if policy.fixed_size else "its memory grows with it"
     raise ValueError(
         f"policy {policy.name!r} cannot read a stream of any length: {why}; choose streaming with "
         "positions='in_cache' (in every layer), or give a limit of tokens"
@@ -214,7 +214,7 @@ def _recompute(
 ) -> Float[Array, "B A"]:
     """log p of the `last` tokens of every row, read without a cache."""
     hidden = forward(cfg, params, tokens, logits="none").hidden
-    return judge(cfg, params, hidden[:, -last - 1 : -1], tokens[:, -last:])[0]
+    return token_log_probs(cfg, params, hidden[:, -last - 1 : -1], tokens[:, -last:])[0]
 
 
 def _windows(

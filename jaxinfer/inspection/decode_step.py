@@ -72,7 +72,7 @@ def decode_case(
     requests = make_requests(
         [sampler or Sampler()] * batch, [0] * batch, [TOKEN_BUFFER] * batch, (), cfg.vocab_size
     )
-    begin = engine.programs["begin"].function
+    begin = engine.programs["init_state"].function
     logits = jax.ShapeDtypeStruct((batch, cfg.vocab_size), jnp.float32)
     penalty = requests.sampler.features.penalty
     seen = jax.ShapeDtypeStruct((batch, cfg.vocab_size if penalty else 1), jnp.bool_)
@@ -168,7 +168,7 @@ def _times(
     cache = dataclasses.replace(cache, length=jnp.full((batch,), live, jnp.int32))
     seen = jnp.zeros(case.state.seen.shape, bool)
     logits = jnp.zeros((batch, cfg.vocab_size), jnp.float32)
-    state = engine.begin(cache, logits, case.requests, seen, TOKEN_BUFFER)
+    state = engine.init_state(cache, logits, case.requests, seen, TOKEN_BUFFER)
     steps = jnp.int32(TIMED_STEPS)
 
     def run() -> Leaf:

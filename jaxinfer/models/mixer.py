@@ -45,7 +45,7 @@ class Mixer(Protocol):
         state: Leaf,
         fresh: Leaf,
         length: Array,
-        take: Array | None,
+        accepted: Array | None,
         count: Array,
         after: Array,
     ) -> Leaf: ...
@@ -66,9 +66,9 @@ class Attention:
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
         return linear(params["out"], y, ctx.implementation), fresh
 
-    def commit(self, cfg, policy, params, state, fresh: Items, length, take, count, after):
+    def commit(self, cfg, policy, params, state, fresh: Items, length, accepted, count, after):
         aux = params.get("cache")
-        return commit_layer(policy, state, aux, fresh, length, take, count, after)
+        return commit_layer(policy, state, aux, fresh, length, accepted, count, after)
 
 
 def project(

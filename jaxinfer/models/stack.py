@@ -199,11 +199,11 @@ def commit(
     params: Params,
     cache: Cache,
     fresh: tuple[Leaf, ...],
-    take: Int[Array, "B A"] | None,
+    accepted: Int[Array, "B A"] | None,
     count: Int[Array, " B"],
     after: Array | None = None,
 ) -> Cache:
-    """The cache after row b's fresh tokens `take[b, :count[b]]` (None: the first ones) were
+    """The cache after row b's fresh tokens `accepted[b, :count[b]]` (None: the first ones) were
     accepted.
 
     `after` is any array computed from the forward's output, such as the sampled tokens: it orders
@@ -217,6 +217,8 @@ def commit(
     ):
         name, mixer = mixer_of(layer)
         layers.append(
-            mixer.commit(cfg, policy, layer[name], state, added, cache.length, take, count, after)
+            mixer.commit(
+                cfg, policy, layer[name], state, added, cache.length, accepted, count, after
+            )
         )
     return replace(cache, length=cache.length + count, layers=tuple(layers), pending=())

@@ -20,11 +20,11 @@ KeyLayout = Literal["BKHS", "BKSH"]
 
 
 class Partial(NamedTuple):
-    """A softmax over some keys: `acc / norm` is its output, `peak + log(norm)` its log-sum-exp."""
+    """A softmax over some keys: `acc / sum` is its output, `max + log(sum)` its log-sum-exp."""
 
     acc: Float[Array, "B K G T H"]
-    peak: Float[Array, "B K G T"]
-    norm: Float[Array, "B K G T"]
+    max: Float[Array, "B K G T"]
+    sum: Float[Array, "B K G T"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +52,26 @@ def sink_partial(q: Float[Array, "B K G T H"], sink: Float[Array, " N"]) -> Part
     """A softmax that has seen one key of logit `sink` per head and value 0 (arXiv 2309.17453,
     section 3.3: a logit of 0 is SoftMax-off-by-one)."""
     empty = empty_partial(q)
-    peak = sink.astype(empty.peak.dtype).reshape(1, q.shape[1], q.shape[2], 1)
-    peak = jnp.broadcast_to(jnp.maximum(peak, NEGATIVE), empty.peak.shape)
-    return Partial(empty.acc, peak, (peak > NEGATIVE).astype(peak.dtype))
+    top = sink.astype(empty.max.dtype).reshape(1, q.shape[1], q.shape[2], 1)
+    top = jnp.broadcast_to(jnp.maximum(top, NEGATIVE), empty.max.shape)
+    return Partial(empty.acc, top, (top > NEGATIVE).astype(top.dtype))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
     """The softmax state over the keys of both."""
-    peak = jnp.maximum(a.peak, b.peak)
-    scale_a, scale_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+    top = jnp.maximum(a.max, b.max)
+    scale_a, scale_b = jnp.exp(a.max - top), jnp.exp(b.max - top)
     acc = a.acc * scale_a[..., None] + b.acc * scale_b[..., None]
-    return Partial(acc, peak, a.norm * scale_a + b.norm * scale_b)
+    return Partial(acc, top, a.sum * scale_a + b.sum * scale_b)
 
 
 def finish(partial: Partial) -> Float[Array, "B K G T H"]:
     """The attention output; finite (0) for queries that saw no key."""
-    return partial.acc / jnp.maximum(partial.norm, LEAST)[..., None]
+    return partial.acc / jnp.maximum(partial.sum, LEAST)[..., None]
 
 
 def log_sum_exp(partial: Partial) -> Float[Array, "B K G T"]:
-    return partial.peak + jnp.log(jnp.maximum(partial.norm, LEAST))
+    return partial.max + jnp.log(jnp.maximum(partial.sum, LEAST))
 
 
 def scores(
@@ -110,13 +110,13 @@ def partial_attention(
     s = scores(spec, q, k, distance, layout)
     mask = visible[:, :, None]
     s = jnp.where(mask, s, NEGATIVE)  # before the exponential: no overflow, so no NaN in gradients
-    peak = jnp.max(s, axis=-1)
-    p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
+    top = jnp.max(s, axis=-1)
+    p = jnp.where(mask, jnp.exp(s - top[..., None]), 0.0)
     acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=s.dtype)
-    return Partial(acc, peak, p.sum(axis=-1))
+    return Partial(acc, top, p.sum(axis=-1))
 
 
-def key_mass(
+def key_weights(
     spec: AttentionSpec,
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K _ _"],

@@ -13,84 +13,84 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_mass, partial_attention
+from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_weights, partial_attention
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
-from pallas_kernels.softmax_state import Rest, attended
+from pallas_kernels.softmax_state import ExtraKeys, attended
 
 
 def attend_stored(
     spec: AttentionSpec, q: Array, k: Array, v: Array, distance: Array, visible: Array,
-    stop: Array, rest: Rest | None = None, *, layout: KeyLayout,
+    stop: Array, extra: ExtraKeys | None = None, *, layout: KeyLayout,
     implementation: Implementation | None,
 ) -> Any:  # fmt: skip
     """`partial_attention` over slots of which none from `stop` (i32[]) on is visible; given the
-    `rest` of the keys, the attention output over all, in the dtype of `q`."""
+    `extra` of the keys, the attention output over all, in the dtype of `q`."""
 
-    def reference(q, k, v, distance, visible, stop, rest):
+    def reference(q, k, v, distance, visible, stop, extra):
         del stop
-        return ended(partial_attention(spec, q, k, v, distance, visible, layout), rest, q)
+        return ended(partial_attention(spec, q, k, v, distance, visible, layout), extra, q)
 
-    def kernel(q, k, v, distance, visible, stop, rest, *, interpret):
+    def kernel(q, k, v, distance, visible, stop, extra, *, interpret):
         from pallas_kernels.dense_attention import dense_attention
 
         return dense_attention(
-            q, k, v, *_masks(spec, q, distance, visible, stop), rest,
+            q, k, v, *_masks(spec, q, distance, visible, stop), extra,
             implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
-    args = q, k, v, distance, visible, stop, rest
+    args = q, k, v, distance, visible, stop, extra
     if layout == "BKHS":
         return _as_partial(reference(*args))
     return _as_partial(dispatch(implementation, reference, kernel, *args))
 
 
-def stored_mass(
+def stored_weights(
     spec: AttentionSpec, q: Array, k: Array, distance: Array, visible: Array,
     lse: Float[Array, "B K G T"], stop: Array, *, layout: KeyLayout,
     implementation: Implementation | None,
 ) -> Float[Array, "B K T S"]:  # fmt: skip
-    """`key_mass` of such slots."""
+    """`key_weights` of such slots."""
 
     def reference(q, k, distance, visible, lse, stop):
         del stop
-        return key_mass(spec, q, k, distance, visible, lse, layout)
+        return key_weights(spec, q, k, distance, visible, lse, layout)
 
     def kernel(q, k, distance, visible, lse, stop, *, interpret):
-        from pallas_kernels.dense_attention import key_mass
+        from pallas_kernels.dense_attention import key_weights
 
         visible, distance, stop = _masks(spec, q, distance, visible, stop)
-        return key_mass(
+        return key_weights(
             q, k, visible, lse, distance, stop, implementation=implementation_of(interpret),
             **_form(spec),
         )  # fmt: skip
 
     if layout == "BKHS":
-        return key_mass(spec, q, k, distance, visible, lse, layout)
+        return key_weights(spec, q, k, distance, visible, lse, layout)
     return dispatch(implementation, reference, kernel, q, k, distance, visible, lse, stop)
 
 
 def attend_packed(
     spec: AttentionSpec, q: Array, keys: Any, values: Any, distance: Array,
-    visible: Array, stop: Array, rest: Rest | None = None, *, key_bits: int, value_bits: int,
+    visible: Array, stop: Array, extra: ExtraKeys | None = None, *, key_bits: int, value_bits: int,
     reference, implementation: Implementation | None,
 ) -> Any:  # fmt: skip
-    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`, with `rest` as in
+    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`, with `extra` as in
     `attend_stored`; `reference` of queries, codes and masks unpacks and attends."""
 
-    def unpacking(q, keys, values, distance, visible, stop, rest):
+    def unpacking(q, keys, values, distance, visible, stop, extra):
         del stop
-        return ended(reference(q, keys, values, distance, visible), rest, q)
+        return ended(reference(q, keys, values, distance, visible), extra, q)
 
-    def kernel(q, keys, values, distance, visible, stop, rest, *, interpret):
+    def kernel(q, keys, values, distance, visible, stop, extra, *, interpret):
         from pallas_kernels.kivi_attention import kivi_attention
 
         return kivi_attention(
-            q, keys, values, *_masks(spec, q, distance, visible, stop), rest, key_bits=key_bits,
+            q, keys, values, *_masks(spec, q, distance, visible, stop), extra, key_bits=key_bits,
             value_bits=value_bits, implementation=implementation_of(interpret), **_form(spec),
         )  # fmt: skip
 
-    args = q, keys, values, distance, visible, stop, rest
+    args = q, keys, values, distance, visible, stop, extra
     return _as_partial(dispatch(implementation, unpacking, kernel, *args))
 
 
@@ -113,9 +113,9 @@ def attend_low_rank(
     return Partial(*dispatch(implementation, unnamed, kernel, q, num, den, kernels))
 
 
-def ended(state: Partial, rest: Rest | None, q: Array) -> Any:
-    """The state as a tuple, or with the `rest` of the keys the attention output."""
-    return tuple(state) if rest is None else attended(state, rest, q.dtype)
+def ended(state: Partial, extra: ExtraKeys | None, q: Array) -> Any:
+    """The state as a tuple, or with the `extra` of the keys the attention output."""
+    return tuple(state) if extra is None else attended(state, extra, q.dtype)
 
 
 def _as_partial(found: Any) -> Any:

@@ -54,7 +54,7 @@ def swap_tokens(
 
 
 def _arrays(slots: Any, items: Any) -> tuple[dict[str, Array], dict[str, Array]]:
-    names = [x for x in ("k", "v", "mass", "pos") if getattr(slots, x) is not None]
+    names = [x for x in ("k", "v", "attn_weight", "pos") if getattr(slots, x) is not None]
     stored, tokens = ({name: getattr(of, name) for name in names} for of in (slots, items))
     return stored, tokens
 

@@ -180,16 +180,16 @@ def check_vocabularies(target: LM, draft: LM) -> None:
         )
 
 
-def ahead(lm: LM, draft: Any, run: Run) -> "Ahead | None":
+def ahead(lm: LM, draft: Any, run: Run) -> "SpeculativeRun | None":
     """The speculation of a run whose option `draft` is this; None where it does not pay."""
     speculator = draft if isinstance(draft, Speculator) else speculate(lm, draft)
     if speculator.target is not lm:
         raise ValueError("the draft was made for another model; call ji.speculate with this one")
     topology = speculator.tree_for(run)
-    return None if topology.nodes == 1 else Ahead(speculator, topology, run)
+    return None if topology.nodes == 1 else SpeculativeRun(speculator, topology, run)
 
 
-class Ahead:
+class SpeculativeRun:
     """One run's speculation: checks it before anything is compiled, then sets up the draft."""
 
     def __init__(self, speculator: Speculator, topology: Topology, run: Run):
@@ -226,7 +226,7 @@ class Ahead:
         params = run.engine.params | {"draft": self._engine.params}
         self.engine: Engine = replace(run.engine, params=params)
 
-    def begin(self, state: DecodeState) -> DecodeState:
+    def init_state(self, state: DecodeState) -> DecodeState:
         """The state with the draft's, which has read the same text."""
         contexts = self.run.contexts
         if self.speculator.draft is None:
@@ -246,7 +246,7 @@ class Ahead:
                 cache, _ = self._engine.prefill(cache, None, read, empty=True)
             last = jnp.asarray([context[-1] for context in contexts], jnp.int32)
             drafter = ModelState(cache, last)
-        return replace(state, speculation=self.step.begin(drafter, len(contexts)))
+        return replace(state, speculation=self.step.init_state(drafter, len(contexts)))
 
     def step_tokens(self, state: DecodeState) -> tuple[int, ...]:
         """Steps of a row by the number of tokens that they emitted, from 0."""

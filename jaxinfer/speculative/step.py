@@ -40,7 +40,7 @@ class TreeStep:
     topology: Topology
     drafter: Drafter
 
-    def begin(self, drafter: Leaf, batch: int) -> Speculation:
+    def init_state(self, drafter: Leaf, batch: int) -> Speculation:
         levels, widest = self.topology.levels, max(self.topology.branching, 1)
         return Speculation(
             drafter=drafter,

@@ -14,7 +14,7 @@ from pallas_kernels.common import expect
 from pallas_kernels.dense_attention import reference, triton
 from pallas_kernels.dense_attention.configs import Config, heuristic
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 from pallas_kernels.tuned import choose
 
 Partial = tuple[
@@ -29,7 +29,7 @@ def dense_attention(
     visible: Array,
     distance: Array | None = None,
     stop: Array | None = None,
-    rest: Rest | None = None,
+    extra: ExtraKeys | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -44,7 +44,7 @@ def dense_attention(
 
     `acc / norm` is the attention output and `peak + log(norm)` its log-sum-exp; a query that sees
     nothing has `norm` 0. `distance` (query minus key position) is needed by the ALiBi `slopes`, one
-    per query head. Slots from `stop` on are not read. Given the `rest` of the keys, the result is
+    per query head. Slots from `stop` on are not read. Given the `extra` of the keys, the result is
     the attention output over all, in the dtype of `q`; the launch that merges splits makes it.
     """
     expect("k", k, (*q.shape[:2], None, q.shape[4]))
@@ -56,11 +56,11 @@ def dense_attention(
         implementation,
         functools.partial(reference.dense_attention, **spec),
         functools.partial(triton.dense_attention, config=config, **spec),
-        q, k, v, visible, distance, stop, rest,
+        q, k, v, visible, distance, stop, extra,
     )  # fmt: skip
 
 
-def key_mass(
+def key_weights(
     q: Float[Array, "B K G T H"],
     k: Array,
     visible: Array,
@@ -80,11 +80,11 @@ def key_mass(
     args, spec = checked(q, k.shape[2], visible, distance, stop, scale, softcap, slopes)
     expect("lse", lse, q.shape[:-1])
     visible, distance, stop = args
-    config = config or _chosen("key_mass", q, k)
+    config = config or _chosen("key_weights", q, k)
     return dispatch(
         implementation,
-        functools.partial(reference.key_mass, **spec),
-        functools.partial(triton.key_mass, config=config, **spec),
+        functools.partial(reference.key_weights, **spec),
+        functools.partial(triton.key_weights, config=config, **spec),
         q, k, visible, distance, lse, stop,
     )  # fmt: skip
 

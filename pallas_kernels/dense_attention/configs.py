@@ -41,10 +41,10 @@ def candidates(
     return around(first, tiles, {"warps": (2, 4, 8)})
 
 
-def mass_candidates(
+def weight_candidates(
     batch: int, heads: int, rows: int, keys: int, width: int, itemsize: int
 ) -> list[Config]:
-    """As `candidates`, for `key_mass`, which has no splits and no loop to pipeline."""
+    """As `candidates`, for `key_weights`, which has no splits and no loop to pipeline."""
     first = heuristic(batch, heads, rows, keys, width, itemsize)
     tiles = {"keys": near(first.keys, least=16, most=128), "rows": near(first.rows, 16, 64)}
     return around(first, tiles | {"warps": (4, 8)}, {"warps": (2,)})

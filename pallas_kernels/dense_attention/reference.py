@@ -26,7 +26,7 @@ def scores(
     return s
 
 
-def dense_attention(q, k, v, visible: Bool[Array, "#B #K #T S"], distance, stop, rest, **spec):
+def dense_attention(q, k, v, visible: Bool[Array, "#B #K #T S"], distance, stop, extra, **spec):
     mask = (visible & _before(stop, visible))[:, :, None]
     s = jnp.where(mask, scores(q, k, distance, **spec), NEGATIVE)
     peak = s.max(axis=-1)
@@ -34,13 +34,13 @@ def dense_attention(q, k, v, visible: Bool[Array, "#B #K #T S"], distance, stop,
     clean = jnp.where(_before(stop, v[..., 0])[..., None], v, 0)  # what lies behind may be NaN
     acc = jnp.einsum("bkgts,bksh->bkgth", p.astype(v.dtype), clean, preferred_element_type=p.dtype)
     state = acc, peak, p.sum(axis=-1)
-    return state if rest is None else attended(state, rest, q.dtype)
+    return state if extra is None else attended(state, extra, q.dtype)
 
 
-def key_mass(q, k, visible: Bool[Array, "#B #K #T S"], distance, lse, stop, **spec):
+def key_weights(q, k, visible: Bool[Array, "#B #K #T S"], distance, lse, stop, **spec):
     mask = visible & _before(stop, visible)
-    mass = jnp.exp(scores(q, k, distance, **spec) - lse[..., None]).sum(axis=2)
-    return jnp.where(mask, mass, 0.0)
+    attn_weight = jnp.exp(scores(q, k, distance, **spec) - lse[..., None]).sum(axis=2)
+    return jnp.where(mask, attn_weight, 0.0)
 
 
 def _before(stop: Int[Array, " B"], like: jax.Array) -> Bool[Array, "B ..."]:

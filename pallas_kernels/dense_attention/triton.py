@@ -23,7 +23,7 @@ from pallas_kernels.softmax_state import NEGATIVE
 
 
 def dense_attention(
-    q, k, v, visible, distance, stop, rest, *, config: Config, interpret: bool, scale, softcap,
+    q, k, v, visible, distance, stop, extra, *, config: Config, interpret: bool, scale, softcap,
     slopes,
 ):  # fmt: skip
     batch, heads, groups, size, width = q.shape
@@ -38,22 +38,22 @@ def dense_attention(
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="dense_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return joined(parts, rest, q, interpret=interpret)
+    return joined(parts, extra, q, interpret=interpret)
 
 
-def key_mass(
+def key_weights(
     q, k, visible, distance, lse, stop, *, config: Config, interpret: bool, scale, softcap, slopes
 ):
     batch, heads, _, size, _ = q.shape
     slots, nodes = k.shape[2], min(power_of_two(size, least=16), config.rows)
     kernel = functools.partial(
-        _mass_kernel, config=config, nodes=nodes, scale=scale, softcap=softcap
+        _weights_kernel, config=config, nodes=nodes, scale=scale, softcap=softcap
     )
     return launch(
         kernel, q, k, visible.astype(jnp.int8), lse, stop, *_extra(distance, slopes),
         out=jax.ShapeDtypeStruct((batch, heads, size, slots), jnp.float32),
         grid=(batch * heads, blocks_of(size, nodes), blocks_of(slots, config.keys)),
-        name="key_mass", warps=config.warps, stages=config.stages, interpret=interpret,
+        name="key_weights", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
 
 
@@ -105,12 +105,12 @@ def _partial_kernel(
     store(norm_ref.at[b, h, split, rows], norm, mask=exists)
 
 
-def _mass_kernel(
+def _weights_kernel(
     q_ref, k_ref, visible_ref, lse_ref, stop_ref, *refs, config, nodes, scale, softcap
 ):
     """A program sums over the heads of a group, one after the other: what leaves it is as small as
     can be."""
-    *alibi, mass_ref = refs
+    *alibi, weight_ref = refs
     heads, slots_in_all, groups, size = *k_ref.shape[1:3], *q_ref.shape[2:4]
     scores = Scores(
         visible=visible_ref, alibi=alibi, groups=groups, size=size, scale=scale, softcap=softcap
@@ -122,15 +122,15 @@ def _mass_kernel(
     inside = slots < jnp.minimum(stop_ref[b], slots_in_all)
     k = load_matrix(k_ref, (b, h), slots, inside).astype(q_ref.dtype)
 
-    def body(g, mass):
+    def body(g, attn_weight):
         q = load_matrix(q_ref, (b, h, g), node, exists)
         rows = g * size + node
         s, seen = scores.of(exact_dot(q, k.T), b, h, rows, exists, slots, inside)
         lse = load(lse_ref.at[b, h, g, node], mask=exists, other=0.0)
-        return mass + jnp.where(seen, jnp.exp(s - lse[:, None]), 0.0)
+        return attn_weight + jnp.where(seen, jnp.exp(s - lse[:, None]), 0.0)
 
-    mass = jax.lax.fori_loop(0, groups, body, jnp.zeros((nodes, config.keys), jnp.float32))
+    attn_weight = jax.lax.fori_loop(0, groups, body, jnp.zeros((nodes, config.keys), jnp.float32))
     store(
-        mass_ref.at[b, h, node[:, None], slots[None]], mass,
+        weight_ref.at[b, h, node[:, None], slots[None]], attn_weight,
         mask=exists[:, None] & (slots < slots_in_all)[None],
     )  # fmt: skip

@@ -18,7 +18,7 @@ from pallas_kernels.dense_attention.api import Partial, checked
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention import reference, triton
 from pallas_kernels.kivi_attention.configs import Config, heuristic
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 from pallas_kernels.tuned import choose
 
 BITS = (2, 4, 8)
@@ -45,7 +45,7 @@ def kivi_attention(
     visible: Array,
     distance: Array | None = None,
     stop: Array | None = None,
-    rest: Rest | None = None,
+    extra: ExtraKeys | None = None,
     *,
     key_bits: int,
     value_bits: int,
@@ -55,7 +55,7 @@ def kivi_attention(
     config: Config | None = None,
     implementation: Implementation | None = None,
 ) -> Partial | Float[Array, "B K G T H"]:
-    """The softmax state of each query over the packed tokens that it sees, or with `rest` the
+    """The softmax state of each query over the packed tokens that it sees, or with `extra` the
     attention output, as in `dense_attention`.
 
     `visible` bool[B|1, K|1, T|1, S] says how many of the packed tokens take part (S may be less
@@ -78,7 +78,7 @@ def kivi_attention(
         implementation,
         functools.partial(reference.kivi_attention, **spec),
         functools.partial(triton.kivi_attention, config=config, **spec),
-        q, *keys, *values, visible, distance, stop, rest,
+        q, *keys, *values, visible, distance, stop, extra,
     )  # fmt: skip
 
 

@@ -22,12 +22,12 @@ def unpacked(words, scale, zero, bits: int, token_words: bool) -> Float[Array, "
 
 
 def kivi_attention(
-    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop, rest,
+    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop, extra,
     *, key_bits: int, value_bits: int, **spec,
 ):  # fmt: skip
     slots = visible.shape[3]
     k = unpacked(k_words, k_scale, k_zero, key_bits, token_words=True)[:, :, :slots]
     v = unpacked(v_words, v_scale, v_zero, value_bits, token_words=False)[:, :, :slots]
     return dense.dense_attention(
-        q, k.astype(q.dtype), v.astype(q.dtype), visible, distance, stop, rest, **spec
+        q, k.astype(q.dtype), v.astype(q.dtype), visible, distance, stop, extra, **spec
     )

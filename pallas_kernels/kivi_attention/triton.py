@@ -32,12 +32,12 @@ LOG2E = 1.4426950408889634
 
 
 def kivi_attention(
-    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop, rest,
+    q, k_words, k_scale, k_zero, v_words, v_scale, v_zero, visible, distance, stop, extra,
     *, key_bits: int, value_bits: int, config: Config, interpret: bool, scale, softcap, slopes,
 ):  # fmt: skip
     batch, heads, groups, size, width = q.shape
     rows, splits, slots = groups * size, config.splits, visible.shape[3]
-    extra = () if slopes is None else (distance, jnp.asarray(slopes, jnp.float32))
+    alibi = () if slopes is None else (distance, jnp.asarray(slopes, jnp.float32))
     kernel = functools.partial(
         _kernel, key_bits=key_bits, value_bits=value_bits, config=config, size=size,
         groups=groups, slots=slots, scale=scale, softcap=softcap, interpret=interpret,
@@ -45,12 +45,12 @@ def kivi_attention(
     parts = launch(
         kernel, q.reshape(batch, heads, rows, width), k_words, k_scale, k_zero, v_words, v_scale,
         v_zero, as_bits(visible, 32 // key_bits), stop,
-        *shifts(key_bits, value_bits, width, config), *extra,
+        *shifts(key_bits, value_bits, width, config), *alibi,
         out=partials(batch, heads, splits, rows, width),
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="kivi_attention", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
-    return joined(parts, rest, q, interpret=interpret)
+    return joined(parts, extra, q, interpret=interpret)
 
 
 def as_bits(visible, count: int):

@@ -139,10 +139,10 @@ def ragged(tier: Kivi) -> list[int]:
 
 @functools.partial(quick_jit, static_argnums=(0, 4))
 def read(tier: Kivi, state, n_in, q, spec=SPEC):
-    """(partial over all segments, key mass) of q [B, K, G, T, H] behind the stored tokens."""
+    """(partial over all segments, weights of keys) of q [B, K, G, T, H] after the stored tokens."""
     q_pos = tier.start + n_in[:, None] + jnp.arange(q.shape[3])
 
-    def see(k_pos, ok):
+    def mask_fn(k_pos, ok):
         distance = q_pos[:, None, :, None] - k_pos[:, :, None, :]
         visible = ok[:, :, None] & (distance > 0)
         if spec.window is not None:
@@ -150,11 +150,11 @@ def read(tier: Kivi, state, n_in, q, spec=SPEC):
         return distance, visible
 
     segments = tier.segments(state, None, n_in)
-    partials = [segment.partial(spec, q, q_pos, see) for segment in segments]
+    partials = [segment.partial(spec, q, q_pos, mask_fn) for segment in segments]
     partial = functools.reduce(merge, partials, empty_partial(q))
     lse = log_sum_exp(partial)
-    mass = [segment.key_mass(spec, q, q_pos, see, lse) for segment in segments]
-    return partial, jnp.concatenate(mass, axis=-1)
+    attn_weight = [segment.key_weights(spec, q, q_pos, mask_fn, lse) for segment in segments]
+    return partial, jnp.concatenate(attn_weight, axis=-1)
 
 
 def queries(batch: int, size: int = 1) -> jax.Array:

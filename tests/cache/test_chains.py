@@ -198,7 +198,7 @@ def test_an_equal_policy_does_not_retrace(case, setting):
 
 
 @pytest.mark.parametrize("model", MAIN_MODELS)
-def test_key_mass_of_every_query_sums_to_the_group_size(model, tokens):
+def test_attention_weight_of_every_query_sums_to_the_group_size(model, tokens):
     served = [case.hard() for case in MATRIX if model not in case.refuses]
     observing = [policy for policy in served if policy.observe]
     for policy in [replace(full(), observe=True), *observing]:
@@ -207,6 +207,8 @@ def test_key_mass_of_every_query_sums_to_the_group_size(model, tokens):
         ctx = chain_context(cache.length, jnp.asarray([3], jnp.int32), 4)
         _, fresh = stepper.read(cache, tokens[:, 8:12], ctx)
         for items in fresh:
-            parts = jax.tree.leaves(items.mass)  # of a chain: summed over its three valid queries
+            parts = jax.tree.leaves(
+                items.attn_weight
+            )  # of a chain: summed over its three valid queries
             total = sum(np.asarray(part).sum(axis=-1) for part in parts)
             np.testing.assert_allclose(total, 3 * CONFIGS[model].group_size, rtol=1e-5)

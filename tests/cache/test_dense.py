@@ -38,21 +38,21 @@ def filled(geometry: Geometry, lengths: list[int]):
 
 
 def attend(state, lengths, spec, block):
-    """(output, key mass) of T queries per row behind the stored tokens."""
+    """(output, attention weight of keys) of T queries per row behind the stored tokens."""
     n_in = jnp.asarray(lengths, jnp.int32)
     (segment,) = Dense().segments(replace(state, block=block), None, n_in)
     q = jax.random.normal(jax.random.key(9), (len(lengths), K, G, T, H))
     q_pos = n_in[:, None] + jnp.arange(T)
 
-    def see(k_pos, ok):
+    def mask_fn(k_pos, ok):
         distance = q_pos[:, None, :, None] - k_pos[:, :, None, :]
         visible = ok[:, :, None] & (distance >= 0)
         if spec.window is not None:
             visible &= distance < spec.window
         return distance, visible
 
-    partial = segment.partial(spec, q, q_pos, see)
-    return finish(partial), segment.key_mass(spec, q, q_pos, see, log_sum_exp(partial))
+    partial = segment.partial(spec, q, q_pos, mask_fn)
+    return finish(partial), segment.key_weights(spec, q, q_pos, mask_fn, log_sum_exp(partial))
 
 
 @pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
@@ -160,14 +160,14 @@ def test_the_geometry_follows_the_back_end():
     assert (gpu.key_layout, gpu.block) == ("BKSH", None)
 
 
-def test_key_mass_of_stored_keys_equals_the_probabilities():
+def test_attention_weight_of_stored_keys_equals_the_probabilities():
     geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=19)
     lengths = [7, 19, 1]
     state, items = filled(geometry, lengths)
-    out, mass = attend(state, lengths, AttentionSpec(scale=0.5), 8)
-    np.testing.assert_allclose(mass.sum(axis=-1), G, rtol=1e-5)
-    assert mass.shape == (B, K, T, 19) and out.shape == (B, K, G, T, H)
-    assert not mass[0, :, :, 7:].any()
+    out, attn_weight = attend(state, lengths, AttentionSpec(scale=0.5), 8)
+    np.testing.assert_allclose(attn_weight.sum(axis=-1), G, rtol=1e-5)
+    assert attn_weight.shape == (B, K, T, 19) and out.shape == (B, K, G, T, H)
+    assert not attn_weight[0, :, :, 7:].any()
 
 
 def test_one_policy_per_layer_is_checked():

@@ -40,8 +40,8 @@ class Simulation:
                     p = np.exp(scores - scores.max())
                     p /= p.sum()
                     out[head, i] = p @ self.v[kv, seen]
-                    for t, mass in zip(seen, p, strict=True):
-                        total[t] += mass
+                    for t, attn_weight in zip(seen, p, strict=True):
+                        total[t] += attn_weight
             newest = first + count
             old = sorted((t for t in total if t < newest - self.recent), key=lambda t: -total[t])
             self.evicted[kv] += old[self.heavy :]
@@ -69,9 +69,9 @@ def test_prompt_and_steps_equal_the_simulation(prompt):
         found = layer.push(*(x[:, :, t : t + 1] for x in (q, k, v)))
         np.testing.assert_allclose(found[0], simulation.read(t, 1), atol=2e-5)
         assert kept_positions(layer) == [set(score) for score in simulation.score]
-    mass = np.concatenate([np.asarray(x.mass)[0] for x in layer.state], axis=-1)
+    attn_weight = np.concatenate([np.asarray(x.attn_weight)[0] for x in layer.state], axis=-1)
     expected = [sum(score.values()) for score in simulation.score]
-    np.testing.assert_allclose(mass.sum(axis=-1), expected, rtol=1e-5)
+    np.testing.assert_allclose(attn_weight.sum(axis=-1), expected, rtol=1e-5)
 
 
 def test_heads_choose_differently_and_the_recent_ones_stay():
@@ -90,7 +90,7 @@ def test_the_order_of_slots_does_not_matter():
     order = np.random.default_rng(0).permutation(HEAVY)
     permuted.state = ring, replace(
         heavy, k=heavy.k[..., order], v=heavy.v[:, :, order],
-        mass=heavy.mass[..., order], pos=heavy.pos[..., order],
+        attn_weight=heavy.attn_weight[..., order], pos=heavy.pos[..., order],
     )  # fmt: skip
     permuted.length = layer.length
     rest = [x[:, :, 30:] for x in (q, k, v)]
@@ -114,11 +114,16 @@ def push_random(tier, state, n_in, tokens, seed, count=None):
     rng = np.random.default_rng(seed)
     pos = np.broadcast_to(n_in + np.arange(tokens), (1, K, tokens)).astype(np.int32)
     k = np.broadcast_to(pos[..., None], (1, K, tokens, H)).astype(np.float32)
-    mass = rng.random((1, K, tokens)).astype(np.float32)
-    items = Items(k=jnp.asarray(k), v=jnp.asarray(-k), pos=jnp.asarray(pos), mass=jnp.asarray(mass))
+    attn_weight = rng.random((1, K, tokens)).astype(np.float32)
+    items = Items(
+        k=jnp.asarray(k),
+        v=jnp.asarray(-k),
+        pos=jnp.asarray(pos),
+        attn_weight=jnp.asarray(attn_weight),
+    )
     count = tokens if count is None else count
     n, c = jnp.asarray([n_in], jnp.int32), jnp.asarray([count], jnp.int32)
-    return push(tier, state, items, n, c), mass
+    return push(tier, state, items, n, c), attn_weight
 
 
 # Below, at and above the tier's size of 5.
@@ -126,15 +131,15 @@ def push_random(tier, state, n_in, tokens, seed, count=None):
 def test_every_token_is_kept_or_spilled_exactly_once(sizes):
     tier = Heavy(size=5)
     state = Layer(h2o(5, 1)).state[1]
-    n, spilled, masses = 0, [[] for _ in range(K)], [{} for _ in range(K)]
+    n, spilled, attn_weights = 0, [[] for _ in range(K)], [{} for _ in range(K)]
     for seed, size in enumerate(sizes):
         if size == 0:
             (state, _, gone), _ = push_random(tier, state, n, 3, seed, count=0)
             assert gone.tolist() == [0]
             continue
-        (state, items, gone), mass = push_random(tier, state, n, size, seed)
+        (state, items, gone), attn_weight = push_random(tier, state, n, size, seed)
         for head in range(K):
-            masses[head] |= {n + i: mass[0, head, i] for i in range(size)}
+            attn_weights[head] |= {n + i: attn_weight[0, head, i] for i in range(size)}
             leave = np.asarray(items.pos)[0, head, : int(gone[0])]
             assert (np.asarray(items.k)[0, head, : int(gone[0]), 0] == leave).all()
             assert (np.asarray(items.v)[0, head, : int(gone[0]), 0] == -leave).all()
@@ -144,16 +149,16 @@ def test_every_token_is_kept_or_spilled_exactly_once(sizes):
         kept = np.asarray(state.pos)[0, head].tolist()
         assert sorted(kept + spilled[head]) == list(range(14))
         if len(sizes) == 1:  # all at once: exactly the largest
-            assert set(kept) == set(sorted(masses[head], key=masses[head].get)[-5:])
+            assert set(kept) == set(sorted(attn_weights[head], key=attn_weights[head].get)[-5:])
 
 
 def test_one_token_at_a_time_and_the_sort_choose_alike():
     tier = Heavy(size=5)
     state = Layer(h2o(5, 1)).state[1]
     for n in range(12):
-        (new, items, _), mass = push_random(tier, state, n, 1, n)
+        (new, items, _), attn_weight = push_random(tier, state, n, 1, n)
         n_in, one = jnp.asarray([n], jnp.int32), jnp.ones((1,), jnp.int32)
-        pushed = Items(k=items.k, v=items.v, pos=items.pos, mass=jnp.asarray(mass))
+        pushed = Items(k=items.k, v=items.v, pos=items.pos, attn_weight=jnp.asarray(attn_weight))
         quick, (index, gone) = choices(tier, state, pushed, n_in, one)
         np.testing.assert_array_equal(quick, index)
         if n >= 5:  # 5 is no slot, and stands for the new token among those that leave
@@ -164,6 +169,6 @@ def test_one_token_at_a_time_and_the_sort_choose_alike():
 def test_budgets_are_exact_and_shares_are_of_the_context():
     policy = h2o(0.025, 0.025).sized(2048)
     assert [tier.size for tier in policy.tiers] == [51, 51] and policy == h2o(51, 51)
-    assert isinstance(policy.tiers[0], Ring) and policy.unbounded
+    assert isinstance(policy.tiers[0], Ring) and policy.fixed_size
     with pytest.raises(ValueError, match="share of the context"):
         jax.eval_shape(lambda: Layer(h2o(0.5, 0.5)).state)

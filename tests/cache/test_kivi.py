@@ -53,16 +53,16 @@ def test_attention_equals_that_over_growing_lists(tier, layout):
     tokens = tokens_of(len(lengths), max(lengths))
     state = filled(tier, geometry_of(tier, layout), tokens, lengths, width=5, seed=1)
     q = queries(len(lengths))
-    partial, mass = read(tier, state, jnp.asarray(lengths), q)
+    partial, attn_weight = read(tier, state, jnp.asarray(lengths), q)
     out = np.asarray(finish(partial))
     for row, length in enumerate(lengths):
         if length == 0:
-            assert not out[row].any() and not np.asarray(mass[row]).any()
+            assert not out[row].any() and not np.asarray(attn_weight[row]).any()
             continue
         lists = lists_of(tier, tokens, row, length)
         expected = attention(np.asarray(q[row, :, :, 0]), lists.keys(), lists.values(), SCALE)
         np.testing.assert_allclose(out[row, :, :, 0], expected, rtol=0, atol=2e-6)
-        np.testing.assert_allclose(mass[row].sum(axis=-1), G, rtol=1e-5)
+        np.testing.assert_allclose(attn_weight[row].sum(axis=-1), G, rtol=1e-5)
 
 
 @tiers_and_layouts
@@ -274,11 +274,11 @@ def test_reading_in_blocks_equals_reading_at_once(layout, window):
     state = filled(tier, geometry_of(tier, layout, capacity=88), tokens, lengths, width=83)
     spec = AttentionSpec(scale=SCALE, window=window, softcap=9.0, slopes=mpt_slopes(K * G))
     n_in, q = jnp.asarray(lengths), queries(4, 3)
-    whole, whole_mass = read(tier, replace(state, block=None), n_in, q, spec)
+    whole, whole_weights = read(tier, replace(state, block=None), n_in, q, spec)
     for block in (24, 32):  # 80 packed slots: the last block overlaps the one before
-        blocked, mass = read(tier, replace(state, block=block), n_in, q, spec)
+        blocked, attn_weight = read(tier, replace(state, block=block), n_in, q, spec)
         np.testing.assert_allclose(finish(blocked), finish(whole), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(mass, whole_mass, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(attn_weight, whole_weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,12 @@ def decode_loop(tier: Kivi, geometry: Geometry, batch: int, fresh: int):
         turn, n_in, x, state = carry
         q, q_pos = x[:, :, None], n_in[:, None] + jnp.arange(fresh)
 
-        def see(k_pos, ok):
+        def mask_fn(k_pos, ok):
             return q_pos[:, None, :, None] - k_pos[:, :, None, :], ok[:, :, None]
 
         partial = empty_partial(q)
         for segment in tier.segments(state, None, n_in):
-            partial = merge(partial, segment.partial(spec, q, q_pos, see))
+            partial = merge(partial, segment.partial(spec, q, q_pos, mask_fn))
         out = finish(partial)[:, :, 0].astype(geometry.dtype)
         drawn = jnp.argmax(out.reshape(batch, -1), axis=-1)
         items = Items(k=jnp.sin(x), v=jnp.cos(x), pos=q_pos[:, None])

@@ -234,7 +234,7 @@ def test_an_empty_state_is_the_identity_of_the_merge():
     layer = Layer(policy, aux=kernels())
     segment = policy.tiers[-1].segments(layer.state[-1], layer.aux, jnp.zeros(1))[0]
     partial = segment.partial(SPEC, jnp.ones((1, K, G, 1, H)), NOWHERE, None)
-    assert (partial.norm == 0).all() and (partial.peak == NEGATIVE).all() and not partial.acc.any()
+    assert (partial.sum == 0).all() and (partial.max == NEGATIVE).all() and not partial.acc.any()
 
 
 def test_missing_kernels_alibi_and_sliding_windows_are_refused():

@@ -11,7 +11,7 @@ import pytest
 
 from jaxinfer.cache import attend
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.fresh import seer
+from jaxinfer.cache.fresh import make_mask_fn
 from jaxinfer.cache.presets import h2o, streaming
 from jaxinfer.eval.stream import LONGEST
 from jaxinfer.models import stack
@@ -160,9 +160,9 @@ def test_the_order_of_slots_does_not_matter():
 
     @functools.partial(quick_jit, static_argnums=())
     def attended(slots, pos, ok):
-        see = seer(layer.policy, spec, position, position)
+        mask_fn = make_mask_fn(layer.policy, spec, position, position)
         one = replace(segment, slots=slots, pos=pos, ok=ok)
-        return finish(one.partial(spec, query, position, see))
+        return finish(one.partial(spec, query, position, mask_fn))
 
     right = attended(segment.slots, segment.pos, segment.ok)
     moved = attended(slots, segment.pos[..., order], segment.ok[..., order])
@@ -199,7 +199,7 @@ def test_the_cache_never_grows():
     for capacity in (64, 65536):
         cache = stack.init_cache(cfg, params, policy, 1, capacity)
         assert bytes_of(cache.layers) == 2 * 2 * cfg.num_kv_heads * cfg.head_dim * 4 * (4 + 12)
-    assert policy.unbounded and not h2o(0.1, 0.1).sized(64).tiers[0].grows
+    assert policy.fixed_size and not h2o(0.1, 0.1).sized(64).tiers[0].grows
 
 
 def random_partial_inputs():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.attend import Mass, commit_layer
+from jaxinfer.cache.attend import KeyWeights, commit_layer
 from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
@@ -104,12 +104,16 @@ DENSE = {  # with the launches of a step: one per tier
 
 
 def committed(policy, states, items, length, count):
-    """The states after a step in which every stored token got some mass."""
+    """The states after a step in which every stored token got some attention weight."""
     if policy.observe:
-        masses = [[jnp.abs(state.k[..., :1].swapaxes(2, 3))] for state in states]
-        stored = tuple(tuple(x.astype(jnp.float32) for x in mass) for mass in masses)
-        mass = Mass(stored=stored, fresh=jnp.abs(items.k[:, :, None, :, 0]).astype(jnp.float32))
-        items = replace(items, mass=mass)
+        attn_weights = [[jnp.abs(state.k[..., :1].swapaxes(2, 3))] for state in states]
+        stored = tuple(
+            tuple(x.astype(jnp.float32) for x in attn_weight) for attn_weight in attn_weights
+        )
+        attn_weight = KeyWeights(
+            stored=stored, fresh=jnp.abs(items.k[:, :, None, :, 0]).astype(jnp.float32)
+        )
+        items = replace(items, attn_weight=attn_weight)
     return commit_layer(policy, states, None, items, length, None, count, count)
 
 

@@ -181,7 +181,7 @@ def test_thousands_of_steps_are_one_program():
 def test_layers_of_streaming_policies_are_endless_together():
     one, other = streaming(4, 60), streaming(0, 252)
     both = per_layer([one, other])
-    assert both.endless and both.positions == "in_cache" and both.unbounded
+    assert both.endless and both.positions == "in_cache" and both.fixed_size
     assert (one.reach, other.reach, both.reach) == (65, 253, 253)
     for policy in (full(), h2o(4, 4), streaming(4, 60, positions="absolute")):
         assert not policy.endless and policy.reach is None

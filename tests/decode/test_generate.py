@@ -146,7 +146,7 @@ def test_other_prompts_lengths_and_settings_of_a_bucket_compile_nothing():
     lm.generate(PROMPTS, max_new_tokens=12, sampler=WARM, seed=1)
     assert {name: p.traces for name, p in lm.engine.programs.items()} == {
         "prefill": 1,
-        "begin": 1,
+        "init_state": 1,
         "decode": 1,
         "score": 0,
     }

@@ -104,7 +104,7 @@ def test_an_interrupted_wait_keeps_what_was_made(letters, monkeypatch):
     assert said(session) == TEXT
 
 
-@pytest.mark.parametrize("program", ["prefill", "begin", "decode"])
+@pytest.mark.parametrize("program", ["prefill", "init_state", "decode"])
 def test_a_generation_interrupted_anywhere_leaves_a_session_that_works(lm, program):
     session = lm.session()
     session.append(A)

@@ -190,11 +190,11 @@ def test_one_trace_serves_all_steps_lengths_and_requests(policy):
         requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 60], (), CFG.vocab_size)
         cache = engine.new_cache(policy, 2, 128)
         cache, logits = engine.prefill(cache, None, prompts, empty=True)
-        state = engine.begin(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
+        state = engine.init_state(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
         for _ in range(6):
             state = engine.decode(requests, state, steps)
     assert engine.programs["decode"].traces == 1
-    assert engine.programs["begin"].traces == 1
+    assert engine.programs["init_state"].traces == 1
 
 
 @pytest.fixture(scope="module")

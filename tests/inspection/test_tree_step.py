@@ -37,7 +37,7 @@ def arguments(policy, tree, drafter, dtype, backend, temperature, batch=2):
     else:
         state = ModelState(draft.state.cache, row)
         leaves = case.cache_leaves + draft.cache_leaves
-    speculation = jax.eval_shape(lambda state: step.begin(state, batch), state)
+    speculation = jax.eval_shape(lambda state: step.init_state(state, batch), state)
     params = case.engine.params | {"draft": draft.engine.params}
     cfg, _, requests, state, steps = case.arguments
     state = replace(state, speculation=speculation)

@@ -1,4 +1,4 @@
-"""Dense attention and key mass: reference, interpret mode, CUDA."""
+"""Dense attention and attention weight of keys: reference, interpret mode, CUDA."""
 
 import functools
 
@@ -15,9 +15,9 @@ from jaxinfer.ops.attention import (
     merge,
     partial_attention,
 )
-from pallas_kernels.dense_attention import dense_attention, key_mass
+from pallas_kernels.dense_attention import dense_attention, key_weights
 from pallas_kernels.dense_attention.configs import Config
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 from tests.kernels.checking import NEGATIVE, agree, compiles_without_spills, lowers_for_cuda
 
 
@@ -59,7 +59,7 @@ def test_the_kernels_agree_with_their_references(seed):
         tolerance=tolerance,
     )  # fmt: skip
     agree(
-        functools.partial(key_mass, **options), q, k, visible, lse, distance, stop,
+        functools.partial(key_weights, **options), q, k, visible, lse, distance, stop,
         tolerance=tolerance,
     )  # fmt: skip
 
@@ -74,17 +74,17 @@ def test_given_the_rest_of_the_keys_it_attends_to_all(seed):
     values = jnp.asarray(rng.normal(size=(*q.shape[:2], fresh, q.shape[-1])), q.dtype)
     run = functools.partial(dense_attention, **options)
     other = run(-q, v, k, visible, distance, stop, implementation="reference")
-    rest = Rest(scores, values, other if seed % 2 else None)
-    agree(run, q, k, v, visible, distance, stop, rest, tolerance=tolerance)
+    extra = ExtraKeys(scores, values, other if seed % 2 else None)
+    agree(run, q, k, v, visible, distance, stop, extra, tolerance=tolerance)
 
     states = [run(q, k, v, visible, distance, stop, implementation="reference")]
     states += [other] if seed % 2 else []
     merged = functools.reduce(merge, (Partial(*state) for state in states))
-    seen = jnp.exp(scores - merged.peak[..., None]) * ~hidden
+    seen = jnp.exp(scores - merged.max[..., None]) * ~hidden
     acc = merged.acc + jnp.einsum("bkgtj,bkjh->bkgth", seen, values.astype(jnp.float32))
-    expected = finish(merged._replace(acc=acc, norm=merged.norm + seen.sum(axis=-1)))
-    found = run(q, k, v, visible, distance, stop, rest, implementation="reference")
-    some = merged.peak > NEGATIVE  # else its scores are no measure of the fresh ones
+    expected = finish(merged._replace(acc=acc, sum=merged.sum + seen.sum(axis=-1)))
+    found = run(q, k, v, visible, distance, stop, extra, implementation="reference")
+    some = merged.max > NEGATIVE  # else its scores are no measure of the fresh ones
     np.testing.assert_allclose(
         np.asarray(found, np.float32)[some], np.asarray(expected)[some], atol=tolerance * 5
     )
@@ -140,8 +140,8 @@ def test_it_compiles_for_an_h200_without_spills(b, k, g, t, h, dtype):
 
     def run(q, k, v, visible, stop):
         acc, peak, norm = dense_attention(q, k, v, visible, None, stop, scale=0.1)
-        mass = key_mass(q, k, visible, peak + jnp.log(norm), None, stop, scale=0.1)
-        return acc, mass
+        attn_weight = key_weights(q, k, visible, peak + jnp.log(norm), None, stop, scale=0.1)
+        return acc, attn_weight
 
     lowers_for_cuda(run, q, keys, values, visible, stop, calls=3)  # one merges the splits
     compiles_without_spills(run, q, keys, values, visible, stop)

@@ -12,7 +12,7 @@ from pallas_kernels.dense_attention import dense_attention
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.kivi_attention.configs import Config
 from pallas_kernels.kivi_attention.reference import unpacked
-from pallas_kernels.softmax_state import Rest
+from pallas_kernels.softmax_state import ExtraKeys
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 
@@ -71,9 +71,9 @@ def test_given_the_rest_of_the_keys_it_attends_to_all(seed):
     fresh = jnp.asarray(rng.normal(size=(*q.shape[:2], 3, q.shape[-1])), q.dtype)
     run = functools.partial(kivi_attention, **spec)
     other = run(-q, keys, values, visible, distance, stop, implementation="reference")
-    rest = Rest(scores, fresh, other if seed % 2 else None)
+    extra = ExtraKeys(scores, fresh, other if seed % 2 else None)
     tolerance = 5e-5 if q.dtype == jnp.float32 else 3e-2
-    agree(run, q, keys, values, visible, distance, stop, rest, tolerance=tolerance)
+    agree(run, q, keys, values, visible, distance, stop, extra, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("seed", [3, 4])

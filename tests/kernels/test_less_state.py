@@ -88,9 +88,9 @@ def test_the_references_are_the_low_rank_tier_of_the_library(seed):
     spec = AttentionSpec(scale=1.0)
     wanted = jax.jit(lambda q: segment.partial(spec, q, p.count, None))(p.q)
     found = jax.jit(low_rank_read)(p.q, p.num, p.den, *p.query)
-    for a, b in zip((wanted.acc, wanted.peak, wanted.norm), found, strict=True):
+    for a, b in zip((wanted.acc, wanted.max, wanted.sum), found, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
-    items = Items(k=p.k, v=p.v, pos=jnp.zeros(p.k.shape[:3], jnp.int32), mass=None)
+    items = Items(k=p.k, v=p.v, pos=jnp.zeros(p.k.shape[:3], jnp.int32), attn_weight=None)
     tier, aux = LowRank(rank=p.rank), {"feature_map": p.kernels}
     push = jax.jit(lambda items: tier.push(state, aux, items, p.count, p.count, p.count))
     wanted, *_ = push(items)

@@ -11,7 +11,7 @@ from pallas_kernels.dense_attention import dense_attention
 from pallas_kernels.dense_attention.configs import Config
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.merge_splits import attend_splits, merge_splits
-from pallas_kernels.softmax_state import Rest, attended, merged
+from pallas_kernels.softmax_state import ExtraKeys, attended, merged
 from tests.kernels.checking import NEGATIVE, agree, compiles_without_spills, lowers_for_cuda
 
 
@@ -19,19 +19,19 @@ def run(acc, peak, norm, implementation=None):
     return dispatch(implementation, merged, merge_splits, acc, peak, norm)
 
 
-def run_to_the_end(acc, peak, norm, rest, implementation=None):
-    """In bfloat16, as a model's queries are; `rest` as of one query per row."""
+def run_to_the_end(acc, peak, norm, extra, implementation=None):
+    """In bfloat16, as a model's queries are; `extra` as of one query per row."""
     size = acc.shape[0], acc.shape[1], acc.shape[3], 1, acc.shape[4]
 
-    def reference(acc, peak, norm, rest):
+    def reference(acc, peak, norm, extra):
         state = tuple(x.reshape(*size[:4], *x.shape[3:]) for x in merged(acc, peak, norm))
-        return attended(state, rest, jnp.bfloat16)
+        return attended(state, extra, jnp.bfloat16)
 
-    def kernel(acc, peak, norm, rest, *, interpret):
-        found = attend_splits(acc, peak, norm, rest, jnp.bfloat16, interpret=interpret)
+    def kernel(acc, peak, norm, extra, *, interpret):
+        found = attend_splits(acc, peak, norm, extra, jnp.bfloat16, interpret=interpret)
         return found.reshape(size)
 
-    return dispatch(implementation, reference, kernel, acc, peak, norm, rest)
+    return dispatch(implementation, reference, kernel, acc, peak, norm, extra)
 
 
 def rest_of(seed: int, size, fresh: int, *, state: bool):
@@ -43,7 +43,7 @@ def rest_of(seed: int, size, fresh: int, *, state: bool):
     values = jnp.asarray(rng.normal(size=(b, k, fresh, h)), jnp.bfloat16)
     other = tuple(x[:, :, 0] for x in splits_of(seed + 10, *size))
     other = tuple(x.reshape(b, k, r, 1, *x.shape[3:]) for x in other)
-    return Rest(jnp.asarray(scores, jnp.float32), values, other if state else None)
+    return ExtraKeys(jnp.asarray(scores, jnp.float32), values, other if state else None)
 
 
 def splits_of(seed: int, *shape: int):
@@ -72,17 +72,17 @@ def test_the_kernel_agrees_with_plain_jnp(size, seed):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fresh, state", [(1, False), (1, True), (7, False), (70, True)])
 def test_with_the_rest_of_the_keys_it_gives_the_output(size, fresh, state):
-    rest = rest_of(fresh, size, fresh, state=state)
-    agree(run_to_the_end, *splits_of(fresh, *size), rest, tolerance=1e-2)  # of bfloat16
+    extra = rest_of(fresh, size, fresh, state=state)
+    agree(run_to_the_end, *splits_of(fresh, *size), extra, tolerance=1e-2)  # of bfloat16
 
 
 def test_queries_that_saw_nothing_get_zero():
     size = (1, 2, 3, 4, 16)
     acc, peak, norm = splits_of(1, *size)
     empty = jnp.zeros_like(acc), jnp.full_like(peak, NEGATIVE), jnp.zeros_like(norm)
-    rest = rest_of(1, size, 2, state=False)
-    rest = rest._replace(scores=jnp.full_like(rest.scores, NEGATIVE))
-    found = run_to_the_end(*empty, rest, implementation="interpret")
+    extra = rest_of(1, size, 2, state=False)
+    extra = extra._replace(scores=jnp.full_like(extra.scores, NEGATIVE))
+    found = run_to_the_end(*empty, extra, implementation="interpret")
     assert not np.asarray(found, np.float32).any()
 
 
@@ -96,9 +96,9 @@ def test_splits_that_saw_nothing_change_nothing():
 @pytest.mark.parametrize("splits, ends, calls", [(1, False, 1), (1, True, 2), (4, True, 2)])
 def test_it_is_launched_for_more_than_one_split_and_for_the_output(splits, ends, calls):
     q, cache = jnp.zeros((1, 2, 3, 1, 16)), jnp.zeros((1, 2, 256, 16))
-    rest = Rest(jnp.zeros((1, 2, 3, 1, 1)), jnp.zeros((1, 2, 1, 16))) if ends else None
+    extra = ExtraKeys(jnp.zeros((1, 2, 3, 1, 1)), jnp.zeros((1, 2, 1, 16))) if ends else None
     config = Config(rows=16, keys=16, splits=splits)
-    attention = functools.partial(dense_attention, rest=rest, scale=0.1, config=config)
+    attention = functools.partial(dense_attention, extra=extra, scale=0.1, config=config)
     lowers_for_cuda(attention, q, cache, cache, jnp.ones((1, 1, 1, 256), bool), calls=calls)
 
 
@@ -114,7 +114,7 @@ def test_it_is_launched_for_more_than_one_split_and_for_the_output(splits, ends,
 def test_it_compiles_for_an_h200_without_spills(size):
     shapes = (size, size[:-1], size[:-1])
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    rest = jax.eval_shape(lambda: rest_of(0, size, min(size[3], 64), state=True))
+    extra = jax.eval_shape(lambda: rest_of(0, size, min(size[3], 64), state=True))
     lowers_for_cuda(run, *args)
     compiles_without_spills(run, *args)
-    compiles_without_spills(run_to_the_end, *args, rest)
+    compiles_without_spills(run_to_the_end, *args, extra)

@@ -18,8 +18,8 @@ from tools.kernels.tune_kernels import KERNELS, Row
 
 RUN = Run(out=Path("nowhere"), seed=0, quick=True, interpret=True, match="", number="1")
 FOLDERS = {
-    "key_mass": "dense_attention", "low_rank_read": "less_state", "low_rank_update": "less_state",
-    "hyena_step": "modal_step",
+    "key_weights": "dense_attention", "low_rank_read": "less_state",
+    "low_rank_update": "less_state", "hyena_step": "modal_step",
 }  # fmt: skip
 MODAL = functools.partial(Config, rows=1, modes=4)
 QUICK = ["--interpret", "--quick", "--only", "modal_step"]
@@ -158,7 +158,7 @@ def test_candidates_are_a_few_tilings_around_the_heuristic(folder):
         default = configs.heuristic(*sizes)
         spaces = [configs.candidates]
         if folder == "dense_attention":
-            spaces.append(configs.mass_candidates)
+            spaces.append(configs.weight_candidates)
         for space in spaces:
             found = space(*sizes)  # a configuration checks itself
             assert found[0] == default and 3 <= len(found) == len(set(found)) <= 24
@@ -212,13 +212,13 @@ def few(monkeypatch):
 
 def test_the_best_is_added_to_a_file(tmp_path, few, capsys):
     path = tmp_path / "tuned.json"
-    write(path, "key_mass", "batch 1", {"rows": 16})
+    write(path, "key_weights", "batch 1", {"rows": 16})
     assert tune_kernels.main([*QUICK, "--save", str(path)]) == 0
     record = json.loads(path.read_text())
     assert record["device"] == "cpu" and record["jax"] == jax.__version__ and record["date"]
     assert record["command"].startswith("python tools/kernels/tune_kernels.py --interpret --quick")
     assert tuned.read(path) == {
-        "key_mass": {"batch 1": {"rows": 16}},
+        "key_weights": {"batch 1": {"rows": 16}},
         "modal_step": {"batch 2, channels 64, modes 4": asdict(few[1])},
     }
     assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,7 @@ from jaxinfer.ops.attention import (
     Partial,
     empty_partial,
     finish,
-    key_mass,
+    key_weights,
     log_sum_exp,
     merge,
     partial_attention,
@@ -59,9 +59,9 @@ class Problem:
             layout,
         )
 
-    def mass(self, spec, lse, first=0, last=J):
+    def attn_weight(self, spec, lse, first=0, last=J):
         part = slice(first, last)
-        return key_mass(
+        return key_weights(
             spec,
             jnp.asarray(self.q),
             jnp.asarray(self.k[:, :, part]),
@@ -110,8 +110,8 @@ def test_segments_merged_in_any_order_equal_the_softmax(spec, cuts):
 def test_merge_is_associative():
     a, b, c = (Problem(seed, scale=3.0).partial(SPEC) for seed in range(3))
     left, right = merge(merge(a, b), c), merge(a, merge(b, c))
-    np.testing.assert_array_equal(left.peak, right.peak)
-    np.testing.assert_allclose(left.norm, right.norm, rtol=1e-6)
+    np.testing.assert_array_equal(left.max, right.max)
+    np.testing.assert_allclose(left.sum, right.sum, rtol=1e-6)
     np.testing.assert_allclose(left.acc, right.acc, rtol=1e-5, atol=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_log_sum_exp_of_a_masked_query_is_finite():
     problem.visible[:] = False
     lse = log_sum_exp(problem.partial(SPEC))
     assert np.isfinite(lse).all() and (lse <= NEGATIVE).all()
-    assert np.isfinite(problem.mass(SPEC, lse)).all()
+    assert np.isfinite(problem.attn_weight(SPEC, lse)).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e3, 1e18])
@@ -176,17 +176,17 @@ def test_gradients_are_finite_when_a_hidden_key_scores_far_above_the_visible_one
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_key_mass_is_the_probability_summed_over_the_group(spec):
+def test_attention_weight_is_the_probability_summed_over_the_group(spec):
     problem = Problem()
     lse = log_sum_exp(problem.partial(spec))
     expected = problem.oracle(spec)[1].sum(axis=2)
-    np.testing.assert_allclose(problem.mass(spec, lse), expected, **CLOSE)
+    np.testing.assert_allclose(problem.attn_weight(spec, lse), expected, **CLOSE)
 
 
-def test_key_mass_over_all_segments_sums_to_the_group_size():
+def test_attention_weight_over_all_segments_sums_to_the_group_size():
     problem = Problem()
     lse = log_sum_exp(merge(problem.partial(SPEC, 0, 7), problem.partial(SPEC, 7, J)))
-    parts = [problem.mass(SPEC, lse, 0, 7), problem.mass(SPEC, lse, 7, J)]
+    parts = [problem.attn_weight(SPEC, lse, 0, 7), problem.attn_weight(SPEC, lse, 7, J)]
     total = sum(part.sum(axis=-1) for part in parts)
     np.testing.assert_allclose(total, np.full((B, K, T), G), rtol=1e-5)
 

@@ -83,7 +83,7 @@ class Rows:
         cache, logits = read(lm, prompt)
         seen = seen_tokens(one, [prompt], lm.config.vocab_size)
         seen = jnp.repeat(seen, rows, axis=0)
-        state = engine.begin(cache, logits, requests, seen, self.new)
+        state = engine.init_state(cache, logits, requests, seen, self.new)
         draft = self.spec.draft
         if draft is not None:
             engine = replace(engine, params=engine.params | {"draft": draft.params})
@@ -99,7 +99,7 @@ class Rows:
         else:
             last = jnp.full((rows,), prompt[-1], jnp.int32)
             drafter = ModelState(read(draft, prompt[:-1])[0], last)
-        state = replace(state, speculation=self.step.begin(drafter, rows))
+        state = replace(state, speculation=self.step.init_state(drafter, rows))
         state = engine.decode(requests, state, self.limit_steps, step=self.step)
         return np.asarray(state.tokens)[:, : self.new], state
 

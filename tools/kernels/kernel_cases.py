@@ -41,7 +41,7 @@ def array(*shape: int, dtype: str = "bfloat16") -> Any:
 @kernel
 def dense_attention() -> Iterator[Case]:
     from pallas_kernels.dense_attention import dense_attention as attend
-    from pallas_kernels.dense_attention import key_mass
+    from pallas_kernels.dense_attention import key_weights
 
     for name, b, k, g, t, h, slots in (
         ("llama-3 8B, 8 rows, 8k", 8, 8, 4, 1, 128, 8192),
@@ -56,8 +56,8 @@ def dense_attention() -> Iterator[Case]:
             args=(q, keys, keys, array(*visible, dtype="bool")),
         )  # fmt: skip
         yield Case(
-            launch="key_mass", config=name, operations=operations,
-            function=functools.partial(key_mass, scale=h**-0.5),
+            launch="key_weights", config=name, operations=operations,
+            function=functools.partial(key_weights, scale=h**-0.5),
             args=(q, keys, array(*visible, dtype="bool"), lse),
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ def put_tokens() -> Iterator[Case]:
         )
     one = b, k, 1
     heavy, new = (
-        {"mass": array(*shape, dtype="float32"), "pos": array(*shape, dtype="int32")}
+        {"attn_weight": array(*shape, dtype="float32"), "pos": array(*shape, dtype="int32")}
         | {half: array(*shape, h) for half in "kv"}
         for shape in ((b, k, 256), one)
     )
@@ -310,7 +310,7 @@ def merge_splits() -> Iterator[Case]:
 
     from pallas_kernels.merge_splits import attend_splits
     from pallas_kernels.merge_splits import merge_splits as merge
-    from pallas_kernels.softmax_state import Rest
+    from pallas_kernels.softmax_state import ExtraKeys
 
     for name, b, k, splits, rows, h in (
         ("smollm2, 1 row, 32k", 1, 3, 88, 3, 64),
@@ -323,7 +323,7 @@ def merge_splits() -> Iterator[Case]:
             function=functools.partial(merge, interpret=False),
             args=(array(*shape, h, dtype="float32"), state, state),
         )  # fmt: skip
-        rest = Rest(array(b, k, rows, 1, 1, dtype="float32"), array(b, k, 1, h))
+        rest = ExtraKeys(array(b, k, rows, 1, 1, dtype="float32"), array(b, k, 1, h))
         yield Case(
             config=name + ", to the output", operations=2 * math.prod(shape) * h,
             function=lambda *args: attend_splits(*args, jnp.bfloat16, interpret=False),

@@ -218,10 +218,10 @@ def sparse_heads(run: Any) -> Iterator[Problem]:
 
 
 @kernel
-def key_mass(run: Any) -> Iterator[Problem]:
-    from bench.gpu.attention_part import mass
-    from pallas_kernels.dense_attention.configs import mass_candidates
+def key_weights(run: Any) -> Iterator[Problem]:
+    from bench.gpu.attention_part import attn_weight
+    from pallas_kernels.dense_attention.configs import weight_candidates
 
     for shape in attention_shapes(run):
-        make = functools.partial(mass, run, *shape)
-        yield Problem(kernel="key_mass", make=make, candidates=mass_candidates, tolerance=3e-2)
+        make = functools.partial(attn_weight, run, *shape)
+        yield Problem(kernel="key_weights", make=make, candidates=weight_candidates, tolerance=3e-2)

@@ -162,7 +162,7 @@ def latency(
         cache = replace(engine.new_cache(policy, 1, 64), length=jnp.full((1,), streamed, jnp.int32))
         requests = make_requests([ji.Sampler()], [0], [1 << 30], (), vocab)
         seen = jnp.zeros((1, 1), bool)
-        state = engine.begin(cache, jnp.zeros((1, vocab)), requests, seen, STEPS)
+        state = engine.init_state(cache, jnp.zeros((1, vocab)), requests, seen, STEPS)
 
         def run() -> float:
             nonlocal state
