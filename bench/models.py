@@ -16,7 +16,7 @@ TINY = "tiny-random"
 def load_model(source: str) -> Any:
     """An `LM` in float32."""
     if source != TINY:
-        from jaxinfer.io.load import load
+        from jaxinfer.loading import load
 
         return load(source, dtype="float32")
     import jax

@@ -12,8 +12,8 @@ from jaxinfer.decode.generate import Completion, Stats, Stream
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.session import Session
 from jaxinfer.io.convert import convert
-from jaxinfer.io.load import load
 from jaxinfer.lm import LM, Score
+from jaxinfer.loading import load
 from jaxinfer.models.stack import Output, commit, forward
 from jaxinfer.speculative.load import load_draft
 from jaxinfer.speculative.recurrent import RecurrentDraft

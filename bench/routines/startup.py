@@ -22,7 +22,7 @@ CHILD = """
 import json, sys, time
 start = time.perf_counter()
 from jaxinfer.runtime.compilation_cache import enable_persistent_cache
-from jaxinfer.io.load import load
+from jaxinfer.loading import load
 imported = time.perf_counter()
 folder, cache, length, new = sys.argv[1:]
 enable_persistent_cache(cache)

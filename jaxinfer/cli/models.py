@@ -49,7 +49,7 @@ def note(message: str) -> None:
 
 
 def _load(source: str, **options: Any) -> "LM":
-    from jaxinfer.io.load import load
+    from jaxinfer.loading import load
 
     with progress(f"loading {Path(source).name}") as report:
         return load(source, progress=report, **options)

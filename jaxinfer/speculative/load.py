@@ -5,9 +5,9 @@ from typing import Any
 
 from jaxinfer.io.draft import is_draft
 from jaxinfer.io.draft import load_draft as load_borrowing
-from jaxinfer.io.load import load
 from jaxinfer.io.model_index import FolderModel, committed_folder
 from jaxinfer.lm import LM
+from jaxinfer.loading import load
 from jaxinfer.models.quantize import quantize_params, quantize_weights
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft
