@@ -13,10 +13,9 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.session import Session
 from jaxinfer.io.convert import convert
 from jaxinfer.lm import LM, Score
-from jaxinfer.loading import load
+from jaxinfer.loading import load, load_draft
+from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.models.stack import Output, commit, forward
-from jaxinfer.speculative.load import load_draft
-from jaxinfer.speculative.recurrent import RecurrentDraft
 from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
 from jaxinfer.speculative.topology import Topology, expected_tokens
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
-    from jaxinfer.speculative.recurrent import RecurrentDraft
+    from jaxinfer.models.recurrent import RecurrentDraft
 
 
 def open_model(
@@ -38,7 +38,7 @@ def open_draft(
     target: "LM", draft: str, dtype: str | None = None, weights: str | None = None
 ) -> "LM | RecurrentDraft | str":
     """What `--draft` names, see `load_draft`."""
-    from jaxinfer.speculative.load import load_draft
+    from jaxinfer.loading import load_draft
 
     with progress(f"loading {Path(draft).name}") as report:
         return load_draft(target, draft, dtype=dtype, weights=weights, progress=report)

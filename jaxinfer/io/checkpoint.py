@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.io import orbax
 from jaxinfer.io.dtypes import resolve_dtype
 from jaxinfer.io.jsonfile import one_line, read_json
 from jaxinfer.io.partial import partial_folder
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
+from jaxinfer.models.registry import family_for
 from jaxinfer.typing import Params
 
 FORMAT = "jaxinfer"
@@ -58,8 +60,6 @@ def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `folder`, replacing a checkpoint there but never any other folder."""
-    from jaxinfer.io import orbax
-
     folder = Path(folder)
     check_destination(folder)
     with replacing(folder) as temporary:
@@ -78,8 +78,6 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
     """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default)."""
-    from jaxinfer.io import orbax
-
     folder = Path(folder)
     data = read_json(folder / "config.json")
     if data.get("format") != FORMAT:
@@ -102,8 +100,6 @@ def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
 
 
 def _config(data: Any, folder: Path) -> ModelConfig:
-    from jaxinfer.models.registry import family_for
-
     if not isinstance(data, dict):
         raise ValueError(f"{folder}: config.json lacks the object 'model'; it is damaged")
     try:

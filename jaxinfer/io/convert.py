@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxinfer.io.checkpoint import Checkpoint, check_destination, save_checkpoint
 from jaxinfer.io.fetch import sha256
-from jaxinfer.io.load import load_checkpoint, resolve
+from jaxinfer.io.load import model_path
+from jaxinfer.io.read import read_checkpoint
 from jaxinfer.io.weights import Progress
 
 
@@ -25,11 +26,11 @@ def convert(
       dtype: "float32", "bfloat16" or "float16"; None is "float32".
       progress: called as `progress(done, total)` while tensors are read.
     """
-    path, folder = resolve(src), Path(os.path.expanduser(dst))
+    path, folder = model_path(src), Path(os.path.expanduser(dst))
     if path.resolve() == folder.resolve():
         raise ValueError(f"source and destination are both {path}; choose another destination")
     check_destination(folder)
-    checkpoint = load_checkpoint(path, "float32" if dtype is None else dtype, progress)
+    checkpoint = read_checkpoint(path, "float32" if dtype is None else dtype, progress)
     record = checkpoint.provenance | _hashes(path)
     save_checkpoint(
         folder, Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, record)

@@ -19,11 +19,13 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.io.int8 import decode, encode
+from jaxinfer.io.checkpoint import replacing
+from jaxinfer.io.int8 import dequantize_rows, quantize_rows
 from jaxinfer.io.jsonfile import read_json
 from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.models.params import init_params
+from jaxinfer.models.recurrent import RecurrentConfig, init_cell
 from jaxinfer.nn.linear import rows
-from jaxinfer.speculative.recurrent import RecurrentConfig, init_cell
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-draft", 1
@@ -66,8 +68,6 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
     """Writes a folder, whole or not at all; only an older draft is replaced."""
     from safetensors.numpy import save
 
-    from jaxinfer.io.checkpoint import replacing
-
     folder = Path(folder)
     check_destination(folder)
     tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
@@ -76,7 +76,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
         if value.ndim < 2:
             tensors[name] = value
         else:
-            tensors[name], tensors[name + SCALE] = encode(value)
+            tensors[name], tensors[name + SCALE] = quantize_rows(value)
     record = {
         "format": FORMAT, "format_version": VERSION, "target": draft.target,
         "fingerprint": draft.fingerprint, **_described(draft.config), "record": draft.record,
@@ -86,7 +86,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
         (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def load_draft(folder: str | Path, target: Params) -> BorrowingDraft:
+def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
     """The draft in a folder; refused for another target than its own."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -121,12 +121,12 @@ def check_destination(folder: Path) -> None:
         raise ValueError(f"{folder} exists and holds no draft; choose another destination")
 
 
-def rounded(params: Params) -> Params:
+def as_stored(params: Params) -> Params:
     """The parameters as a file gives them back; doing it again changes nothing."""
 
     def one(leaf: Any) -> np.ndarray:
         value = np.asarray(leaf, np.float32)
-        return value if value.ndim < 2 else decode(*encode(value))
+        return value if value.ndim < 2 else dequantize_rows(*quantize_rows(value))
 
     return jax.tree.map(one, params)
 
@@ -147,8 +147,6 @@ def _config(data: dict[str, Any]) -> ModelConfig | RecurrentConfig:
 
 
 def _abstract(cfg: ModelConfig | RecurrentConfig) -> Params:
-    from jaxinfer.models.params import init_params
-
     if isinstance(cfg, RecurrentConfig):
         return init_cell(cfg, jax.random.key(0))
     params = init_params(cfg, jax.random.key(0))
@@ -158,7 +156,7 @@ def _abstract(cfg: ModelConfig | RecurrentConfig) -> Params:
 def _decoded(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     value = tensors[name]
     if len(shape) > 1:
-        value = decode(value, tensors[name + SCALE])
+        value = dequantize_rows(value, tensors[name + SCALE])
     if value.shape != shape or not np.isfinite(value).all():
         raise KeyError(f"tensor {name!r} must be finite and of shape {shape}")
     return value

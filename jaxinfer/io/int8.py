@@ -4,11 +4,11 @@ import numpy as np
 from jaxtyping import Float, Float32, Int8
 
 
-def encode(x: Float[np.ndarray, "A R *C"]) -> tuple[Int8[np.ndarray, "A R *C"], np.ndarray]:
+def quantize_rows(x: Float[np.ndarray, "A R *C"]) -> tuple[Int8[np.ndarray, "A R *C"], np.ndarray]:
     """Codes, and the float32 scale that all along axis 1 share.
 
-    Scales have 16 significant bits, rounded up: codes times scale are exact, so that encoding what
-    was decoded changes nothing.
+    Scales have 16 significant bits, rounded up: codes times scale are exact, so that
+    quantizing what was dequantized changes nothing.
     """
     largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(2.0**-100))
     bits = (largest / np.float32(127)).astype(np.float32).view(np.uint32)
@@ -16,5 +16,8 @@ def encode(x: Float[np.ndarray, "A R *C"]) -> tuple[Int8[np.ndarray, "A R *C"], 
     return np.rint(x / scale).astype(np.int8), scale
 
 
-def decode(codes: Int8[np.ndarray, "..."], scale: np.ndarray) -> Float32[np.ndarray, "..."]:
+def dequantize_rows(
+    codes: Int8[np.ndarray, "..."], scale: np.ndarray
+) -> Float32[np.ndarray, "..."]:
+    """Codes times scale."""
     return codes.astype(np.float32) * scale

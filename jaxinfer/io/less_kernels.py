@@ -8,6 +8,7 @@ Trained kernels are rounded to what the file can hold (`rounded`), so a file giv
 bit. Bytes: about one per parameter.
 """
 
+import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.io.int8 import decode, encode
+from jaxinfer.io.checkpoint import replacing
+from jaxinfer.io.int8 import dequantize_rows, quantize_rows
 from jaxinfer.io.jsonfile import one_line, read_json
+from jaxinfer.io.model_index import FolderModel, ModelUnavailable, committed_folder
+from jaxinfer.io.safetensors_reader import read_header
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.typing import Params
 
@@ -95,8 +99,6 @@ def save_kernels(folder: str | Path, kernels: LessKernels) -> None:
     """Writes a folder, whole or not at all; an older one is replaced, any other refused."""
     from safetensors.numpy import save
 
-    from jaxinfer.io.checkpoint import replacing
-
     folder = Path(folder)
     check_destination(folder)
     tensors: dict[str, np.ndarray] = {}
@@ -147,8 +149,6 @@ def load_kernels(source: str | Path, cfg: ModelConfig | None = None) -> LessKern
 
 
 def _read(path: Path, config: LessConfig) -> tuple[Params, ...]:
-    from jaxinfer.io.safetensors_reader import read_header
-
     entries = read_header(path)
     data = np.memmap(path, np.uint8, mode="r")
 
@@ -184,11 +184,11 @@ _SIZES = (
 
 def _encode(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """int8 codes and the scale f32[heads, 1, outputs]; vectors stay as they are."""
-    return (x, None) if x.ndim < 3 else encode(x)
+    return (x, None) if x.ndim < 3 else quantize_rows(x)
 
 
 def _decode(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-    return codes if scale is None else decode(codes, scale)
+    return codes if scale is None else dequantize_rows(codes, scale)
 
 
 def _identity(cfg: ModelConfig) -> dict[str, int]:
@@ -206,8 +206,6 @@ def _may_replace(folder: Path) -> bool:
 
 
 def _folder(source: str | Path) -> Path:
-    from jaxinfer.io.model_index import FolderModel, ModelUnavailable, committed_folder
-
     if str(source) in NAMED:
         try:
             return committed_folder(FolderModel(NAMED[str(source)]))
@@ -223,6 +221,4 @@ def _folder(source: str | Path) -> Path:
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    import json
-
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.stack import commit, forward
 from jaxinfer.runtime.layout import row_major
-from jaxinfer.speculative.grow import check_branching, grow
+from jaxinfer.speculative.grow import check_branching, grow_tree
 from jaxinfer.speculative.proposal import Draws, Proposal
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Rule
@@ -119,7 +119,7 @@ class ModelDrafter:
                 out = forward(self.cfg, params, self._readable(tokens[:, nodes]), behind, ctx)
             return out.logits
 
-        proposal = grow(
+        proposal = grow_tree(
             topology, sampler, keys, root, seen, read, draws=METHODS[self.method][0],
             size=self.size, vocabulary=params.get("draft_vocabulary"),
         )  # fmt: skip

@@ -17,7 +17,7 @@ Read = Callable[[int, np.ndarray, Array], Float[Array, "B W V"]]
 `tokens` i32[B, n] are those of the tree so far."""
 
 
-def grow(
+def grow_tree(
     topology: Topology,
     sampler: SamplerRows,
     keys: Array,

@@ -19,11 +19,11 @@ from jaxinfer.decode.generate import Run
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.lm import LM
+from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.proposal import USED, draw_children, support
-from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.speculative.speculate import PROMPT_LOOKUP, Speculator, speculate
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Residual

@@ -20,6 +20,7 @@ from jaxinfer.decode.engine import Engine, bucket
 from jaxinfer.decode.generate import Completion, Run, Stream, capacity_for, check_fits
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.lm import LM
+from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import (
     METHODS,
     Drafter,
@@ -29,7 +30,7 @@ from jaxinfer.speculative.drafters import (
     ModelDrafter,
     ModelState,
 )
-from jaxinfer.speculative.recurrent import RecurrentDraft, RecurrentDrafter
+from jaxinfer.speculative.recurrent import RecurrentDrafter
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 

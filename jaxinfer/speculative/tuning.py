@@ -23,6 +23,7 @@ from jaxinfer.files import write_text
 from jaxinfer.io.model_index import cache_folder
 from jaxinfer.lm import LM
 from jaxinfer.models.offload import PCIE4
+from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.measure import (
@@ -34,7 +35,6 @@ from jaxinfer.speculative.measure import (
 )
 from jaxinfer.speculative.optimizer import Choice, choose
 from jaxinfer.speculative.prompts import PROMPTS
-from jaxinfer.speculative.recurrent import RecurrentDraft
 from jaxinfer.speculative.topology import Topology
 
 MOST_LEVELS = 10

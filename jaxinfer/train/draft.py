@@ -8,7 +8,7 @@ gains from is the overlap sum(min(p, q)), the probability that a first guess is 
 Three kinds. A model of its own width has an embedding of its own. Where the vocabulary would
 outweigh everything else, the target's own embedding and its head's rows of the most frequent tokens
 are kept and what is trained is between them: some of the target's layers, or a recurrent cell that
-goes on from the target's last state (`jaxinfer.speculative.recurrent`).
+goes on from the target's last state (`jaxinfer.models.recurrent`).
 """
 
 import zlib
@@ -27,9 +27,9 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
+from jaxinfer.models.recurrent import RecurrentConfig, guesses, init_cell, read
 from jaxinfer.models.stack import forward, unembed
 from jaxinfer.nn.quantized import StoredWeight
-from jaxinfer.speculative.recurrent import RecurrentConfig, guesses, init_cell, read
 from jaxinfer.train import optimizers
 from jaxinfer.train.loop import Loss, fit, read_log
 from jaxinfer.typing import Params

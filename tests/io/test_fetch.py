@@ -26,7 +26,7 @@ from jaxinfer.io.model_index import (
     WheelModel,
     cache_folder,
 )
-from jaxinfer.speculative.load import DRAFTS
+from jaxinfer.loading import DRAFTS
 
 ROOT = Path(__file__).parents[2]
 

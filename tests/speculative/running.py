@@ -13,8 +13,8 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
+from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, init_cell
 from jaxinfer.speculative.drafters import LookupState, ModelState
-from jaxinfer.speculative.recurrent import RecurrentConfig, RecurrentDraft, init_cell
 from jaxinfer.speculative.speculate import early_exit, speculate
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology

@@ -10,7 +10,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cli.models import open_draft
-from jaxinfer.io.draft import load_draft, rounded
+from jaxinfer.io.draft import as_stored, read_draft
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.train.draft import (
@@ -98,10 +98,10 @@ def test_a_borrowing_draft_keeps_the_most_frequent_tokens_and_shares_the_embeddi
 def test_a_file_gives_back_what_it_was_given(tmp_path, recipe):
     target = lm_of()
     student = new_student(target, TOKENS, recipe)
-    once = rounded(student.trained)
-    jax.tree.map(np.testing.assert_array_equal, once, rounded(once))
+    once = as_stored(student.trained)
+    jax.tree.map(np.testing.assert_array_equal, once, as_stored(once))
     save_trained(tmp_path / "draft", target, student, once, {})
-    found = load_draft(tmp_path / "draft", target.params)
+    found = read_draft(tmp_path / "draft", target.params)
     jax.tree.map(np.testing.assert_array_equal, once, found.params)
     assert found.config == student.config
 
@@ -111,15 +111,15 @@ def test_a_draft_of_other_weights_or_a_damaged_one_is_refused(tmp_path):
     student = new_student(target, TOKENS, BORROWING)
     save_trained(folder, target, student, student.trained, {})
     with pytest.raises(ValueError, match="belongs to other weights"):
-        load_draft(folder, lm_of(seed=3).params)
+        read_draft(folder, lm_of(seed=3).params)
     weights = folder / "draft.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(ValueError, match="is damaged"):
-        load_draft(folder, target.params)
+        read_draft(folder, target.params)
     record = json.loads((folder / "config.json").read_text()) | {"format_version": 99}
     (folder / "config.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="no draft of version 1"):
-        load_draft(folder, target.params)
+        read_draft(folder, target.params)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     for recipe in (BORROWING, OWN_KIND):
@@ -138,7 +138,7 @@ def test_a_recurrent_draft_learns_from_a_target_in_fewer_bits(stored, tmp_path):
     student, params, _ = train_draft(stored, TOKENS, replace(RECURRENT, steps=4), tmp_path / "run")
     save_trained(tmp_path / "draft", stored, student, params, {})
     for target in (stored, lm_of()):  # the same weights
-        load_draft(tmp_path / "draft", target.params)
+        read_draft(tmp_path / "draft", target.params)
     with pytest.raises(ValueError, match="stored in fewer bits; load the target without"):
         new_student(stored, TOKENS, BORROWING)
 
