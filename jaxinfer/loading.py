@@ -11,6 +11,7 @@ from jaxinfer.lm import LM
 from jaxinfer.models.quantize import check_format, quantize_params, quantize_weights
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.nn.quantized import size_of
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
 from pallas_kernels.dispatch import Implementation
 
@@ -61,7 +62,7 @@ def load(
             params,
             weights,
             tokenizer=checkpoint.tokenizer,
-            implementation=implementation,
+            backend=Backend.of(implementation),
         )
     name = Path(source).name if os.path.exists(source) else str(source)
     return LM(checkpoint.config, params, checkpoint.tokenizer, name, implementation)
@@ -116,11 +117,11 @@ def _load_trained(target: LM, folder: Path, weights: str | None) -> LM | Recurre
     if isinstance(found.config, RecurrentConfig):
         own = {key: value for key, value in params.items() if key != "embed"}
         if weights is not None and size_of(own) > FEW:
-            params = quantize_weights(params, weights, target.implementation)
+            params = quantize_weights(params, weights, target.engine.backend)
         return RecurrentDraft(found.config, params, folder.name)
     if weights is not None:
         params = quantize_params(
             found.config, params, weights, tokenizer=target.tokenizer,
-            implementation=target.implementation,
+            backend=target.engine.backend,
         )  # fmt: skip
     return LM(found.config, params, target.tokenizer, folder.name, target.implementation)

@@ -21,15 +21,20 @@ def dispatch(
     program is lowered. A named implementation never falls back to another: "triton" on a CPU is
     an error of the compiler. "interpret" runs the kernel's body on any device, for tests.
     """
+    check_implementation(implementation)
     if implementation is None:
         kernel = _once(triton, interpret=False)
         return jax.lax.platform_dependent(*args, cuda=kernel, default=reference)
     if implementation == "reference":
         return reference(*args)
-    if implementation not in get_args(Implementation):
-        names = ", ".join(map(repr, get_args(Implementation)))
-        raise ValueError(f"implementation must be None, {names}, got {implementation!r}")
     return _once(triton, interpret=implementation == "interpret")(*args)
+
+
+def check_implementation(name: str | None) -> None:
+    """Raises unless `name` is None or an `Implementation`."""
+    if name is not None and name not in get_args(Implementation):
+        names = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"implementation must be None, {names}, got {name!r}")
 
 
 def implementation_of(interpret: bool) -> Implementation:

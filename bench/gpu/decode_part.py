@@ -27,6 +27,7 @@ from jaxinfer.inspection.roofline import timings
 from jaxinfer.models.params import abstract_params
 from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.stack import cache_geometry, init_cache
+from jaxinfer.runtime.backend import Backend
 
 TOKEN_BUFFER = 64
 ROOM = 128  # slots behind the text, for the tokens of the timed steps
@@ -62,7 +63,7 @@ class Decode:
     suite: Run
     model: ModelConfig
     policy: Policy
-    implementation: Any
+    backend: Backend
     programs: Any = None
 
     @property
@@ -73,13 +74,12 @@ class Decode:
     def prepare(self) -> dict[str, Any] | None:
         batch, context = self.config["batch"], self.config["context"]
         self.sized = self.policy.sized(context)
-        params = shapes_of(self.model, self.kept, self.implementation)
+        params = shapes_of(self.model, self.kept, self.backend)
         abstract = jax.eval_shape(
             lambda: init_cache(
-                self.model, params, self.sized, batch, context, "bfloat16",
-                implementation=self.implementation,
+                self.model, params, self.sized, batch, context, "bfloat16", self.backend
             )
-        )  # fmt: skip
+        )
         self.cache_bytes = bytes_of(abstract.layers)
         self.weight_bytes = bytes_of(params)
         room, need = memory_limit(), self.cache_bytes + self.weight_bytes
@@ -87,8 +87,8 @@ class Decode:
             return {"skipped": f"weights and cache of {need / 1e9:.0f} GB do not fit into "
                     f"{room / 1e9:.0f} GB", "bytes": need}  # fmt: skip
         shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves((abstract, params)))
-        key = (self.model, self.sized, self.implementation, shapes)
-        fresh = Engine(self.model, params, self.implementation).programs
+        key = (self.model, self.sized, self.backend, shapes)
+        fresh = Engine(self.model, params, self.backend).programs
         self.programs = _programs.setdefault(key, fresh)
         self.requests = make_requests(
             [Sampler()] * batch, [0] * batch, [1 << 20] * batch, (), self.model.vocab_size
@@ -106,10 +106,10 @@ class Decode:
 
     def run(self) -> dict[str, Any]:
         batch, context = self.config["batch"], self.config["context"]
-        shapes = shapes_of(self.model, self.kept, self.implementation)
+        shapes = shapes_of(self.model, self.kept, self.backend)
         params = weights((self.config["model"], self.kept), shapes, self.suite.seed)
         engine = dataclasses.replace(
-            Engine(self.model, params, self.implementation), programs=self.programs
+            Engine(self.model, params, self.backend), programs=self.programs
         )
         length = jnp.full((batch,), context - ROOM, jnp.int32)
         cache = dataclasses.replace(engine.new_cache(self.sized, batch, context), length=length)
@@ -176,7 +176,7 @@ def steps(run: Run) -> list[Any]:
         config |= {"context": context, "batch": batch} | more
         made.append(
             Decode(config=config, suite=run, model=models[name], policy=policies()[policy],
-                   implementation=implementation)
+                   backend=Backend.of(implementation))
         )  # fmt: skip
     return made
 
@@ -190,12 +190,12 @@ def policies() -> dict[str, Policy]:
     }
 
 
-def shapes_of(cfg: ModelConfig, kept: str, implementation: Any) -> Any:
+def shapes_of(cfg: ModelConfig, kept: str, backend: Backend) -> Any:
     """The parameters' shapes in bfloat16, or with their weights in fewer bits."""
     params = abstract_params(cfg, jnp.bfloat16)
     if kept == "bfloat16":
         return params
-    return jax.eval_shape(lambda tree: quantize_weights(tree, kept, implementation), params)
+    return jax.eval_shape(lambda tree: quantize_weights(tree, kept, backend), params)
 
 
 def weights(name: tuple[str, str], shapes: Any, seed: int) -> Any:
@@ -213,7 +213,10 @@ def weights(name: tuple[str, str], shapes: Any, seed: int) -> Any:
 
 def largest_batch(cfg: ModelConfig, context: int = 32768) -> dict[str, Any]:
     """Rows of 32k tokens whose caches fit beside the weights, by the policies' own formulas."""
-    room, geometry = memory_limit(), cache_geometry(cfg, context, "bfloat16", "gpu")
+    room, geometry = (
+        memory_limit(),
+        cache_geometry(cfg, context, "bfloat16", Backend.of(platform="gpu")),
+    )
     held = bytes_of(abstract_params(cfg, jnp.bfloat16))
     found: dict[str, Any] = {"context": context, "memory_bytes": room, "weight_bytes": held}
     for name in ("full", "kivi 2 bits"):

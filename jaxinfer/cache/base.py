@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.ops.attention import KeyLayout, Partial
+from jaxinfer.ops.attention import Partial
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.dispatch import Implementation
 from pallas_kernels.softmax_state import ExtraKeys
 
 QueryPhase = Literal["absolute", "in_cache"]
@@ -31,18 +31,14 @@ QueryPhase = Literal["absolute", "in_cache"]
 class Geometry:
     """Shape and layout of one layer's cache; static.
 
-    `capacity` is the most tokens a row may ever hold. `key_layout` and `block` follow the back end:
-    XLA CPU wants keys transposed (it would transpose the whole cache for each product) and reads
-    `block` slots at a time up to the live length; a GPU reads everything at once.
+    `capacity` is the most tokens a row may ever hold.
     """
 
     num_kv_heads: int
     head_dim: int
     capacity: int
     dtype: str = "float32"
-    key_layout: KeyLayout = "BKHS"
-    block: int | None = 128
-    implementation: Implementation | None = None  # of what a step computes, see `LM`
+    backend: Backend = Backend()
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +52,7 @@ class StepContext:
     tree that grows level by level reads its new nodes behind the P that earlier calls added and
     nobody has committed: `pending` are those of the layer, `visible` is bool[B|1, T, P + T].
     `reads` is False when every row is empty, so that stored segments need not be read at all.
-    `implementation` is that of the cache (`Cache`), by which a mixer multiplies.
+    `backend` is that of the cache (`Cache`), by which a mixer multiplies.
     """
 
     length: Leaf  # i32[B], committed tokens
@@ -67,7 +63,7 @@ class StepContext:
     pending: Leaf = None  # Items of one layer, or None
     is_tree: bool = field(default=False, metadata={"static": True})
     reads: bool = field(default=True, metadata={"static": True})
-    implementation: Implementation | None = field(default="reference", metadata={"static": True})
+    backend: Backend | None = field(default=None, metadata={"static": True})
 
     @property
     def positions(self) -> Int[Array, "B T"]:
@@ -306,15 +302,15 @@ class PerLayer(Policy):
 class Cache:
     """All rows' committed tokens. `layers[i]` is layer i's mixer state. `pending` are the fresh
     tokens, per layer, of earlier calls that the next one sees too (see `StepContext`).
-    `implementation` is that of what layers compute beside attention: "reference" where the layers'
-    layout is a CPU's, so that a CPU never traces a kernel."""
+    `backend` is that of the layers and of what they compute beside attention; None, without stored
+    tokens, leaves all to XLA, which can be differentiated."""
 
     length: Leaf  # i32[B]
     layers: tuple[Leaf, ...]
     shared: Leaf = None  # what all layers share, such as a page table
     pending: tuple[Leaf, ...] = ()
     policies: tuple[Policy, ...] = field(default=(), metadata={"static": True})
-    implementation: Implementation | None = field(default="reference", metadata={"static": True})
+    backend: Backend | None = field(default=None, metadata={"static": True})
 
 
 def write_index(index: Array, capacity: int, *after: Array | None) -> Array:

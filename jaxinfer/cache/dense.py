@@ -69,7 +69,7 @@ class DenseSegment:
         distance, visible = mask_fn(self.pos, self.ok)
         return attend_stored(
             spec, q, load(self.slots.k), load(self.slots.v), distance, visible, self.stop, extra,
-            layout=self.slots.layout, implementation=self.slots.implementation,
+            backend=self.slots.backend,
         )  # fmt: skip
 
     def key_weights(
@@ -79,8 +79,8 @@ class DenseSegment:
         if not self._is_blocked:
             distance, visible = mask_fn(self.pos, self.ok)
             return stored_weights(
-                spec, q, load(self.slots.k), distance, visible, lse, self.stop, layout=layout,
-                implementation=self.slots.implementation,
+                spec, q, load(self.slots.k), distance, visible, lse, self.stop,
+                backend=self.slots.backend,
             )  # fmt: skip
 
         def body(i, attn_weight):
@@ -99,12 +99,12 @@ class DenseSegment:
 
     @property
     def _is_blocked(self) -> bool:
-        return self.slots.block is not None and self.slots.capacity > self.slots.block
+        return self.slots.capacity > self._size
 
     @property
     def _size(self) -> int:
         """Slots of a block."""
-        return self.slots.block or self.slots.capacity
+        return self.slots.backend.block or self.slots.capacity
 
     @property
     def _blocks(self) -> Array:

@@ -109,13 +109,13 @@ class Kivi:
         check_heads(self, geometry)
         heads, size = geometry.num_kv_heads, geometry.head_dim
         keys, values = self.packed_slots(geometry.capacity)
-        transposed = geometry.key_layout == "BKHS"
+        transposed = geometry.backend.layout == "BKHS"
         shape = (batch, heads, size, keys) if transposed else (batch, heads, keys, size)
         tail = new_slots(geometry, batch, self.residual, dtype=self.residual_dtype)
         return KiviState(
             keys=empty_packed(self._format("key", geometry), shape),
             values=empty_packed(self._format("value", geometry), (batch, heads, values, size)),
-            tail=replace(tail, block=None),
+            tail=replace(tail, backend=replace(geometry.backend, block=None)),
             block=-(-READ_BLOCK // self._unit) * self._unit,
         )
 
@@ -176,11 +176,10 @@ class Kivi:
                 before_blocks = (after, spilled.k, spilled.v)
             tokens = blocks.shape[key_axis(tail)]
             index = self._block_index(keys, tokens, n_in, count, before_blocks)
-            how = {"layout": tail.layout, "implementation": tail.implementation}
-            keys, read_k = write(keys, new_k, index, **how)
+            keys, read_k = write(keys, new_k, index, tail.backend)
             if self.value_flush == "sliding":
                 index = self._value_index(values, leaving.shape[2], n_in, count, after)
-            values, read_v = write(values, new_v, index, **how)
+            values, read_v = write(values, new_v, index, tail.backend)
             reads = (after, *read_k, *read_v)
             if completed is not None:
                 tail = put_completed(tail, completed, n_in, count, reads)
@@ -222,7 +221,7 @@ class Kivi:
         return math.lcm(words, *groups)
 
     def _format(self, half: str, geometry: Geometry) -> Format:
-        token_axis = 3 if half == "key" and geometry.key_layout == "BKHS" else 2
+        token_axis = 3 if half == "key" and geometry.backend.layout == "BKHS" else 2
         return Format(
             bits=getattr(self, f"{half}_bits"),
             group=getattr(self, f"{half}_group"),
@@ -248,9 +247,8 @@ class Kivi:
             pos=self.start + token,
             ok=(token >= 0) & (token < stored),
             stop=jnp.minimum(jnp.max(stored), size),
-            layout=state.tail.layout,
+            backend=state.tail.backend,
             block=state.block,
-            implementation=state.tail.implementation,
             first=self.start if self.window is None else None,
         )
 

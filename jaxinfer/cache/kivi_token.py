@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from jaxinfer.cache.base import write_index
 from jaxinfer.cache.slots import Slots
 from jaxinfer.ops.stored_writes import push_token
+from jaxinfer.runtime.backend import Backend
 
 
 def has_kernel(state: Any, fresh: Slots) -> bool:
@@ -20,8 +21,7 @@ def has_kernel(state: Any, fresh: Slots) -> bool:
     tail = state.tail
     return (
         fresh.capacity == 1
-        and tail.layout == "BKSH"
-        and tail.implementation != "reference"
+        and tail.backend.has_kernels
         and all(
             half.tokens and half.format.has_kernel(tail.v.shape[3])
             for half in (state.keys, state.values)
@@ -34,17 +34,17 @@ def put_token(
     flush: str, put_any: Callable[..., Any],
 ) -> Any:  # fmt: skip
     """`put_any(state, fresh, n_in, count, after)`, which is what other devices do."""
-    implementation = state.tail.implementation
+    backend = state.tail.backend
 
-    def named(state: Any, name: Any) -> Any:
-        return replace(state, tail=replace(state.tail, implementation=name))
+    def on(backend: Backend, state: Any) -> Any:
+        return replace(state, tail=replace(state.tail, backend=backend))
 
     def reference(state, fresh, n_in, count):
-        new = put_any(named(state, "reference"), fresh, n_in, count, count)
-        return named(new, implementation)
+        by_xla = replace(backend, implementation="reference")
+        return on(backend, put_any(on(by_xla, state), fresh, n_in, count, count))
 
     return push_token(
         state, fresh, n_in,
         write_index(count, 1, after),  # the kernel writes in place
-        flush=flush, reference=reference, implementation=implementation,
+        flush=flush, reference=reference, backend=backend,
     )  # fmt: skip

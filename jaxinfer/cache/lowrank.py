@@ -23,8 +23,8 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import NEGATIVE, AttentionSpec, Partial
 from jaxinfer.ops.stored import attend_low_rank
 from jaxinfer.ops.stored_writes import absorb
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.dispatch import Implementation
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +32,7 @@ from pallas_kernels.dispatch import Implementation
 class LowRankState:
     num: Leaf  # f32[B, K, R, H], sum of psi(k)^T v over the tokens that are gone
     den: Leaf  # f32[B, K, R], sum of psi(k)
-    implementation: Implementation | None = field(default="reference", metadata={"static": True})
+    backend: Backend = field(default=Backend(), metadata={"static": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class FeatureSegment:
         state = self.state
         return attend_low_rank(
             q, state.num, state.den, self.aux, reference=functools.partial(_partial, self.rank),
-            implementation=state.implementation,
+            backend=state.backend,
         )  # fmt: skip
 
     def output(self, spec, q, mask_fn, extra):
@@ -86,7 +86,7 @@ class LowRank:
         return LowRankState(
             num=jnp.zeros((*shape, geometry.head_dim), dtype),
             den=jnp.zeros(shape, dtype),
-            implementation=_implementation(geometry),
+            backend=_backend(geometry),
         )
 
     def kept(self, n_in: Array) -> Array:
@@ -105,7 +105,7 @@ class LowRank:
         num, den = absorb(
             state.num, state.den, items.k, items.v,
             write_index(count, items.v.shape[2], after),  # the kernel writes in place
-            _kernels(aux), reference=_absorbed, implementation=state.implementation,
+            _kernels(aux), reference=_absorbed, backend=state.backend,
         )  # fmt: skip
         return replace(state, num=num, den=den), None, jnp.zeros_like(count)
 
@@ -153,18 +153,17 @@ def _dtype(geometry: Geometry) -> jnp.dtype:
     return jnp.result_type(jnp.dtype(geometry.dtype), jnp.float32)
 
 
-def _implementation(geometry: Geometry) -> Implementation | None:
-    """XLA on a CPU, and where the state is no float32, which is what the kernels know."""
-    if geometry.key_layout == "BKHS":
-        return "reference"
+def _backend(geometry: Geometry) -> Backend:
+    """XLA where the state is no float32, which is what the kernels know."""
+    backend = geometry.backend
     if _dtype(geometry) == jnp.float32:
-        return geometry.implementation
-    if geometry.implementation in ("triton", "interpret"):
+        return backend
+    if backend.implementation in ("triton", "interpret"):
         raise ValueError(
             f"the kernels of LESS keep its state in float32, got a cache of {geometry.dtype}, "
             "whose state is wider; without `implementation` XLA reads and updates it"
         )
-    return "reference"
+    return replace(backend, implementation="reference")
 
 
 def _kernels(aux: Params | None) -> Params:

@@ -19,7 +19,6 @@ from jaxinfer.cache.base import QueryPhase
 from jaxinfer.cache.slots import load, store
 from jaxinfer.ops.attention import (
     AttentionSpec,
-    KeyLayout,
     Partial,
     empty_partial,
     key_weights,
@@ -29,8 +28,8 @@ from jaxinfer.ops.attention import (
 from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
 from jaxinfer.ops.stored import attend_packed, ended
 from jaxinfer.ops.stored_writes import write_packed
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
-from pallas_kernels.dispatch import Implementation
 from pallas_kernels.softmax_state import ExtraKeys
 
 
@@ -177,9 +176,11 @@ def decode(packed: Packed, dtype: str = "float32") -> Float[Array, "B K _ _"]:
 
 
 def write(
-    packed: Packed, new: Packed | Float[Array, "B K _ _"], index: Int[Array, "B M"], *,
-    layout: KeyLayout, implementation: Implementation | None,
-) -> tuple[Packed, tuple[Array, ...]]:  # fmt: skip
+    packed: Packed,
+    new: Packed | Float[Array, "B K _ _"],
+    index: Int[Array, "B M"],
+    backend: Backend,
+) -> tuple[Packed, tuple[Array, ...]]:
     """`packed` with `new` at the runs `index` (see `Packed.put`), and what proves to `write_index`
     that the numbers behind `new` have been read.
 
@@ -190,10 +191,10 @@ def write(
         return packed, ()
     form = packed.format
     if not isinstance(new, Packed):
-        if layout == "BKSH" and implementation != "reference":
+        if backend.has_kernels:
             if form.has_kernel(new.shape[-1]):
-                return _written_by_kernel(packed, new, index, implementation)
-            if implementation is not None:
+                return _written_by_kernel(packed, new, index, backend)
+            if backend.implementation is not None:
                 raise ValueError(
                     "the kernels write 2-, 4- and 8-bit keys per channel and values per token in "
                     f"groups of 16 to 128, got {form} and heads of size {new.shape[-1]}; without "
@@ -203,7 +204,7 @@ def write(
     return packed.put(index, new), evidence(new)
 
 
-def _written_by_kernel(packed: Packed, x: Array, index: Array, implementation):
+def _written_by_kernel(packed: Packed, x: Array, index: Array, backend: Backend):
     form = packed.format
 
     def reference(half, x, index):
@@ -212,7 +213,7 @@ def _written_by_kernel(packed: Packed, x: Array, index: Array, implementation):
     written = packed.of(
         write_packed(
             packed.half, x, index, bits=form.bits, per_channel=form.packs_tokens,
-            reference=reference, implementation=implementation,
+            reference=reference, backend=backend,
         )
     )  # fmt: skip
     # One launch reads all of `x` and writes all of `written`: any element of it comes after.
@@ -256,10 +257,9 @@ class PackedSegment:
     pos: Array  # i32[B|1, 1, S]
     ok: Array  # bool[B, 1, S]
     stop: Array  # i32[]
-    layout: KeyLayout
+    backend: Backend
     block: int | None
     first: int | None = 0
-    implementation: Implementation | None = None
     query_phase: QueryPhase = "absolute"
     holds_tokens: bool = True
 
@@ -269,7 +269,7 @@ class PackedSegment:
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         size = self.capacity
-        if self.layout == "BKSH":
+        if self.backend.layout == "BKSH":
             return self._attend_at_once(spec, q, mask_fn)
         if self.block is None or size <= self.block:
             return self._attend(spec, q, mask_fn, 0, size, self.ok)
@@ -289,7 +289,7 @@ class PackedSegment:
 
     @property
     def ends_softmax(self) -> bool:
-        return self.layout == "BKSH"
+        return self.backend.layout == "BKSH"
 
     def output(self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys) -> Array:
         return self._attend_at_once(spec, q, mask_fn, extra)
@@ -302,7 +302,7 @@ class PackedSegment:
         def weights_of(first, block):
             keys = decode(self.keys.span(first, block), self._dtype(q))
             distance, visible = mask_fn(_cut(self.pos, first, block), _cut(self.ok, first, block))
-            return key_weights(spec, q, keys, distance, visible, lse, self.layout)
+            return key_weights(spec, q, keys, distance, visible, lse, self.backend.layout)
 
         if self.block is None or size <= self.block:
             return weights_of(0, size)
@@ -322,7 +322,7 @@ class PackedSegment:
         keys = decode(self.keys.span(first, size), dtype)
         values = decode(self.values.span(first, size), dtype)
         distance, visible = mask_fn(_cut(self.pos, first, size), _cut(ok, first, size))
-        return partial_attention(spec, q, keys, values, distance, visible, self.layout)
+        return partial_attention(spec, q, keys, values, distance, visible, self.backend.layout)
 
     def _attend_at_once(
         self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys | None = None
@@ -335,14 +335,14 @@ class PackedSegment:
         def reference(q, keys, values, distance, visible):
             packed = self.keys.of(keys), self.values.of(values)
             k, v = (decode(x.span(0, self.capacity), q.dtype.name) for x in packed)
-            return partial_attention(spec, q, k, v, distance, visible, self.layout)
+            return partial_attention(spec, q, k, v, distance, visible, self.backend.layout)
 
         if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):
             return attend_packed(
                 spec, q, keys, values, distance, visible, self.stop, extra, key_bits=key_form.bits,
-                value_bits=value_form.bits, reference=reference, implementation=self.implementation,
+                value_bits=value_form.bits, reference=reference, backend=self.backend,
             )  # fmt: skip
-        if self.implementation in ("triton", "interpret"):
+        if self.backend.implementation in ("triton", "interpret"):
             raise ValueError(
                 "the kernels read 2-, 4- and 8-bit keys per channel and values per token in groups "
                 f"of 16 to 128, got {key_form} and {value_form}; without `implementation` they are "
@@ -353,7 +353,7 @@ class PackedSegment:
 
     def _dtype(self, q: Array) -> str:
         """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""
-        return "float32" if self.layout == "BKHS" else q.dtype.name
+        return "float32" if self.backend.layout == "BKHS" else q.dtype.name
 
     def _blocks(self) -> Array:
         assert self.block is not None

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxinfer.cache.base import Geometry, Items, write_index
-from jaxinfer.ops.attention import KeyLayout
 from jaxinfer.ops.stored_writes import swap_tokens, write_tokens
+from jaxinfer.runtime.backend import Backend, KeyLayout
 from jaxinfer.typing import Leaf
-from pallas_kernels.dispatch import Implementation
 
 
 @jax.tree_util.register_dataclass
@@ -28,26 +27,26 @@ class Slots:
     v: Leaf  # [B, K, C, H]
     attn_weight: Leaf = None  # f32[B, K, C] or None
     pos: Leaf = None  # i32[B, K, C] where it is no function of slot and length
-    layout: KeyLayout = field(default="BKHS", metadata={"static": True})
-    block: int | None = field(default=128, metadata={"static": True})
-    implementation: Implementation | None = field(default=None, metadata={"static": True})
+    backend: Backend = field(default=Backend(), metadata={"static": True})
 
     @property
     def capacity(self) -> int:
         return self.v.shape[2]
+
+    @property
+    def layout(self) -> KeyLayout:
+        return self.backend.layout
 
 
 def new_slots(geometry: Geometry, batch: int, capacity: int, *, dtype: str | None = None) -> Slots:
     """Empty slots; `dtype` if it is not the geometry's."""
     b, k, h = batch, geometry.num_kv_heads, geometry.head_dim
     stored = storage_dtype(geometry, dtype)
-    keys = (b, k, h, capacity) if geometry.key_layout == "BKHS" else (b, k, capacity, h)
+    keys = (b, k, h, capacity) if geometry.backend.layout == "BKHS" else (b, k, capacity, h)
     return Slots(
         k=jnp.zeros(keys, stored),
         v=jnp.zeros((b, k, capacity, h), stored),
-        layout=geometry.key_layout,
-        block=geometry.block,
-        implementation=geometry.implementation,
+        backend=geometry.backend,
     )
 
 
@@ -63,18 +62,12 @@ def put(slots: Slots, items: Items, index: Array) -> Slots:
 
     Of all reads of the slots `index` need not depend on those that the stored attention weights do.
     """
-    if slots.layout == "BKHS":
-        return _scattered(slots, items, index)
-    return write_tokens(
-        slots, items, index, reference=_scattered, implementation=slots.implementation
-    )
+    return write_tokens(slots, items, index, reference=_scattered, backend=slots.backend)
 
 
 def swap(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
     """`put`, and of each token what is not kept: what lay in its slot, or itself if dropped."""
-    if slots.layout == "BKHS":
-        return _swapped(slots, items, index)
-    return swap_tokens(slots, items, index, reference=_swapped, implementation=slots.implementation)
+    return swap_tokens(slots, items, index, reference=_swapped, backend=slots.backend)
 
 
 def get(slots: Slots, index: Int[Array, "B _ A"]) -> Items:
@@ -145,7 +138,7 @@ def _swapped(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
 def storage_dtype(geometry: Geometry, dtype: str | None = None) -> jnp.dtype:
     """What is stored for floats of `dtype` (default: the geometry's)."""
     dtype = geometry.dtype if dtype is None else dtype
-    bits = dtype == "bfloat16" and geometry.key_layout == "BKHS"
+    bits = dtype == "bfloat16" and geometry.backend.layout == "BKHS"
     return jnp.dtype("uint16" if bits else dtype)
 
 

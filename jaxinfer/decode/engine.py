@@ -17,9 +17,9 @@ from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.stack import init_cache, logit_count
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.dispatch import Implementation
 
 CHUNK = 512
 WHOLE = 8192  # tokens read at once, at most, for policies that store what the prompt saw in full
@@ -38,7 +38,7 @@ class Engine:
 
     config: ModelConfig
     params: Params
-    implementation: Implementation | None = None  # of what a step computes, see `LM`
+    backend: Backend = field(default_factory=Backend.of)
     programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -91,7 +91,7 @@ class Engine:
     ) -> Cache:
         return init_cache(
             self.config, self.params, policy, batch, capacity, dtype or self.dtype,
-            implementation=self.implementation,
+            backend=self.backend,
         )  # fmt: skip
 
     def prefill(

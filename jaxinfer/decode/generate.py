@@ -374,7 +374,7 @@ def check_fits(
     `allocates=False`: the cache is there already.
     """
     cfg = lm.config
-    geometry = cache_geometry(cfg, capacity, lm.engine.dtype)
+    geometry = cache_geometry(cfg, capacity, lm.engine.dtype, lm.engine.backend)
     layers = policy.layer_policies(cfg.num_layers)
     for one in dict.fromkeys(layers):
         one.check(cfg, geometry)
@@ -385,6 +385,6 @@ def check_fits(
         cache_bytes=batch * per_row * allocates,
         batch=batch,
         tokens=min(tokens, chunk),
-        block=min(geometry.block or capacity, capacity),
+        block=min(geometry.backend.block or capacity, capacity),
     )
     memory.check_fits(parts)

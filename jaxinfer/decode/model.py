@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 from pallas_kernels.dispatch import Implementation
 
@@ -38,7 +39,7 @@ class Model:
     engine: Engine = field(init=False, repr=False)
 
     def __post_init__(self):
-        self.engine = Engine(self.config, self.params, self.implementation)
+        self.engine = Engine(self.config, self.params, Backend.of(self.implementation))
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Tokens of a prompt; token lists are checked and passed through. A prompt that continues a

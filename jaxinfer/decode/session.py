@@ -34,7 +34,6 @@ from jaxinfer.decode.generate import (
     check_fits,
     parse_options,
 )
-from jaxinfer.models.stack import cache_geometry
 
 FORMAT = "jaxinfer-session-1"
 
@@ -197,9 +196,7 @@ class Session:
             "model": hashlib.sha256(model).hexdigest()[:16],
             "policy": repr(self.policy),
             "dtype": self.lm.engine.dtype,
-            "layout": cache_geometry(
-                self.lm.config, 1, implementation=self.lm.implementation
-            ).key_layout,
+            "layout": self.engine.backend.layout,
         }
 
     def _run(self, prompt: Any, options: dict[str, Any]) -> Run:

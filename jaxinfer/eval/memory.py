@@ -21,7 +21,7 @@ def policy_bytes(lm: Any, policy: Any, length: int, dtype: str | None = None) ->
     if length < 1:
         raise ValueError(f"length must be at least 1 token, got {length}")
     policy = resolve(policy).sized(length)
-    geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype)
+    geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype, lm.engine.backend)
     layers = policy.layer_policies(lm.config.num_layers)
     return sum(tier.bytes_per_row(geometry) for layer in layers for tier in layer.tiers)
 

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.base import Cache, Policy, bytes_of
+from jaxinfer.cache.base import Policy, bytes_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
-from jaxinfer.models.stack import init_cache
 from jaxinfer.nn.quantized import size_of
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Compiled, Program
 from jaxinfer.typing import Leaf, Params
 
@@ -59,16 +59,16 @@ def decode_case(
     policy: Policy,
     capacity: int,
     batch: int = 1,
-    backend: str | None = None,
+    platform: str | None = None,
     sampler: Sampler | None = None,
 ) -> DecodeCase:
-    """The decode loop as the engine compiles it, with cache layouts of `backend` (default: JAX's).
+    """The decode loop as the engine compiles it, for `platform` (default: JAX's).
 
     `params` may be abstract; their embedding's dtype is the cache's.
     """
     policy = policy.sized(capacity)
-    engine = Engine(cfg, params).serving(policy)
-    cache = _empty_cache(engine, policy, capacity, batch, backend)
+    engine = Engine(cfg, params, Backend.of(platform=platform)).serving(policy)
+    cache = jax.eval_shape(lambda: engine.new_cache(policy, batch, capacity))
     requests = make_requests(
         [sampler or Sampler()] * batch, [0] * batch, [TOKEN_BUFFER] * batch, (), cfg.vocab_size
     )
@@ -181,20 +181,6 @@ def _times(
     live_bytes = bytes_of(case.state.cache.layers) * live / capacity
     floor_s = dots_only(cfg, engine.params, batch) / 1e3 + floor_seconds(int(live_bytes))
     return {"floor_ms": 1e3 * floor_s, "step_ms": 1e3 * step_s, "floor_share": floor_s / step_s}
-
-
-def _empty_cache(
-    engine: Engine,
-    policy: Policy,
-    capacity: int,
-    batch: int,
-    backend: str | None,
-) -> Cache:
-    return jax.eval_shape(
-        lambda: init_cache(
-            engine.config, engine.params, policy, batch, capacity, engine.dtype, backend
-        )
-    )
 
 
 def _as_bfloat16(leaf: Leaf) -> jax.ShapeDtypeStruct:

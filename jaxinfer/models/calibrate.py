@@ -19,6 +19,7 @@ from jaxinfer.models.params import is_weight
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 
 STRENGTH = 0.4  # SmolLM2-135M, perplexity 24.40: none 25.43, 0.4 24.55, 0.5 24.69, 0.65 24.72
@@ -128,9 +129,11 @@ class _Observed(StoredWeight):
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
 
-    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    def product(
+        self, x: Float[Array, "... I"], backend: Backend | None = None
+    ) -> Float[Array, "... O"]:
         self.seen[self.name] = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
-        return product(x, self.weight, jnp.float32)
+        return product(x, self.weight, jnp.float32, backend)
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         return rows(self.weight, indices)

@@ -15,8 +15,8 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.nn.linear import linear, linears
 from jaxinfer.nn.norm import norm
 from jaxinfer.ops.attention import AttentionSpec
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.dispatch import Implementation
 
 
 @runtime_checkable
@@ -59,12 +59,12 @@ class Attention:
 
     def read(self, cfg, policy, params, state, x: Float[Array, "B T D"], ctx, phases, layer):
         batch, size, _ = x.shape
-        q, k, v = project(cfg, params, x, ctx.implementation)
+        q, k, v = project(cfg, params, x, ctx.backend)
         spec = attention_spec(cfg, layer)
         sink = params.get("sink")
         y, fresh = attend(policy, spec, state, params.get("cache"), q, k, v, ctx, phases, sink)
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
-        return linear(params["out"], y, ctx.implementation), fresh
+        return linear(params["out"], y, ctx.backend), fresh
 
     def commit(self, cfg, policy, params, state, fresh: Items, length, accepted, count, after):
         aux = params.get("cache")
@@ -75,7 +75,7 @@ def project(
     cfg: ModelConfig,
     params: Params,
     x: Float[Array, "B T D"],
-    implementation: Implementation | None = "reference",
+    backend: Backend | None = None,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
     """Queries, keys and values of an attention layer, not yet rotated."""
     batch, size, _ = x.shape
@@ -88,7 +88,7 @@ def project(
             y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
         return y.transpose(0, 2, 1, 3)
 
-    q, k, v = linears([params[name] for name in ("q", "k", "v")], x, implementation)
+    q, k, v = linears([params[name] for name in ("q", "k", "v")], x, backend)
     return (
         heads("q", q, cfg.num_heads),
         heads("k", k, cfg.num_kv_heads),

@@ -14,8 +14,8 @@ from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import is_weight
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation
 
 FORMATS = {"int8": 8, "int4": 4}
 GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
@@ -27,37 +27,37 @@ def quantize_params(
     weights: str,
     *,
     tokenizer: Any = None,
-    implementation: Implementation | None = None,
+    backend: Backend | None = None,
 ) -> Params:
     """The same model with the weights of its layers and its head in `weights`.
 
-    On a GPU, and on a CPU for int4, they have the form of the kernel `weight_matmul`, which
-    `implementation` chooses; int8 on a CPU is `Int8Weight`, smoothed by the model's activations on
-    a short text (`jaxinfer.models.calibrate`; random tokens without a tokenizer). Norms and biases
-    stay as they are, and so do sparse blocks (`jaxinfer.nn.sparse_mlp`) and an embedding that is no
-    head, of which a step reads a few rows.
+    On a GPU, and on a CPU for int4, they have the form of the kernel `weight_matmul`; int8 on
+    a CPU is `Int8Weight`, smoothed by the model's activations on a short text
+    (`jaxinfer.models.calibrate`; random tokens without a tokenizer). Norms and biases stay as they
+    are, and so do sparse blocks (`jaxinfer.nn.sparse_mlp`) and an embedding that is no head, of
+    which a step reads a few rows.
     The head has 8 bits in every format, since it suffers most (GGUF's 4-bit files do the same).
 
     Raises:
       ValueError: an unknown format, or a weight whose inputs no group divides.
     """
     origin, factors = fingerprint(params), {}
-    if weights == "int8" and not _for_kernels(implementation):
+    if weights == "int8" and not _for_kernels(backend):
         params, factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
-    return quantize_weights(params, weights, implementation, factors=factors, origin=origin)
+    return quantize_weights(params, weights, backend, factors=factors, origin=origin)
 
 
 def quantize_weights(
     params: Params,
     weights: str,
-    implementation: Implementation | None = None,
+    backend: Backend | None = None,
     *,
     factors: Mapping[str, Array] = MappingProxyType({}),
     origin: str = "",
 ) -> Params:
     """`quantize_params` of any tree with weights, given factors as `smoothing` returns them."""
     check_format(weights)
-    tied, packed = "head" not in params, weights == "int4" or _for_kernels(implementation)
+    tied, packed = "head" not in params, weights == "int4" or _for_kernels(backend)
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         top = getattr(path[0], "key", None)
@@ -78,7 +78,7 @@ def quantize_weights(
                 f"params{where} has {leaf.shape[1]}; load this model without weights="
             )
         stored = _packed(leaf, bits, group)
-        return PackedWeight(packed=stored, implementation=implementation, **identity)
+        return PackedWeight(packed=stored, **identity)
 
     return jax.tree_util.tree_map_with_path(
         one, params, is_leaf=lambda x: isinstance(x, StoredWeight)
@@ -91,8 +91,8 @@ def check_format(weights: str) -> None:
         raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
 
 
-def _for_kernels(implementation: Implementation | None) -> bool:
-    return jax.default_backend() != "cpu" or implementation in ("triton", "interpret")
+def _for_kernels(backend: Backend | None) -> bool:
+    return (backend or Backend.of()).layout == "BKSH"
 
 
 @jax.jit

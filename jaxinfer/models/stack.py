@@ -19,11 +19,11 @@ from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_cont
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
 from jaxinfer.models.offload import fetched
-from jaxinfer.nn.linear import linear, product, rows
+from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import add_norm, norm
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
-from pallas_kernels.dispatch import Implementation
 
 Mlp = Callable[[ModelConfig, Params, Array, int], Array]
 NO_CACHE = Policy(name="none")
@@ -45,11 +45,10 @@ def init_cache(
     batch: int,
     capacity: int,
     dtype: str = "float32",
-    backend: str | None = None,
-    implementation: Implementation | None = None,
+    backend: Backend | None = None,
 ) -> Cache:
     """An empty cache for `batch` rows of at most `capacity` tokens."""
-    geometry = cache_geometry(cfg, capacity, dtype, backend, implementation)
+    geometry = cache_geometry(cfg, capacity, dtype, backend)
     policies = policy.layer_policies(cfg.num_layers)
     for one in dict.fromkeys(policies):
         one.check(cfg, geometry)
@@ -61,7 +60,7 @@ def init_cache(
         length=jnp.zeros((batch,), jnp.int32),
         layers=layers,
         policies=policies,
-        implementation="reference" if geometry.key_layout == "BKHS" else implementation,
+        backend=geometry.backend,
     )
 
 
@@ -69,23 +68,15 @@ def cache_geometry(
     cfg: ModelConfig,
     capacity: int,
     dtype: str = "float32",
-    backend: str | None = None,
-    implementation: Implementation | None = None,
+    backend: Backend | None = None,
 ) -> Geometry:
-    """One layer's cache geometry in the layout of `backend` (default: the one JAX uses).
-
-    Kernels that are asked for by name get the layout of a GPU anywhere.
-    """
-    on_cpu = (backend or jax.default_backend()) == "cpu"
-    on_cpu = on_cpu and implementation not in ("triton", "interpret")
+    """One layer's cache geometry; `backend` None is `Backend.of()`."""
     return Geometry(
         num_kv_heads=cfg.num_kv_heads,
         head_dim=cfg.head_dim,
         capacity=capacity,
         dtype=str(jnp.dtype(dtype)),
-        key_layout="BKHS" if on_cpu else "BKSH",
-        block=128 if on_cpu else None,
-        implementation=implementation,
+        backend=backend or Backend.of(),
     )
 
 
@@ -121,7 +112,7 @@ def forward(
     if logits == "last":
         last = jnp.maximum(ctx.valid.sum(axis=1) - 1, 0)
         wanted = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    return Output(unembed(cfg, params, wanted), hidden, fresh)
+    return Output(unembed(cfg, params, wanted, cache.backend), hidden, fresh)
 
 
 def embed(
@@ -147,12 +138,10 @@ def blocks(
     """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers. `mlp`
     (default: `feed_forward`) is called with (config, the block's parameters, x, layer)."""
     layers = range(cfg.num_layers) if layers is None else layers
-    ctx = replace(ctx, implementation=cache.implementation)
+    ctx = replace(ctx, backend=cache.backend)
     if mlp is None:
-        mlp = functools.partial(feed_forward, implementation=cache.implementation)
-    normed_sum = functools.partial(
-        add_norm, kind=cfg.norm, eps=cfg.norm_eps, implementation=cache.implementation
-    )
+        mlp = functools.partial(feed_forward, backend=cache.backend)
+    normed_sum = functools.partial(add_norm, kind=cfg.norm, eps=cfg.norm_eps, backend=cache.backend)
     phases: dict[Policy, dict] = {}
     fresh, added = [], None  # what the last block adds to x
     pending = cache.pending or (None,) * len(layers)
@@ -181,12 +170,17 @@ def blocks(
 
 
 def unembed(
-    cfg: ModelConfig, params: Params, hidden: Float[Array, "B T D"]
+    cfg: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    backend: Backend | None = None,
 ) -> Float[Array, "B T V"]:
-    """Logits in float32."""
+    """Logits in float32; `backend` is for a head that is stored in fewer bits."""
     if cfg.tie_embeddings:
-        return product(hidden, params["embed"]["tokens"], jnp.float32)
-    return linear(params["head"], hidden).astype(jnp.float32)
+        return product(hidden, params["embed"]["tokens"], jnp.float32, backend)
+    head = params["head"]
+    logits = product(hidden, head["weight"], backend=backend)
+    return (logits + head["bias"] if "bias" in head else logits).astype(jnp.float32)
 
 
 def logit_count(cfg: ModelConfig, params: Params) -> int:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.nn.quantized import PackedWeight, StoredWeight, packed_products
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
+from pallas_kernels.dispatch import dispatch, implementation_of
 
 SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
 # Rows, and numbers of a weight. The sparse block's kernel, which reads weights like this one, took
@@ -27,24 +28,25 @@ FEW_ROWS = 64  # from 2 to so many rows (XLA CPU, jax 0.10.2, float32, 576 x 153
 
 
 def linear(
-    params: Params, x: Float[Array, "... I"], implementation: Implementation | None = "reference"
+    params: Params, x: Float[Array, "... I"], backend: Backend | None = None
 ) -> Float[Array, "... O"]:
     """`x @ weight.T + bias` with weight [O, I], floating or stored in fewer bits."""
-    return linears((params,), x, implementation)[0]
+    return linears((params,), x, backend)[0]
 
 
 def linears(
     many: Sequence[Params],
     x: Float[Array, "... I"],
-    implementation: Implementation | None = "reference",
+    backend: Backend | None = None,
 ) -> tuple[Float[Array, "... _"], ...]:
     """`linear` of each; few rows (`is_skinny`) by one kernel on a CUDA device.
 
-    The kernel has no gradient: training takes the reference.
+    Without a `backend` floating weights are multiplied by XLA, since the kernel has no gradient,
+    and stored ones by their kernel on a CUDA device.
     """
 
     def reference(x, many):
-        found = products(x, [params["weight"] for params in many])
+        found = products(x, [params["weight"] for params in many], backend)
         return tuple(
             y + params["bias"] if "bias" in params else y
             for y, params in zip(found, many, strict=True)
@@ -61,9 +63,9 @@ def linears(
         return tuple(y.reshape(*x.shape[:-1], -1) for y in found)
 
     many = tuple(many)
-    if implementation == "reference" or not is_skinny(x, many):
+    if backend is None or not is_skinny(x, many):
         return reference(x, many)
-    return tuple(dispatch(implementation, reference, kernel, x, many))
+    return tuple(dispatch(backend.implementation, reference, kernel, x, many))
 
 
 def is_skinny(x: Float[Array, "... I"], many: Sequence[Params]) -> bool:
@@ -76,23 +78,29 @@ def is_skinny(x: Float[Array, "... I"], many: Sequence[Params]) -> bool:
 
 
 def products(
-    x: Float[Array, "... I"], weights: Sequence[Float[Array, "_ I"] | StoredWeight]
+    x: Float[Array, "... I"],
+    weights: Sequence[Float[Array, "_ I"] | StoredWeight],
+    backend: Backend | None = None,
 ) -> tuple[Float[Array, "... _"], ...]:
     """`product` of each."""
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
     if len(packed) == len(weights):
-        return tuple(y.astype(x.dtype) for y in packed_products(x, packed))
-    return tuple(product(x, weight) for weight in weights)
+        return tuple(y.astype(x.dtype) for y in packed_products(x, packed, backend))
+    return tuple(product(x, weight, backend=backend) for weight in weights)
 
 
 def product(
     x: Float[Array, "... I"],
     weight: Float[Array, "O I"] | StoredWeight,
     dtype: jax.typing.DTypeLike | None = None,
+    backend: Backend | None = None,
 ) -> Float[Array, "... O"]:
-    """`x @ weight.T`, without a transposed copy of the weight, in `dtype` if it is given."""
+    """`x @ weight.T`, without a transposed copy of the weight, in `dtype` if it is given.
+
+    `backend` is for stored weights, see `linears`; floating ones are multiplied by XLA.
+    """
     if isinstance(weight, StoredWeight):
-        return weight.product(x).astype(dtype or x.dtype)
+        return weight.product(x, backend).astype(dtype or x.dtype)
     if 1 < math.prod(x.shape[:-1]) <= FEW_ROWS:
         return _few_rows(x, weight, dtype)
     return _rows_first(x, weight, dtype)

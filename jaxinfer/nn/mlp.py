@@ -6,8 +6,9 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import is_skinny, linear, linears
 from jaxinfer.nn.sparse_mlp import SparseMlp
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
+from pallas_kernels.dispatch import dispatch, implementation_of
 
 
 def feed_forward(
@@ -15,26 +16,24 @@ def feed_forward(
     params: Params | SparseMlp,
     x: Float[Array, "B T D"],
     layer: int,
-    implementation: Implementation | None = "reference",
+    backend: Backend | None = None,
 ) -> Float[Array, "B T D"]:
     """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate; of a `SparseMlp` for the
     neurons that it selects.
 
-    The signature is the one that `forward(mlp=...)` expects. `implementation` is that of dense
-    blocks, see `jaxinfer.nn.linear.linears`.
+    The signature is the one that `forward(mlp=...)` expects. `backend` as in
+    `jaxinfer.nn.linear.linears`.
     """
     if isinstance(params, SparseMlp):
-        return params(cfg, x)
-    return linear(params["down"], _hidden(cfg, params, x, implementation), implementation)
+        return params(cfg, x, backend)
+    return linear(params["down"], _hidden(cfg, params, x, backend), backend)
 
 
-def _hidden(
-    cfg: ModelConfig, params: Params, x: Array, implementation: Implementation | None
-) -> Array:
+def _hidden(cfg: ModelConfig, params: Params, x: Array, backend: Backend | None) -> Array:
     used = (params["up"], params["gate"]) if cfg.gated_mlp else (params["up"],)
 
-    def reference(x, used):
-        up, *gate = linears(used, x)
+    def reference(x, used, backend=None):
+        up, *gate = linears(used, x, backend)
         return activate(cfg.activation, gate[0]) * up if gate else activate(cfg.activation, up)
 
     def kernel(x, used, *, interpret):
@@ -48,6 +47,6 @@ def _hidden(
         )  # fmt: skip
         return y.reshape(*x.shape[:-1], -1)
 
-    if implementation == "reference" or not is_skinny(x, used):
-        return reference(x, used)
-    return dispatch(implementation, reference, kernel, x, used)
+    if backend is None or not is_skinny(x, used):
+        return reference(x, used, backend)
+    return dispatch(backend.implementation, reference, kernel, x, used)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.config import Norm
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
+from pallas_kernels.dispatch import dispatch, implementation_of
 
 
 def norm(
@@ -30,11 +31,11 @@ def add_norm(
     *,
     kind: Norm,
     eps: float,
-    implementation: Implementation | None = "reference",
+    backend: Backend | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """`(y, norm(y))` with `y = x + delta` (None: x itself), by one kernel on a CUDA device.
 
-    The kernel has no gradient: training takes the reference.
+    Without a `backend` XLA computes it: the kernel has no gradient.
     """
 
     def reference(x, delta, params):
@@ -52,4 +53,5 @@ def add_norm(
         )  # fmt: skip
         return tuple(one.reshape(x.shape) for one in found)
 
+    implementation = "reference" if backend is None else backend.implementation
     return dispatch(implementation, reference, kernel, x, delta, params)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dispatch import Implementation
+from jaxinfer.runtime.backend import Backend
 
 MEMORY_BOUND_ROWS = 64  # more activations than this are worth a weight in full
 
@@ -39,8 +39,11 @@ class StoredWeight:
     def shape(self) -> tuple[int, int]:
         raise NotImplementedError
 
-    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        """`x @ weight.T` in float32."""
+    def product(
+        self, x: Float[Array, "... I"], backend: Backend | None = None
+    ) -> Float[Array, "... O"]:
+        """`x @ weight.T` in float32; without a `backend` by a kernel, if there is one, on a CUDA
+        device."""
         raise NotImplementedError
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
@@ -61,7 +64,9 @@ class Int8Weight(StoredWeight):
     def shape(self) -> tuple[int, int]:
         return self.codes.shape
 
-    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    def product(
+        self, x: Float[Array, "... I"], backend: Backend | None = None
+    ) -> Float[Array, "... O"]:
         return _int8_product(x, self.codes, self.scale, self.smooth)
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
@@ -90,17 +95,18 @@ def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array | 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight(StoredWeight):
-    """A weight in the layout of the kernel `weight_matmul`, which `implementation` chooses."""
+    """A weight in the layout of the kernel `weight_matmul`."""
 
     packed: Any  # pallas_kernels.weight_matmul.QuantizedWeight
-    implementation: Implementation | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.packed.shape
 
-    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        return packed_products(x, (self,))[0]
+    def product(
+        self, x: Float[Array, "... I"], backend: Backend | None = None
+    ) -> Float[Array, "... O"]:
+        return packed_products(x, (self,), backend)[0]
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         from pallas_kernels.weight_matmul import dequantize_rows
@@ -109,15 +115,15 @@ class PackedWeight(StoredWeight):
 
 
 def packed_products(
-    x: Float[Array, "... I"], weights: Sequence[PackedWeight]
+    x: Float[Array, "... I"], weights: Sequence[PackedWeight], backend: Backend | None = None
 ) -> tuple[Float[Array, "... _"], ...]:
     """`product` of each; those of one form in one launch."""
     from pallas_kernels.weight_matmul import dequantize_weight, weight_matmuls
 
     rows = x.reshape(-1, x.shape[-1])
-    forms = {(w.packed.bits, w.packed.group, w.implementation) for w in weights}
+    forms = {(w.packed.bits, w.packed.group) for w in weights}
     if len(forms) > 1:
-        return tuple(weight.product(x) for weight in weights)
+        return tuple(weight.product(x, backend) for weight in weights)
     if rows.shape[0] > MEMORY_BOUND_ROWS:
 
         def product(weight: PackedWeight) -> Array:
@@ -128,7 +134,8 @@ def packed_products(
         found = tuple(map(product, weights))
     else:
         packed = [weight.packed for weight in weights]
-        found = weight_matmuls(rows, packed, implementation=weights[0].implementation)
+        implementation = None if backend is None else backend.implementation
+        found = weight_matmuls(rows, packed, implementation=implementation)
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in found)
 
 

@@ -19,6 +19,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import product
 from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
 
@@ -41,12 +42,10 @@ class SparseMlp:
     down_bias: Leaf = None  # [D] or None
     block_size: int = field(metadata={"static": True})
     kept: int = field(metadata={"static": True})
-    implementation: Implementation | None = field(default=None, metadata={"static": True})
 
     @classmethod
     def of(
-        cls, dense: Params, router: tuple[Array, Array], *, block_size: int, density: float,
-        implementation: Implementation | None = None,
+        cls, dense: Params, router: tuple[Array, Array], *, block_size: int, density: float
     ) -> "SparseMlp":  # fmt: skip
         """The parameters of a dense block with a router [P, D], [J, P]; `density` is the share of
         the blocks that a token uses, at least one.
@@ -82,14 +81,20 @@ class SparseMlp:
             outer=outer,
             block_size=block_size,
             kept=max(round(density * blocks), 1),
-            implementation=implementation,
         )
 
-    def __call__(self, cfg: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, cfg: ModelConfig, x: Float[Array, "B T D"], backend: Backend | None = None
+    ) -> Float[Array, "B T D"]:
+        """The block's output; without a `backend` by its kernel on a CUDA device."""
         rows = x.reshape(-1, x.shape[-1])
         best = self._best(rows)
-        y = self._listed if len(rows) <= LISTED else self._masked
-        return y(cfg, rows, best).astype(x.dtype).reshape(x.shape)
+        if len(rows) <= LISTED:
+            implementation = None if backend is None else backend.implementation
+            y = self._listed(cfg, rows, best, implementation)
+        else:
+            y = self._masked(cfg, rows, best)
+        return y.astype(x.dtype).reshape(x.shape)
 
     def _best(self, rows: Float[Array, "R D"]) -> Int[Array, "R kept"]:
         """The blocks that each token uses."""
@@ -99,7 +104,9 @@ class SparseMlp:
     def _selected(self, best: Int[Array, "R kept"]) -> Bool[Array, "R J"]:
         return jax.nn.one_hot(best, len(self.outer), dtype=bool).any(axis=1)
 
-    def _listed(self, cfg: ModelConfig, rows: Array, best: Array) -> Array:
+    def _listed(
+        self, cfg: ModelConfig, rows: Array, best: Array, implementation: Implementation | None
+    ) -> Array:
         from pallas_kernels.sparse_mlp import sparse_mlp
 
         if len(rows) == 1:  # a list already, which saves a GPU four launches
@@ -113,7 +120,7 @@ class SparseMlp:
         return sparse_mlp(
             rows, self.gate, self.up, self.down, blocks, count, block_size=self.block_size,
             activation=cfg.activation, row_mask=row_mask, up_bias=self.up_bias,
-            gate_bias=self.gate_bias, down_bias=self.down_bias, implementation=self.implementation,
+            gate_bias=self.gate_bias, down_bias=self.down_bias, implementation=implementation,
         )  # fmt: skip
 
     def _masked(self, cfg: ModelConfig, rows: Array, best: Array) -> Array:

@@ -9,14 +9,13 @@ dtype and accumulate in float32; where inputs are float64 (a check of the algebr
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinfer.runtime.backend import KeyLayout
 from pallas_kernels.softmax_state import LEAST, NEGATIVE
-
-KeyLayout = Literal["BKHS", "BKSH"]
 
 
 class Partial(NamedTuple):

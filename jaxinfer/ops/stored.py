@@ -1,10 +1,10 @@
 """Attention over stored tokens: Pallas kernels on a CUDA device, XLA anywhere else.
 
-The kernels read caches in the layout that GPUs have here ("BKSH"). `implementation` None decides
-when a program is lowered; "reference", "triton" and "interpret" name one, which nothing replaces.
-Where a kernel does not exist for a format (odd head sizes, ablations of KIVI's grouping), None is
-XLA on every device, and naming "triton" or "interpret" is an error. The kernels are imported where
-a program is traced for them: a CPU never pays for Pallas.
+The kernels read caches in the layout that GPUs have here ("BKSH"). `Backend.implementation` None
+decides when a program is lowered; "reference", "triton" and "interpret" name one, which nothing
+replaces. Where a kernel does not exist for a format (odd head sizes, ablations of KIVI's grouping),
+None is XLA on every device, and naming "triton" or "interpret" is an error. The
+kernels are imported where a program is traced for them: a CPU never pays for Pallas.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinfer.ops.attention import AttentionSpec, KeyLayout, Partial, key_weights, partial_attention
+from jaxinfer.ops.attention import AttentionSpec, Partial, key_weights, partial_attention
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
+from pallas_kernels.dispatch import dispatch, implementation_of
 from pallas_kernels.softmax_state import ExtraKeys, attended
 
 
 def attend_stored(
     spec: AttentionSpec, q: Array, k: Array, v: Array, distance: Array, visible: Array,
-    stop: Array, extra: ExtraKeys | None = None, *, layout: KeyLayout,
-    implementation: Implementation | None,
+    stop: Array, extra: ExtraKeys | None = None, *, backend: Backend,
 ) -> Any:  # fmt: skip
     """`partial_attention` over slots of which none from `stop` (i32[]) on is visible; given the
     `extra` of the keys, the attention output over all, in the dtype of `q`."""
 
     def reference(q, k, v, distance, visible, stop, extra):
         del stop
-        return ended(partial_attention(spec, q, k, v, distance, visible, layout), extra, q)
+        return ended(partial_attention(spec, q, k, v, distance, visible, backend.layout), extra, q)
 
     def kernel(q, k, v, distance, visible, stop, extra, *, interpret):
         from pallas_kernels.dense_attention import dense_attention
@@ -40,21 +40,18 @@ def attend_stored(
         )  # fmt: skip
 
     args = q, k, v, distance, visible, stop, extra
-    if layout == "BKHS":
-        return _as_partial(reference(*args))
-    return _as_partial(dispatch(implementation, reference, kernel, *args))
+    return _as_partial(dispatch(backend.implementation, reference, kernel, *args))
 
 
 def stored_weights(
     spec: AttentionSpec, q: Array, k: Array, distance: Array, visible: Array,
-    lse: Float[Array, "B K G T"], stop: Array, *, layout: KeyLayout,
-    implementation: Implementation | None,
+    lse: Float[Array, "B K G T"], stop: Array, *, backend: Backend,
 ) -> Float[Array, "B K T S"]:  # fmt: skip
     """`key_weights` of such slots."""
 
     def reference(q, k, distance, visible, lse, stop):
         del stop
-        return key_weights(spec, q, k, distance, visible, lse, layout)
+        return key_weights(spec, q, k, distance, visible, lse, backend.layout)
 
     def kernel(q, k, distance, visible, lse, stop, *, interpret):
         from pallas_kernels.dense_attention import key_weights
@@ -65,15 +62,14 @@ def stored_weights(
             **_form(spec),
         )  # fmt: skip
 
-    if layout == "BKHS":
-        return key_weights(spec, q, k, distance, visible, lse, layout)
-    return dispatch(implementation, reference, kernel, q, k, distance, visible, lse, stop)
+    args = q, k, distance, visible, lse, stop
+    return dispatch(backend.implementation, reference, kernel, *args)
 
 
 def attend_packed(
     spec: AttentionSpec, q: Array, keys: Any, values: Any, distance: Array,
     visible: Array, stop: Array, extra: ExtraKeys | None = None, *, key_bits: int, value_bits: int,
-    reference, implementation: Implementation | None,
+    reference, backend: Backend,
 ) -> Any:  # fmt: skip
     """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`, with `extra` as in
     `attend_stored`; `reference` of queries, codes and masks unpacks and attends."""
@@ -91,12 +87,12 @@ def attend_packed(
         )  # fmt: skip
 
     args = q, keys, values, distance, visible, stop, extra
-    return _as_partial(dispatch(implementation, unpacking, kernel, *args))
+    return _as_partial(dispatch(backend.implementation, unpacking, kernel, *args))
 
 
 def attend_low_rank(
     q: Array, num: Array, den: Array, kernels: Params, *, reference: Callable[..., Any],
-    implementation: Implementation | None,
+    backend: Backend,
 ) -> Partial:  # fmt: skip
     """LESS's state (float32) as queries see it through their feature map; `reference` of the four
     gives the same."""
@@ -110,7 +106,7 @@ def attend_low_rank(
     def unnamed(*args):
         return tuple(reference(*args))
 
-    return Partial(*dispatch(implementation, unnamed, kernel, q, num, den, kernels))
+    return Partial(*dispatch(backend.implementation, unnamed, kernel, q, num, den, kernels))
 
 
 def ended(state: Partial, extra: ExtraKeys | None, q: Array) -> Any:

@@ -1,6 +1,6 @@
 """What a cache writes with Pallas kernels on a CUDA device, and with XLA anywhere else.
 
-`implementation` is that of `jaxinfer.ops.stored`. All kernels write in place: the caller makes
+`backend` is that of `jaxinfer.ops.stored`. All kernels write in place: the caller makes
 `index` or `count` depend on the reads of what they overwrite (`jaxinfer.cache.base.write_index`).
 Axis letters: M runs, N tokens of all runs, A absorbed or written tokens, R rank.
 """
@@ -12,15 +12,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import Implementation, dispatch, implementation_of
+from pallas_kernels.dispatch import dispatch, implementation_of
 
 ABSORBED_AT_ONCE = 64  # tokens; one program adds all of a head's, which leaves most of a GPU idle
 
 
 def write_tokens(
     slots: Any, items: Any, index: Array, *, reference: Callable[..., Any],
-    implementation: Implementation | None,
+    backend: Backend,
 ) -> Any:  # fmt: skip
     """`Slots` of `jaxinfer.cache.slots` with `items` written at `index` i32[B, A] or [B, K, A], in
     every array that the slots have; `reference` of the three does the same."""
@@ -33,12 +34,12 @@ def write_tokens(
             slots, **put_tokens(*arrays, index, implementation=implementation_of(interpret))
         )
 
-    return dispatch(implementation, reference, kernel, slots, items, index)
+    return dispatch(backend.implementation, reference, kernel, slots, items, index)
 
 
 def swap_tokens(
     slots: Any, items: Any, index: Array, *, reference: Callable[..., Any],
-    implementation: Implementation | None,
+    backend: Backend,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The same, with the items that are not kept: what lay in the slots, or where an index is out
     of range the new one."""
@@ -50,7 +51,7 @@ def swap_tokens(
         new, left = swap_tokens(*arrays, index, implementation=implementation_of(interpret))
         return replace(slots, **new), replace(items, **left)
 
-    return dispatch(implementation, reference, kernel, slots, items, index)
+    return dispatch(backend.implementation, reference, kernel, slots, items, index)
 
 
 def _arrays(slots: Any, items: Any) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -61,7 +62,7 @@ def _arrays(slots: Any, items: Any) -> tuple[dict[str, Array], dict[str, Array]]
 
 def write_packed(
     half: Any, x: Float[Array, "B K N H"], index: Int[Array, "B M"], *, bits: int,
-    per_channel: bool, reference: Callable[..., Any], implementation: Implementation | None,
+    per_channel: bool, reference: Callable[..., Any], backend: Backend,
 ) -> Any:  # fmt: skip
     """`half`, a `PackedHalf` of `pallas_kernels.kivi_attention`, with the M runs of tokens of `x`
     quantized and written at the runs `index`; `reference` of the three does the same."""
@@ -74,12 +75,12 @@ def write_packed(
             per_channel=per_channel, implementation=implementation_of(interpret),
         )  # fmt: skip
 
-    return dispatch(implementation, reference, kernel, half, x, index)
+    return dispatch(backend.implementation, reference, kernel, half, x, index)
 
 
 def push_token(
     state: Any, fresh: Any, stored: Int[Array, " B"], count: Int[Array, " B"], *, flush: str,
-    reference: Callable[..., Any], implementation: Implementation | None,
+    reference: Callable[..., Any], backend: Backend,
 ) -> Any:  # fmt: skip
     """`KiviState` of `jaxinfer.cache.kivi` with the one token in the slots `fresh` behind the
     `stored` ones of each row that takes it (`count` 0 or 1); `reference` of the four does the same.
@@ -99,13 +100,13 @@ def push_token(
             tail=replace(tail, k=new.tail_k, v=new.tail_v),
         )  # fmt: skip
 
-    return dispatch(implementation, reference, kernel, state, fresh, stored, count)
+    return dispatch(backend.implementation, reference, kernel, state, fresh, stored, count)
 
 
 def absorb(
     num: Float[Array, "B K R H"], den: Float[Array, "B K R"], k: Float[Array, "B K A H"],
     v: Float[Array, "B K A H"], count: Int[Array, " B"], kernels: Params, *,
-    reference: Callable[..., Any], implementation: Implementation | None,
+    reference: Callable[..., Any], backend: Backend,
 ) -> tuple[Float[Array, "B K R H"], Float[Array, "B K R"]]:  # fmt: skip
     """LESS's state with the first `count[b]` tokens of each row added; `reference` of the six does
     the same, and without a name also on a GPU for what a long prompt evicts."""
@@ -119,6 +120,7 @@ def absorb(
             implementation=implementation_of(interpret),
         )  # fmt: skip
 
+    implementation = backend.implementation
     if implementation is None and k.shape[2] > ABSORBED_AT_ONCE:
         implementation = "reference"
     return dispatch(implementation, reference, kernel, num, den, k, v, count, kernels)

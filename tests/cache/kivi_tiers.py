@@ -15,6 +15,7 @@ from jaxinfer.ops.attention import (
     log_sum_exp,
     merge,
 )
+from jaxinfer.runtime.backend import Backend
 from tests.cache.kivi_lists import KiviLists
 from tests.quick import quick_jit
 
@@ -79,7 +80,8 @@ def geometry_of(tier: Kivi, layout: str = "BKHS", **changes) -> Geometry:
     capacity = 4 * tier.residual + 3 if tier.window is None else 64
     given = {"num_kv_heads": K, "head_dim": H, "capacity": capacity}
     return Geometry(
-        **{**given, **changes}, key_layout=layout, block=128 if layout == "BKHS" else None
+        **{**given, **changes},
+        backend=Backend(layout=layout, block=128 if layout == "BKHS" else None),
     )
 
 

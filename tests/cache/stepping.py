@@ -7,6 +7,7 @@ import numpy as np
 from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
 from jaxinfer.decode.engine import with_kernels
 from jaxinfer.models import stack
+from jaxinfer.runtime.backend import Backend
 from tests.factories import CONFIGS, params_of
 from tests.policies import with_random_kernels
 from tests.quick import quick_jit
@@ -45,7 +46,7 @@ class Stepper:
     """One model and policy; `dtype` is that of parameters and cache."""
 
     def __init__(self, model: str, policy: Policy, dtype: str = "float32", backend: str = "cpu"):
-        self.cfg, self.dtype, self.backend = CONFIGS[model], dtype, backend
+        self.cfg, self.dtype, self.backend = CONFIGS[model], dtype, Backend.of(platform=backend)
         self.policy = with_random_kernels(policy, self.cfg)
         self.params = with_kernels(params_of(model, dtype), self.policy)
 

@@ -137,7 +137,7 @@ def test_allocated_bytes_follow_the_documented_formula(case, setting, dtype, bac
     policy = getattr(case, setting)()
     stepper = Stepper("llama", policy, dtype, backend)
     cache = stepper.cache(batch=3, capacity=96)
-    geometry = cache_geometry(stepper.cfg, 96, dtype, backend)
+    geometry = cache_geometry(stepper.cfg, 96, dtype, stepper.backend)
     expected = 3 * stepper.cfg.num_layers * case.bytes_per_row(policy, geometry)
     declared = sum(tier.bytes_per_row(geometry) for tier in policy.tiers)
     assert bytes_of(cache.layers) == expected

@@ -11,11 +11,12 @@ from jaxinfer.cache.base import Geometry, Items, write_index
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.presets import full, per_layer, resolve
 from jaxinfer.cache.slots import load, storage_dtype, store
-from jaxinfer.models.stack import cache_geometry, init_cache
+from jaxinfer.models.stack import init_cache
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.ops.attention import AttentionSpec, finish, log_sum_exp
+from jaxinfer.runtime.backend import Backend
 from tests.cache.stepping import Stepper, close
-from tests.factories import CONFIGS, random_tokens
+from tests.factories import random_tokens
 
 B, K, G, T, H = 3, 2, 2, 2, 4
 NEVER = jnp.zeros((), jnp.int32)  # an `after` without unknowns
@@ -40,7 +41,9 @@ def filled(geometry: Geometry, lengths: list[int]):
 def attend(state, lengths, spec, block):
     """(output, attention weight of keys) of T queries per row behind the stored tokens."""
     n_in = jnp.asarray(lengths, jnp.int32)
-    (segment,) = Dense().segments(replace(state, block=block), None, n_in)
+    (segment,) = Dense().segments(
+        replace(state, backend=replace(state.backend, block=block)), None, n_in
+    )
     q = jax.random.normal(jax.random.key(9), (len(lengths), K, G, T, H))
     q_pos = n_in[:, None] + jnp.arange(T)
 
@@ -62,7 +65,7 @@ def attend(state, lengths, spec, block):
 @pytest.mark.parametrize("window", [None, 5])
 def test_reading_in_blocks_equals_reading_at_once(layout, lengths, window):
     # capacity 19 with blocks of 8: the last block overlaps the one before
-    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=19, key_layout=layout)
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=19, backend=Backend(layout=layout))
     state, _ = filled(geometry, lengths)
     spec = AttentionSpec(scale=0.5, window=window, slopes=mpt_slopes(K * G))
     whole, _ = attend(state, lengths, spec, None)
@@ -91,7 +94,7 @@ def test_blocks_before_every_window_are_not_read():
 @pytest.mark.parametrize("model", ["llama", "mpt", "sliding"])
 def test_a_capacity_over_several_blocks_equals_the_forward_without_a_cache(model):
     stepper = Stepper(model, full())
-    block = cache_geometry(stepper.cfg, 64, backend="cpu").block
+    block = Backend.of(platform="cpu").block
     first, capacity = 2 * block - 7, 5 * block // 2  # the last block is half inside
     tokens = random_tokens(2, capacity, seed=3)
     expected = stepper.plain(tokens)
@@ -107,7 +110,7 @@ def test_a_capacity_over_several_blocks_equals_the_forward_without_a_cache(model
 
 @pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
 def test_token_t_sits_in_slot_t(layout):
-    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=12, key_layout=layout)
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=12, backend=Backend(layout=layout))
     state, items = filled(geometry, [9, 4, 0])
     keys = state.k.transpose(0, 1, 3, 2) if layout == "BKHS" else state.k
     for row, length in enumerate([9, 4, 0]):
@@ -118,7 +121,7 @@ def test_token_t_sits_in_slot_t(layout):
 
 @pytest.mark.parametrize("layout", ["BKHS", "BKSH"])
 def test_writes_beyond_the_capacity_are_dropped_and_never_wrap(layout):
-    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=8, key_layout=layout)
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=8, backend=Backend(layout=layout))
     tier, more = Dense(), items_of(6, seed=1)
     state, _ = filled(geometry, [5, 8, 8])
     count = jnp.asarray([6, 6, 0], jnp.int32)
@@ -142,8 +145,8 @@ def test_the_write_index_never_depends_on_the_value_of_its_guard(after):
 
 def test_bfloat16_is_kept_as_bits_on_the_cpu_only():
     kind = {"num_kv_heads": K, "head_dim": H, "capacity": 8, "dtype": "bfloat16"}
-    assert storage_dtype(Geometry(**kind, key_layout="BKHS")) == jnp.uint16
-    assert storage_dtype(Geometry(**kind, key_layout="BKSH")) == jnp.bfloat16
+    assert storage_dtype(Geometry(**kind, backend=Backend(layout="BKHS"))) == jnp.uint16
+    assert storage_dtype(Geometry(**kind, backend=Backend(layout="BKSH"))) == jnp.bfloat16
     assert storage_dtype(Geometry(**{**kind, "dtype": "float32"})) == jnp.float32
 
 
@@ -155,9 +158,9 @@ def test_stored_bits_read_back_as_the_rounded_numbers():
 
 
 def test_the_geometry_follows_the_back_end():
-    cpu, gpu = (cache_geometry(CONFIGS["llama"], 64, "bfloat16", b) for b in ("cpu", "gpu"))
-    assert cpu.key_layout == "BKHS" and cpu.block > 0
-    assert (gpu.key_layout, gpu.block) == ("BKSH", None)
+    cpu, gpu = (Backend.of(platform=name) for name in ("cpu", "gpu"))
+    assert cpu.layout == "BKHS" and cpu.block is not None and cpu.block > 0
+    assert (gpu.layout, gpu.block) == ("BKSH", None)
 
 
 def test_attention_weight_of_stored_keys_equals_the_probabilities():

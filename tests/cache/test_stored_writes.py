@@ -18,13 +18,14 @@ from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.inspection.gpu_target import lower_for_cuda
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
+from jaxinfer.runtime.backend import Backend
 from tests.kernels.checking import lowers_for_cuda
 from tests.policies import over, with_random_kernels
 
 SLOW = pytest.mark.slow
 K, H = 2, 32
 GEOMETRY = Geometry(
-    num_kv_heads=K, head_dim=H, capacity=192, dtype="bfloat16", key_layout="BKSH", block=None
+    num_kv_heads=K, head_dim=H, capacity=192, dtype="bfloat16", backend=Backend.of(platform="gpu")
 )
 BLOCKS = kivi(bits=2, group=16, residual=16, value_flush="block")
 FLUSHES = {  # with the launches of a push of several tokens
@@ -60,6 +61,10 @@ def items(tokens: int, seed: int, batch: int = 2) -> Items:
     return Items(k=k, v=v, pos=jnp.zeros((batch, 1, tokens), jnp.int32))
 
 
+def geometry_of(implementation, **changes) -> Geometry:
+    return replace(GEOMETRY, backend=Backend.of(implementation, "gpu"), **changes)
+
+
 def states(policy, implementation) -> list:
     """The tier's state after a ragged prompt and after each of 50 single tokens."""
     tier = tier_of(policy)
@@ -68,7 +73,7 @@ def states(policy, implementation) -> list:
     def push(state, items, n_in, count):
         return tier.push(state, None, items, n_in, count, n_in)[0]
 
-    state = tier.init(replace(GEOMETRY, implementation=implementation), 2)
+    state = tier.init(geometry_of(implementation), 2)
     found, n_in = [], jnp.zeros(2, jnp.int32)
     pieces = [(items(70, 0), jnp.array([70, 41]))]
     pieces += [(items(1, seed), jnp.array([1, seed % 2])) for seed in range(1, 51)]
@@ -123,7 +128,7 @@ def test_slots_written_by_a_kernel_have_the_bits_of_those_that_xla_writes(name, 
     policy, _ = DENSE[name]
     found = {}
     for implementation in ("reference", "interpret"):
-        geometry = replace(GEOMETRY, implementation=implementation, dtype=dtype)
+        geometry = geometry_of(implementation, dtype=dtype)
         states = tuple(tier.init(geometry, 2) for tier in policy.tiers)
         step = jax.jit(functools.partial(committed, policy))
         length, found[implementation] = jnp.zeros(2, jnp.int32), []
@@ -184,7 +189,7 @@ def test_a_format_without_a_kernel_is_written_by_xla_and_refused_by_name(change,
     tier = tier_of(policy)
 
     def push(implementation):
-        geometry = replace(GEOMETRY, head_dim=width, implementation=implementation)
+        geometry = geometry_of(implementation, head_dim=width)
         state, zero = tier.init(geometry, 2), jnp.zeros(2, jnp.int32)
         k = jnp.zeros((2, K, 1, width), jnp.bfloat16)
         fresh = Items(k=k, v=k, pos=jnp.zeros((2, 1, 1), jnp.int32))
@@ -229,9 +234,9 @@ def test_a_cuda_device_updates_the_low_rank_state_with_the_kernel():
 def test_a_low_rank_state_wider_than_the_kernels_is_refused_by_name():
     wide = replace(GEOMETRY, dtype="float64")
     with jax.enable_x64(True):
-        assert LowRank(rank=3).init(wide, 1).implementation == "reference"
+        assert LowRank(rank=3).init(wide, 1).backend.implementation == "reference"
         with pytest.raises(ValueError, match="float32, got a cache of float64"):
-            LowRank(rank=3).init(replace(wide, implementation="interpret"), 1)
+            LowRank(rank=3).init(geometry_of("interpret", dtype="float64"), 1)
 
 
 ON_A_CPU = """

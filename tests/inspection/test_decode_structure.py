@@ -19,7 +19,7 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.decode_step import TOKEN_BUFFER, decode_case, inspect_decode, step_bytes
 from jaxinfer.models.params import abstract_params, count_params, init_params
-from jaxinfer.models.stack import cache_geometry
+from jaxinfer.runtime.backend import Backend
 from tests.policies import over, with_random_kernels
 from tools.kernels.inspect_steps import SPARSE, row_of
 
@@ -51,7 +51,7 @@ def assert_structure(case, executable, batch, capacity, backend):
     assert hlo.unaliased_leaves(executable, leaves) == []
     memory = hlo.memory(executable)
     assert memory.alias_bytes >= bytes_of(case.state.cache)
-    block = cache_geometry(CFG, capacity, case.engine.dtype, backend).block or capacity
+    block = Backend.of(platform=backend).block or capacity
     bound = 4 * batch * (CFG.vocab_size + 3 * CFG.num_heads * block) + (5 << 18)  # and weights
     assert memory.temp_bytes <= bound
 

@@ -13,6 +13,7 @@ from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward, init_cache
+from jaxinfer.runtime.backend import Backend
 
 CFG = ModelConfig(
     family="llama", vocab_size=61, hidden_size=40, intermediate_size=48, num_layers=2, num_heads=4,
@@ -31,7 +32,9 @@ def test_logits_with_the_kernel_are_those_without(cfg):
     params = init_params(cfg, jax.random.key(0))
     tokens = jnp.arange(14, dtype=jnp.int32).reshape(2, 7) * 4
     found = [
-        forward(cfg, params, tokens, init_cache(cfg, params, full(), 2, 16, implementation=name))
+        forward(
+            cfg, params, tokens, init_cache(cfg, params, full(), 2, 16, backend=Backend.of(name))
+        )
         for name in (None, "interpret")
     ]
     wanted = forward(cfg, params, tokens)

@@ -15,6 +15,7 @@ from jaxinfer.models.stack import forward
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.nn.sparse_mlp import LISTED, SparseMlp
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.speculative.topology import Topology
 from tests.factories import CONFIGS, params_of
 
@@ -81,7 +82,7 @@ def test_a_token_is_computed_with_the_blocks_of_its_largest_scores(cfg, size):
 def test_the_kernel_interpreted_gives_the_same(cfg):
     dense, x, found = dense_block(cfg), tokens(cfg, 3), {}
     for kind in ("reference", "interpret"):
-        found[kind] = feed_forward(cfg, sparse(cfg, dense, 0.4, implementation=kind), x, 0)
+        found[kind] = feed_forward(cfg, sparse(cfg, dense, 0.4), x, 0, Backend.of(kind))
     np.testing.assert_allclose(found["interpret"], found["reference"], atol=1e-5)
 
 

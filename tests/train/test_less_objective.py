@@ -12,6 +12,7 @@ from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import h2o, streaming
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import AttentionSpec
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.train.less.objective import (
     Eviction,
     Kept,
@@ -171,7 +172,7 @@ def test_the_parallel_form_equals_the_cache(base: Policy):
     kernels = maps.init(jax.random.key(5), q, k)["params"]
     kernels |= {name: jnp.ones((K, R)) for name in ("scale", "mix_scale")}
     aux = {"feature_map": kernels}
-    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=64, block=None)
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=64, backend=Backend(block=None))
     state = tuple(tier.init(geometry, B) for tier in policy.tiers)
 
     @jax.jit

@@ -84,6 +84,7 @@ def params_of(cfg: ModelConfig, weights: str) -> Any:
 
     from jaxinfer.models.params import abstract_params
     from jaxinfer.models.quantize import quantize_weights
+    from jaxinfer.runtime.backend import Backend
 
     params = abstract_params(cfg, jnp.bfloat16)
     if weights == "bfloat16":
@@ -91,7 +92,9 @@ def params_of(cfg: ModelConfig, weights: str) -> Any:
     if weights == SPARSE:
         layers = tuple(layer | {"mlp": sparse_block(layer["mlp"])} for layer in params["layers"])
         return params | {"layers": layers}
-    return jax.eval_shape(lambda tree: quantize_weights(tree, weights, "triton"), params)
+    return jax.eval_shape(
+        lambda tree: quantize_weights(tree, weights, Backend.of("triton")), params
+    )
 
 
 def sparse_block(dense: Any) -> Any:

@@ -1,0 +1,62 @@
+"""How a device stores a cache and computes with it: one value that travels through a step."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from pallas_kernels.dispatch import Implementation, check_implementation
+
+KeyLayout = Literal["BKHS", "BKSH"]
+CPU_BLOCK = 128  # slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Layout of keys, slots that are read at a time, and who computes; static.
+
+    XLA CPU wants keys transposed (it would transpose the whole cache for each product) and reads
+    `block` slots at a time up to the live length; a GPU reads everything at once (None).
+    `implementation` chooses between the Pallas kernels and their `jnp` references, see
+    `pallas_kernels.dispatch.dispatch`. Kernels read keys in the layout "BKSH" only, and a CPU never
+    traces one, so that "BKHS" goes with "reference".
+    """
+
+    layout: KeyLayout = "BKHS"
+    block: int | None = CPU_BLOCK
+    implementation: Implementation | None = "reference"
+
+    def __post_init__(self):
+        if self.layout == "BKHS" and self.implementation != "reference":
+            raise ValueError(
+                'kernels read keys in the layout "BKSH", got "BKHS" with implementation '
+                f"{self.implementation!r}"
+            )
+
+    @classmethod
+    def of(
+        cls, implementation: Implementation | None = None, platform: str | None = None
+    ) -> "Backend":
+        """The backend of `platform` ("cpu", "gpu"; default: the one that JAX uses).
+
+        Args:
+          implementation: None takes kernels on a CUDA device and XLA elsewhere. "triton" and
+            "interpret" name the kernels and have the layout of a GPU anywhere; "reference" names
+            XLA.
+          platform: as `jax.default_backend` names it.
+
+        Raises:
+          ValueError: an unknown implementation.
+        """
+        check_implementation(implementation)
+        on_cpu = implementation not in ("triton", "interpret") and (
+            (platform or jax.default_backend()) == "cpu"
+        )
+        if on_cpu:
+            return cls()
+        return cls(layout="BKSH", block=None, implementation=implementation)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether a step may run kernels."""
+        return self.implementation != "reference"
