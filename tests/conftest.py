@@ -37,7 +37,6 @@ AS_USERS_DO = (
     "tests/runtime",
     "tests/test_smollm2.py",
     "tests/cache/test_less_preset.py",
-    "README.md",
 )
 
 

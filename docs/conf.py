@@ -1,0 +1,52 @@
+"""Sphinx configuration. Build with `sphinx-build -W --keep-going -b html docs docs/_build`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "_ext")]
+
+import jaxinfer  # noqa: E402
+
+project = "jaxinfer"
+author = "The jaxinfer authors"
+project_copyright = "the jaxinfer authors"
+release = version = jaxinfer.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "command_reference",
+    "plain_docstrings",
+]
+exclude_patterns = ["_build", "examples"]
+default_role = "code"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "groupwise"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "sphinx_book_theme"
+html_title = "jaxinfer"
+html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+
+OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:bench|checkpoints)/[^)]*\.md)\)")
+
+
+def setup(app):
+    """Markdown files outside of docs/, such as results, are linked as files, not as pages."""
+
+    def link_files(app, docname, source):
+        source[0] = OUTSIDE.sub(r"](path:\1)", source[0])
+
+    app.connect("source-read", link_files)
