@@ -1,30 +1,191 @@
-"""Files that appear whole or not at all: written under a hidden name, then renamed."""
+"""Files and folders that appear whole or not at all, small JSON files, and the cache folder.
+
+What is written is made inside a hidden sibling of its place, reaches the disk, and is put in place
+by one rename. A writer holds a lock on a file in its hidden folder, and the kernel drops the lock
+when the process ends, however it ends. So a hidden folder whose lock is free has no living writer
+and is removed by the next write, while one that is locked is left alone, however old it is.
+
+A file that is read is input, whatever it contains: every failure is a one-line `ValueError` that
+names the file.
+"""
 
 import contextlib
+import fcntl
+import glob
+import json
 import os
-import uuid
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+LOCK = ".lock"
+LIMIT = 256 * 2**20
+"""No tokenizer or index comes near this; a larger file is not what its name says."""
+
+
+def cache_folder() -> Path:
+    """All that we may recreate: $JAXINFER_CACHE, $XDG_CACHE_HOME/jaxinfer or ~/.cache/jaxinfer."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(os.environ.get("JAXINFER_CACHE") or f"{base}/jaxinfer"))
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write to; it becomes `path` when the block ends well.
+    """A name to write a file to; it becomes `path` when the block ends without an error.
 
-    The hidden name keeps the ending, by which writers such as matplotlib choose a format. An error
-    inside the block leaves an older `path` as it was.
+    The name keeps the ending, by which writers such as matplotlib choose a format. Folders on the
+    way are made. A reader sees the old file or the new one; an error leaves the old one.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = Path(path).absolute()
+    with partial_folder(path, "writing") as temporary:
+        content = temporary / f"new{path.suffix}"
+        yield content
+        _flush(content)
+        os.replace(content, path)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends without an error.
+
+    A reader sees the old folder, the new one, or for the moment between two renames none; never a
+    half-written one.
+    """
+    folder = Path(folder).absolute()
+    with partial_folder(folder, "writing") as temporary:
+        content = temporary / "new"
+        content.mkdir()
+        yield content
+        _flush_folder(content)
+        if folder.exists():
+            os.rename(folder, temporary / "old")
+        os.rename(content, folder)
+
+
+def check_destination(folder: Path, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Raises unless `folder` is absent, empty or what may be replaced.
+
+    Args:
+      folder: where a folder is to be written.
+      is_ours: whether a folder that is there holds an older version of what is to be written.
+      what: what that is, for the error, such as "a draft".
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder} exists and is not a folder; choose another destination")
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+        raise ValueError(f"{folder} exists and is not {what}; choose another destination")
+    above = next((p for p in folder.absolute().parents if p.exists()), None)
+    if above is not None and not above.is_dir():
+        raise ValueError(f"{above} is not a folder; choose another destination than {folder}")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Puts `text` into the file `path` in one step; folders on the way are made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Puts `text` into the file `path` in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Puts an indented JSON object into the file `path` in one step."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error on one line, shortened, for use inside another message."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file."""
+    try:
+        size = path.stat().st_size
+        if size > LIMIT:
+            raise ValueError(f"{path} has {size} bytes; at most {LIMIT} are expected there")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {one_line(error)}") from error
+
+
+def parse_json(text: str | bytes, what: object) -> Any:
+    """Parsed JSON; `what` names the source in errors."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not valid JSON: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    data = parse_json(read_text(path), path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+    return data
+
+
+@contextlib.contextmanager
+def partial_folder(place: Path, activity: str) -> Iterator[Path]:
+    """A new hidden sibling of the file or folder `place` that is gone when the block ends."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(place, activity)
+    path, lock = _new(place, activity)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers(place: Path, activity: str) -> None:
+    """Remove the partial folders of `place` whose writers were killed."""
+    pattern = glob.escape(_prefix(place, activity)) + "*"
+    for path in place.parent.glob(pattern):
+        with contextlib.suppress(OSError), _opened(path / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _new(place: Path, activity: str) -> tuple[Path, int]:
+    """A partial folder and the descriptor that locks it."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_prefix(place, activity), dir=place.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            with contextlib.suppress(OSError):  # a file system without locks keeps its leftovers
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink:
+                return path, lock
+            os.close(lock)
+        # another run took the folder for a leftover before the lock was ours: make another
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _prefix(place: Path, activity: str) -> str:
+    return f".{place.name}.{activity}-"
+
+
+def _flush_folder(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Reach the disk before the rename does, so that a power cut cannot leave an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxinfer.io.model_index import cache_folder
-from jaxinfer.io.partial import partial_folder
+from jaxinfer.files import cache_folder, partial_folder
 from tools.data.fetch_texts import SOURCES, TextSource, download
 from tools.data.text_parsers import read_text
 

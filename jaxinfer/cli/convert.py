@@ -18,8 +18,8 @@ def convert(
     as_json: o.JsonOption = False,
 ) -> None:
     """Write a model to a folder that loads fast; nothing half-written is left behind."""
-    from jaxinfer.cli.models import progress
     from jaxinfer.io.convert import convert as run
+    from jaxinfer.progress import progress
 
     if not destination.strip() or "\0" in destination:
         raise ValueError(f"the destination must be a folder, got {destination!r}")

@@ -43,8 +43,9 @@ def environment() -> dict[str, Any]:
     import jax
 
     import jaxinfer
+    from jaxinfer.files import cache_folder
     from jaxinfer.inspection import gpu_target
-    from jaxinfer.io.model_index import MODELS, cache_folder
+    from jaxinfer.io.model_index import MODELS
     from jaxinfer.runtime.compilation_cache import enable_persistent_cache
     from jaxinfer.runtime.memory import host_available_bytes
 
@@ -71,13 +72,8 @@ def environment() -> dict[str, Any]:
 
 def _is_here(name: str) -> bool:
     """Whether a named model can be loaded without fetching it."""
-    from jaxinfer.io.model_index import (
-        MODELS,
-        FolderModel,
-        ModelUnavailable,
-        cache_folder,
-        committed_folder,
-    )
+    from jaxinfer.files import cache_folder
+    from jaxinfer.io.model_index import MODELS, FolderModel, ModelUnavailable, committed_folder
 
     model = MODELS[name]
     if not isinstance(model, FolderModel):

@@ -148,8 +148,8 @@ def _numbers(option: str, text: str | None, kind: type) -> tuple | None:
 
 
 def _measure(lm: Any, rivals: dict[str, Any], length: int, measure: Any) -> "list[Row]":
-    from jaxinfer.cli.models import progress
     from jaxinfer.eval.tables import compare
+    from jaxinfer.progress import progress
 
     rows = []
     for label, rival in rivals.items():
@@ -159,8 +159,8 @@ def _measure(lm: Any, rivals: dict[str, Any], length: int, measure: Any) -> "lis
 
 
 def _recompute(lm: Any, settings: Any) -> "Row":
-    from jaxinfer.cli.models import progress
     from jaxinfer.eval.tasks import recompute_row
+    from jaxinfer.progress import progress
 
     with progress("recompute") as report:
         return recompute_row(lm, settings, report)

@@ -1,8 +1,6 @@
 """Loading the model that a verb works with: the one asked for, or the default one."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +37,7 @@ def open_draft(
 ) -> "LM | RecurrentDraft | str":
     """What `--draft` names, see `load_draft`."""
     from jaxinfer.loading import load_draft
+    from jaxinfer.progress import progress
 
     with progress(f"loading {Path(draft).name}") as report:
         return load_draft(target, draft, dtype=dtype, weights=weights, progress=report)
@@ -50,28 +49,7 @@ def note(message: str) -> None:
 
 def _load(source: str, **options: Any) -> "LM":
     from jaxinfer.loading import load
+    from jaxinfer.progress import progress
 
     with progress(f"loading {Path(source).name}") as report:
         return load(source, progress=report, **options)
-
-
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A `report(done, total)` that draws a bar on a terminal's standard error."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(label)
-
-    def report(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield report
-    finally:
-        bar.stop()

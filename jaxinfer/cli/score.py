@@ -84,8 +84,8 @@ def _stream(
     lm: "LM", file: BufferedIOBase, name: str, most: int | None, policy: "Policy", chunk: int | None
 ) -> dict[str, Any]:
     """The same record, of one pass in constant memory, with the mean nll of every 2048 tokens."""
-    from jaxinfer.cli.models import progress
     from jaxinfer.eval.stream import stream_perplexity, text_tokens
+    from jaxinfer.progress import progress
 
     size = 0 if name == "-" else os.fstat(file.fileno()).st_size
     with progress("scoring") as report:

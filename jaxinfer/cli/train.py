@@ -1,7 +1,6 @@
 """`jaxinfer train WHAT`: trains the small learned parts that methods need."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +40,9 @@ def less(
     Example: jaxinfer train less smollm2-135m --out kernels --run-dir run
     """
     from jaxinfer.cli.models import note, open_model
-    from jaxinfer.io.less_kernels import check_destination, save_kernels
+    from jaxinfer.files import check_destination
+    from jaxinfer.io.less_kernels import WHAT, is_less, save_kernels
+    from jaxinfer.progress import bars
     from jaxinfer.train.less.data import text_windows
     from jaxinfer.train.less.training import LessRecipe, train_less
 
@@ -55,13 +56,13 @@ def less(
         learning_rate=learning_rate,
         seed=seed,
     )
-    check_destination(out)  # before hours of work
+    check_destination(out, is_less, WHAT)  # before hours of work
     lm = open_model(model, "float32")
     tokens = text_windows(
         lm.encode, sequences, context, seed=seed, sources=source or None, folder=texts
     )
     note(f"{tokens.size} tokens in {sequences} windows, {lm.config.num_layers} layers")
-    with _progress() as report:
+    with bars(transient=False) as report:
         kernels = train_less(
             lm.config, lm.params, tokens, recipe, run_dir, model=lm.name, report=report
         )
@@ -126,6 +127,7 @@ def draft(
     from dataclasses import asdict
 
     from jaxinfer.cli.models import note, open_model
+    from jaxinfer.progress import bars
     from jaxinfer.train.draft import DraftRecipe, check_out, save_trained, train_draft
     from jaxinfer.train.less.data import text_windows
 
@@ -140,7 +142,7 @@ def draft(
         lm.encode, windows, context, seed=seed, sources=source or None, folder=texts
     )
     note(f"{tokens.size} tokens in {windows} windows")
-    with _progress() as report:
+    with bars(transient=False) as report:
         student, trained, metrics = train_draft(lm, tokens, recipe, run_dir, report=report)
     record = {"recipe": asdict(recipe) | {"weights": weights}, "results": metrics}
     save_trained(out, lm, student, trained, record)
@@ -151,28 +153,3 @@ def draft(
     print(f"wrote {out} ({size / 1e6:.1f} MB)")
     print(f"a first guess is accepted with probability {metrics['overlap']:.2f} at temperature 1,")
     print(f"{metrics['agreement']:.2f} at temperature 0 (on training text)")
-
-
-class _progress:
-    """`report(what, done, total)` as bars on a terminal's standard error."""
-
-    def __enter__(self):
-        self.bar, self.tasks = None, {}
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True))
-            self.bar.start()
-        return self.report
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.stop()
-
-    def report(self, what: str, done: int, total: int) -> None:
-        if self.bar is None:
-            return
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total)
-        self.bar.update(self.tasks[what], completed=done, total=total)

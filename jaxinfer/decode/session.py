@@ -11,9 +11,7 @@ next call reads the session's tokens again.
 """
 
 import copy
-import hashlib
 import json
-import os
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +32,8 @@ from jaxinfer.decode.generate import (
     check_fits,
     parse_options,
 )
+from jaxinfer.files import replacing
+from jaxinfer.models.fingerprint import identity
 
 FORMAT = "jaxinfer-session-1"
 
@@ -134,17 +134,12 @@ class Session:
         """Writes tokens and cache to one file, under a temporary name first."""
         from safetensors.numpy import save_file
 
-        path = Path(path)
         leaves = [np.asarray(x) for x in jax.tree.leaves(self.cache)]  # ends a stream: first
         arrays = {str(i): x.view(_file_dtype(x.dtype)) for i, x in enumerate(leaves)}
         state = {"tokens": self.tokens, "pending": self.pending, "capacity": self.capacity}
         meta = self._identity() | {"state": json.dumps(state)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path) as temporary:
             save_file(arrays, temporary, metadata=meta)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def restore(cls, lm: Any, path: str | Path, policy: Policy) -> "Session":
@@ -187,13 +182,9 @@ class Session:
 
     def _identity(self) -> dict[str, str]:
         """What must agree between saving and restoring."""
-        params = self.lm.params
-        some = [params["final_norm"], params["embed"]["tokens"], params["layers"][-1]]
-        weights = [np.asarray(x[:4]).tobytes() for x in jax.tree.leaves(some)]
-        model = b"".join([repr(self.lm.config).encode(), *weights])
         return {
             "format": FORMAT,
-            "model": hashlib.sha256(model).hexdigest()[:16],
+            "model": identity(self.lm.config, self.lm.params),
             "policy": repr(self.policy),
             "dtype": self.lm.engine.dtype,
             "layout": self.engine.backend.layout,

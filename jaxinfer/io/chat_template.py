@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxinfer.io.jsonfile import one_line
+from jaxinfer.files import one_line
 
 MAX_OUTPUT = 4 * 2**20
 """Characters that a template may write, or build in one string."""

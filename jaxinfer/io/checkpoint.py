@@ -5,32 +5,27 @@
     tokenizer.json, tokenizer_config.json, chat_template.jinja
     provenance.json   source, its SHA-256, versions, date, command
 
-A folder appears whole or not at all: it is written next to its final place and renamed. Whatever a
-killed process leaves behind is a hidden sibling that the next `save_checkpoint` removes
-(`jaxinfer.io.partial`).
+A folder appears whole or not at all (`jaxinfer.files`).
 """
 
-import contextlib
 import datetime
-import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
 from jaxinfer.io import orbax
 from jaxinfer.io.dtypes import resolve_dtype
-from jaxinfer.io.jsonfile import one_line, read_json
-from jaxinfer.io.partial import partial_folder
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.models.registry import family_for
 from jaxinfer.typing import Params
 
 FORMAT = "jaxinfer"
+WHAT = "a jaxinfer checkpoint"
 VERSION = 2  # 2: weights [outputs, inputs]
 PACKAGES = ("jaxinfer", "jax", "numpy", "orbax-checkpoint", "tokenizers", "gguf")
 
@@ -61,8 +56,8 @@ def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `folder`, replacing a checkpoint there but never any other folder."""
     folder = Path(folder)
-    check_destination(folder)
-    with replacing(folder) as temporary:
+    check_destination(folder, is_checkpoint, WHAT)
+    with replacing_folder(folder) as temporary:
         config = {
             "format": FORMAT,
             "format_version": VERSION,
@@ -72,8 +67,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         orbax.save_params(temporary / "params", checkpoint.params)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save(temporary)
-        _write_json(temporary / "provenance.json", _with_record(checkpoint.provenance))
-        _write_json(temporary / "config.json", config)
+        write_json(temporary / "provenance.json", _with_record(checkpoint.provenance))
+        write_json(temporary / "config.json", config)
 
 
 def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
@@ -108,61 +103,6 @@ def _config(data: Any, folder: Path) -> ModelConfig:
     except ValueError as error:
         raise ValueError(f"{folder}: config.json is wrong: {one_line(error)}") from error
     return config
-
-
-def check_destination(folder: Path) -> None:
-    """Raise unless `folder` is absent, empty or an older checkpoint of ours."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"{folder} exists and is not a folder; choose another destination")
-    if folder.is_dir() and any(folder.iterdir()) and not is_checkpoint(folder):
-        raise ValueError(
-            f"{folder} exists and is not a {FORMAT} checkpoint; choose another destination"
-        )
-    missing = next((p for p in folder.absolute().parents if p.exists()), None)
-    if missing is not None and not missing.is_dir():
-        raise ValueError(f"{missing} is not a folder; choose another destination than {folder}")
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `folder` when the block ends without an error.
-
-    A reader sees the old folder, the new one, or for the moment between two renames none; never a
-    half-written one.
-    """
-    folder = folder.absolute()
-    with partial_folder(folder, "writing") as temporary:
-        content = temporary / "new"
-        content.mkdir()
-        yield content
-        _flush(content)
-        if folder.exists():
-            os.rename(folder, temporary / "old")
-        os.rename(content, folder)
-
-
-def publish(content: Path, folder: Path) -> None:
-    """Move a finished folder to its place; where another process was first, its copy stays."""
-    try:
-        os.rename(content, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-
-
-def _flush(folder: Path) -> None:
-    """Reach the disk before the rename does, so that a power cut cannot leave empty files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_record(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.io.checkpoint import Checkpoint, check_destination, save_checkpoint
+from jaxinfer.files import check_destination
+from jaxinfer.io.checkpoint import WHAT, Checkpoint, is_checkpoint, save_checkpoint
 from jaxinfer.io.fetch import sha256
 from jaxinfer.io.load import model_path
 from jaxinfer.io.read import read_checkpoint
@@ -29,7 +30,7 @@ def convert(
     path, folder = model_path(src), Path(os.path.expanduser(dst))
     if path.resolve() == folder.resolve():
         raise ValueError(f"source and destination are both {path}; choose another destination")
-    check_destination(folder)
+    check_destination(folder, is_checkpoint, WHAT)
     checkpoint = read_checkpoint(path, "float32" if dtype is None else dtype, progress)
     record = checkpoint.provenance | _hashes(path)
     save_checkpoint(

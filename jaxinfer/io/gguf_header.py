@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxinfer.io.jsonfile import one_line
+from jaxinfer.files import one_line
 
 MAGIC = b"GGUF"
 MAX_NAME = 65_535

@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from jaxinfer.io.jsonfile import one_line
+from jaxinfer.files import one_line
 from jaxinfer.io.tokenizer import Tokenizer, prepend_token
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer.files import one_line, read_json
 from jaxinfer.io.checkpoint import Checkpoint
-from jaxinfer.io.jsonfile import one_line, read_json
 from jaxinfer.io.safetensors_reader import Safetensors
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.io.weights import Progress, build_params

@@ -8,7 +8,6 @@ Trained kernels are rounded to what the file can hold (`rounded`), so a file giv
 bit. Bytes: about one per parameter.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.io.checkpoint import replacing
+from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
 from jaxinfer.io.int8 import dequantize_rows, quantize_rows
-from jaxinfer.io.jsonfile import one_line, read_json
 from jaxinfer.io.model_index import FolderModel, ModelUnavailable, committed_folder
 from jaxinfer.io.safetensors_reader import read_header
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-less", 1
+WHAT = "a folder of LESS kernels"
 KERNELS, CONFIG = "kernels.safetensors", "config.json"
 NAMED = {"smollm2-135m": "checkpoints/less-smollm2-135m"}
 """Kernels that come with the library, by model name."""
@@ -100,7 +99,7 @@ def save_kernels(folder: str | Path, kernels: LessKernels) -> None:
     from safetensors.numpy import save
 
     folder = Path(folder)
-    check_destination(folder)
+    check_destination(folder, is_less, WHAT)
     tensors: dict[str, np.ndarray] = {}
     for index, layer in enumerate(kernels.layers):
         for name, value in layer["feature_map"].items():
@@ -108,16 +107,10 @@ def save_kernels(folder: str | Path, kernels: LessKernels) -> None:
             tensors[f"layers.{index}.{name}"] = codes
             if scale is not None:
                 tensors[f"layers.{index}.{name}.scale"] = scale
-    with replacing(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         (temporary / KERNELS).write_bytes(save(tensors))
         record = {"format": FORMAT, "format_version": VERSION} | asdict(kernels.config)
-        _write_json(temporary / CONFIG, record)
-
-
-def check_destination(folder: Path) -> None:
-    """Raises unless `folder` is absent, empty or holds older kernels."""
-    if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
-        raise ValueError(f"{folder} exists and holds no LESS kernels; choose another destination")
+        write_json(temporary / CONFIG, record)
 
 
 def load_kernels(source: str | Path, cfg: ModelConfig | None = None) -> LessKernels:
@@ -196,9 +189,8 @@ def _identity(cfg: ModelConfig) -> dict[str, int]:
     return {name: getattr(cfg, name) for name in names}
 
 
-def _may_replace(folder: Path) -> bool:
-    if not any(folder.iterdir()):
-        return True
+def is_less(folder: Path) -> bool:
+    """Whether a folder holds trained kernels."""
     try:
         return read_json(folder / CONFIG).get("format") == FORMAT
     except ValueError:
@@ -218,7 +210,3 @@ def _folder(source: str | Path) -> Path:
             "folder of kernels; train some with `jaxinfer train less`"
         )
     return folder
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

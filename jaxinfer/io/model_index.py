@@ -4,7 +4,6 @@ A `WheelModel` is a GGUF file inside a package of the Python package index; a `F
 checkpoint committed with the project.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +47,6 @@ MODELS: dict[str, WheelModel | FolderModel] = {
     FALLBACK: FolderModel("checkpoints/tiny-llama"),
     "tiny-draft": FolderModel("checkpoints/tiny-draft"),
 }
-
-
-def cache_folder() -> Path:
-    """All that we may recreate: $JAXINFER_CACHE, $XDG_CACHE_HOME/jaxinfer or ~/.cache/jaxinfer."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(os.environ.get("JAXINFER_CACHE") or f"{base}/jaxinfer"))
 
 
 def committed_folder(model: FolderModel) -> Path:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.io.jsonfile import one_line
+from jaxinfer.files import one_line
 from jaxinfer.io.weights import aligned_empty, parameter_shapes, place
 from jaxinfer.typing import Params
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from jaxinfer.io.jsonfile import one_line, parse_json, read_json
+from jaxinfer.files import one_line, parse_json, read_json
 from jaxinfer.io.weights import close_quietly, drop_pages
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

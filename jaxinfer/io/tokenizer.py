@@ -13,8 +13,8 @@ from typing import Any
 
 import tokenizers
 
+from jaxinfer.files import one_line, read_json, read_text
 from jaxinfer.io.chat_template import render_chat
-from jaxinfer.io.jsonfile import one_line, read_json, read_text
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.txt", "sentencepiece.bpe.model")

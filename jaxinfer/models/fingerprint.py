@@ -2,10 +2,14 @@
 
 import hashlib
 
+import jax
 import numpy as np
 
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.typing import Params
+
+SHARED = ("embed", "final_norm", "head", "layers")
+"""The entries of every stack's parameters; a recurrent draft has others beside them."""
 
 
 def fingerprint(params: Params) -> str:
@@ -19,4 +23,20 @@ def fingerprint(params: Params) -> str:
         if isinstance(sample, StoredWeight):
             return sample.origin
         digest.update(np.packbits(np.asarray(sample[:8], np.float32) > 0).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def identity(config: object, params: Params) -> str:
+    """A short hash of a model's configuration and of some of its weights as they are stored.
+
+    Unlike `fingerprint` it differs between dtypes and between stored forms of one model: what was
+    computed or measured with the one does not hold for the other.
+    """
+    apart = {name: x for name, x in params.items() if name not in SHARED}
+    some = [
+        params.get("final_norm"), params["embed"]["tokens"], params.get("layers", ())[-1:], apart
+    ]  # fmt: skip
+    digest = hashlib.sha256(repr(config).encode())
+    for leaf in jax.tree.leaves(some):
+        digest.update(np.asarray(leaf[:4]).tobytes())
     return digest.hexdigest()[:16]

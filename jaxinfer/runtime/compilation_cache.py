@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxinfer.io.model_index import cache_folder as user_cache_folder
+from jaxinfer.files import cache_folder
 
 CACHE_DIR = "jax_compilation_cache_dir"
 MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
@@ -25,7 +25,7 @@ def enable_persistent_cache(folder: str | os.PathLike[str] | None = None) -> Pat
     configured = getattr(jax.config, CACHE_DIR)
     if configured:
         return Path(configured)
-    path = Path(os.path.expanduser(folder)) if folder is not None else user_cache_folder() / "xla"
+    path = Path(os.path.expanduser(folder)) if folder is not None else cache_folder() / "xla"
     try:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK)

@@ -22,8 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from jaxinfer.files import write_text
-from jaxinfer.io.jsonfile import read_json
+from jaxinfer.files import read_json, write_text
 
 FORMAT, VERSION = "jaxinfer-acceptance", 1
 

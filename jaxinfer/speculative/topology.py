@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
-from jaxinfer.files import write_text
-from jaxinfer.io.jsonfile import parse_json, read_text
+from jaxinfer.files import parse_json, read_text, write_text
 from jaxinfer.speculative.acceptance import Ranks, as_table
 from jaxinfer.speculative.dynamic_program import solve
 

@@ -19,9 +19,9 @@ import numpy as np
 from jaxinfer.cache.presets import resolve
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
-from jaxinfer.files import write_text
-from jaxinfer.io.model_index import cache_folder
+from jaxinfer.files import cache_folder, read_json, write_json
 from jaxinfer.lm import LM
+from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.offload import PCIE4
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.nn.quantized import size_of
@@ -90,8 +90,12 @@ def tune(
 
     Takes minutes the first time, most of it compilation.
     """
-    settings = [repr(x) for x in (sampler, resolve(policy), draft_policy, tuple(sizes), new_tokens)]
-    settings += [identity(target), "prompt-lookup" if draft is None else identity(draft), prompts]
+    settings: list[Any] = [
+        repr(x) for x in (sampler, resolve(policy), draft_policy, tuple(sizes), new_tokens)
+    ]
+    settings.append(identity(target.config, target.params))
+    settings.append("prompt-lookup" if draft is None else identity(draft.config, draft.params))
+    settings.append(prompts)
     path = cache_folder() / "trees" / f"{_hash([_machine(), VERSION, *settings])}.json"
     if not fresh:
         found = _read(path)
@@ -115,7 +119,7 @@ def tune(
         )
         tuned = tried(tuned, step)
     record = {"acceptance": acceptance.to_dict(), "verify_ms": times, "draft_ms": tuned.draft_ms}
-    write_text(path, json.dumps(record) + "\n")
+    write_json(path, record)
     return tuned
 
 
@@ -156,15 +160,6 @@ def roofline(tuned: Tuned, target: LM, draft: LM | RecurrentDraft | None, device
     )
 
 
-def identity(lm: LM | RecurrentDraft) -> str:
-    """A short hash of a model's architecture and of some of its weights."""
-    leaves = jax.tree.leaves(lm.params)
-    weights = hashlib.sha256()
-    for leaf in (leaves[0], *leaves[-16:]):
-        weights.update(str(leaf.dtype).encode() + np.asarray(leaf[:4], np.float32).tobytes())
-    return _hash([repr(lm.config), weights.hexdigest()])
-
-
 def _machine() -> str:
     device = jax.devices()[0]
     return f"{platform.machine()} {platform.processor()} {device.device_kind} {jax.__version__}"
@@ -177,14 +172,14 @@ def _hash(parts: Sequence[Any]) -> str:
 def _read(path: Path) -> Tuned | None:
     """What an earlier run wrote, or None; a file that makes no sense is measured again."""
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         times = {int(n): float(ms) for n, ms in record["verify_ms"].items()}
         return Tuned(
             acceptance=Acceptance.from_dict(record["acceptance"], path),
             verify_ms=times,
             draft_ms=float(record["draft_ms"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

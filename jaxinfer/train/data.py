@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxinfer.files import replacing
+
 _SHIFT_STREAM, _ORDER_STREAM = 1, 2
 
 
 def write_tokens(path: Path, documents: Iterable[Sequence[int]], end: int) -> int:
     """Writes the documents' tokens with `end` after each, atomically; returns the token count."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_name(path.name + ".part"), 0
-    with open(partial, "wb") as file:
+    count = 0
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         for tokens in documents:
             row = np.asarray([*tokens, end])
             if row.min() < 0 or row.max() > np.iinfo(np.uint16).max:
@@ -31,7 +32,6 @@ def write_tokens(path: Path, documents: Iterable[Sequence[int]], end: int) -> in
                 )
             row.astype("<u2").tofile(file)
             count += len(row)
-    os.replace(partial, path)
     return count
 
 

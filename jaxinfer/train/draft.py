@@ -12,7 +12,6 @@ goes on from the target's last state (`jaxinfer.models.recurrent`).
 """
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.files import check_destination, replacing
 from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, guesses, init_cell, read
 from jaxinfer.models.stack import forward, unembed
 from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.progress import Report, silent
 from jaxinfer.train import optimizers
 from jaxinfer.train.loop import Loss, fit, read_log
 from jaxinfer.typing import Params
@@ -204,7 +205,7 @@ def target_states(
     folder: Path,
     *,
     batch: int = 8,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Report = silent,
 ) -> list[Float[np.ndarray, "B T D"]]:
     """The target's states in front of its head, `batch` windows at a time, in float16.
 
@@ -222,9 +223,8 @@ def target_states(
         path = folder / f"{zlib.crc32(rows.tobytes()):08x}.npy"
         if not path.is_file():
             states = np.asarray(read(target.params, rows), np.float16)
-            part = path.with_suffix(".part.npy")
-            np.save(part, states)
-            part.replace(path)
+            with replacing(path) as temporary:
+                np.save(temporary, states)
             report("target's states", min(first + batch, len(windows)), len(windows))
         parts.append(np.load(path, mmap_mode="r"))
     return parts
@@ -237,7 +237,7 @@ def own_text(
     *,
     seed: int,
     batch: int = 32,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Report = silent,
 ) -> Int[np.ndarray, "Q T"]:
     """Windows of the same shape that the target wrote, behind the first tokens of each; kept in
     `path`, which a killed run goes on with."""
@@ -258,9 +258,8 @@ def own_text(
         )
         new = np.concatenate([prompts, np.array([one.tokens for one in made])], axis=1)
         done = np.concatenate([done, new.astype(np.int32)])
-        part = path.with_suffix(".part.npy")
-        np.save(part, done)
-        part.replace(path)
+        with replacing(path) as temporary:
+            np.save(temporary, done)
         report("own text", len(done), len(tokens))
     return done[: len(tokens)]
 
@@ -271,8 +270,7 @@ def train_draft(
     recipe: DraftRecipe,
     run_dir: Path,
     *,
-    progress: bool = False,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Report = silent,
 ) -> tuple[Student, Params, dict[str, float]]:
     """The student, its trained parameters, and the mean metrics of the last tenth of the steps.
 
@@ -308,7 +306,7 @@ def train_draft(
     state = fit(
         loss, student.trained, OPTIMIZERS[recipe.optimizer](rate),
         batches, steps=recipe.steps, folder=run_dir / "fit", seed=recipe.seed, save_every=200,
-        progress=progress,
+        report=report,
     )  # fmt: skip
     log = read_log(run_dir / "fit")
     tail = log[-max(len(log) // 10, 1) :]
@@ -321,9 +319,9 @@ def check_out(folder: Path, recipe: DraftRecipe) -> None:
     from jaxinfer.io import checkpoint, draft
 
     if recipe.width is None:
-        draft.check_destination(folder)
+        check_destination(folder, draft.is_draft, draft.WHAT)
     else:
-        checkpoint.check_destination(folder)
+        check_destination(folder, checkpoint.is_checkpoint, checkpoint.WHAT)
 
 
 def save_trained(

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxinfer.files import write_text
+from jaxinfer.progress import Report, silent
 from jaxinfer.typing import Params
 
 Loss = Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -66,7 +68,7 @@ def fit(
     log_every: int = 10,
     snapshots: Collection[int] = (),
     on_snapshot: Callable[[int, Params], None] | None = None,
-    progress: bool = False,
+    report: Report = silent,
 ) -> TrainState:
     """The state after `steps` updates, resumed from `folder` when it holds an earlier state.
 
@@ -74,6 +76,7 @@ def fit(
         batches: the batch of a step, a pure function of the step (0-based).
         save_every: updates between saved states; the last state is always saved.
         log_every: updates between log lines; a line holds that update's own metrics.
+        report: told the last logged step and its loss.
         snapshots: step counts at which `on_snapshot(step, params)` is called; after a resume it may
             be called again with equal parameters, so it should overwrite.
     """
@@ -98,7 +101,6 @@ def fit(
         with (
             open(folder / "log.jsonl", "a", buffering=1) as log,
             open(folder / "speed.jsonl", "a", buffering=1) as speed,
-            _Progress(progress, start, steps) as bar,
         ):
             began, done = time.perf_counter(), start
             for step in range(start, steps):
@@ -113,7 +115,7 @@ def fit(
                         + "\n"
                     )
                     began, done = time.perf_counter(), count
-                    bar.show(count, line["loss"])
+                    report("training", count, steps, note=f"loss {line['loss']:.3f}")
                 if count in snapshots:
                     on_snapshot(count, state.params)
                 if count % save_every == 0 or count == steps:
@@ -172,37 +174,9 @@ def _truncate_log(path: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def _flush(file) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-class _Progress:
-    """A rich progress bar, or nothing."""
-
-    def __init__(self, shown: bool, start: int, steps: int):
-        self.bar = None
-        if shown:
-            from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-            columns = Progress.get_default_columns()[:2]
-            self.bar = Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn())
-            self.task = self.bar.add_task("training", total=steps, completed=start)
-
-    def __enter__(self):
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, step: int, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"loss {loss:.3f}")

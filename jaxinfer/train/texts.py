@@ -10,13 +10,12 @@ Evaluation reads only those.
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxinfer.io.model_index import cache_folder
+from jaxinfer.files import cache_folder, replacing
 
 Split = Literal["train", "heldout"]
 
@@ -67,12 +66,14 @@ def write_source(folder: Path, source: str, pairs: Iterable[tuple[str, str]]) ->
     ]
     if not documents:
         raise ValueError(f"source {source!r} has no documents; its archive layout may have changed")
-    folder.mkdir(parents=True, exist_ok=True)
-    path, partial = folder / f"{source}.jsonl.gz", folder / f".{source}.jsonl.gz.part"
-    with open(partial, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+    path = folder / f"{source}.jsonl.gz"
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as file,
+    ):
         for document in documents:
             file.write(json.dumps(asdict(document), ensure_ascii=False).encode() + b"\n")
-    os.replace(partial, path)
     return path, len(documents)
 
 

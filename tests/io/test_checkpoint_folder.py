@@ -17,11 +17,11 @@ import pytest
 from test_safetensors import same
 from tiny_checkpoints import CONFIG, gguf_file, hf_folder, tensors
 
+from jaxinfer.files import partial_folder
 from jaxinfer.io import checkpoint as module
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load_checkpoint
-from jaxinfer.io.partial import partial_folder
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_hf.py"
 
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, "_write_json", full)
+    monkeypatch.setattr(module, "write_json", full)
     with pytest.raises(OSError):
         convert(tmp_path / "m.gguf", tmp_path / "out")
     assert (tmp_path / "out" / "config.json").read_bytes() == before
@@ -181,14 +181,15 @@ def test_a_killed_conversion_leaves_the_whole_model_or_none(tmp_path, delay):
     same(load_checkpoint(file, "float32").params, load_checkpoint(target, "float32").params)
 
 
-@pytest.mark.parametrize("stage", ["save_params", "_write_json", "_flush"])
+@pytest.mark.parametrize("stage", ["save_params", "write_json", "_flush_folder"])
 def test_a_kill_inside_each_stage_of_a_write_leaves_no_folder(tmp_path, stage):
     file = gguf_file(tmp_path / "m.gguf")
     code = f"""
 import os, signal, sys
+from jaxinfer import files
 from jaxinfer.io import checkpoint, orbax
 from jaxinfer.io.convert import convert
-home = orbax if {stage!r} == "save_params" else checkpoint
+home = {{"save_params": orbax, "write_json": checkpoint, "_flush_folder": files}}[{stage!r}]
 plain = getattr(home, {stage!r})
 def last(*args):
     plain(*args)
@@ -220,7 +221,7 @@ def test_the_tool_converts_and_answers_bad_input_as_the_command_does(tmp_path, m
 
 @pytest.mark.slow
 def test_smollm2_loads_from_the_cache_in_under_a_second_and_a_half():
-    from jaxinfer.io.model_index import cache_folder
+    from jaxinfer.files import cache_folder
 
     folder = cache_folder() / "models" / "smollm2-135m"
     if not module.is_checkpoint(folder):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import gguf_file
 
+from jaxinfer.files import cache_folder
 from jaxinfer.io import fetch, model_index
 from jaxinfer.io.fetch import sha256
 from jaxinfer.io.less_kernels import NAMED as LESS
@@ -24,7 +25,6 @@ from jaxinfer.io.model_index import (
     FolderModel,
     ModelUnavailable,
     WheelModel,
-    cache_folder,
 )
 from jaxinfer.loading import DRAFTS
 
@@ -148,13 +148,12 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("value", ["~/mine", "~nobody-of-this-name/mine"])
 def test_there_is_one_cache_folder_and_it_knows_the_home_folder(monkeypatch, value):
-    from jaxinfer.runtime.compilation_cache import user_cache_folder
     from jaxinfer.train.texts import texts_folder
 
     monkeypatch.delenv("JAXINFER_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     expected = Path(os.path.expanduser(value)) / "jaxinfer"
-    assert cache_folder() == user_cache_folder() == expected
+    assert cache_folder() == expected
     assert texts_folder() == expected / "texts"
 
 

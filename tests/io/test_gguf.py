@@ -319,8 +319,8 @@ def test_an_unknown_tokenizer_warns_instead_of_guessing(key, value):
 
 
 def test_smollm2_gives_the_known_token_ids(tmp_path):
+    from jaxinfer.files import cache_folder
     from jaxinfer.io.checkpoint import is_checkpoint
-    from jaxinfer.io.model_index import cache_folder
     from jaxinfer.io.tokenizer import Tokenizer
 
     folder = cache_folder() / "models" / "smollm2-135m"

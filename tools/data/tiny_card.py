@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import read_json
 from jaxinfer.models.params import count_params
 
 CARD = """# tiny-llama
@@ -70,8 +71,8 @@ def write_card(
     folder: Path, run: Path, cfg: ModelConfig, params, manifest: dict, command: str, windows: int
 ) -> None:
     """Writes `folder/README.md`; `params` are the stored ones and `manifest` is `sources.json`."""
-    options = json.loads((run / "options.json").read_text())
-    held_out = json.loads((run / "heldout.json").read_text())
+    options = read_json(run / "options.json")
+    held_out = read_json(run / "heldout.json")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     speed = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     steps, tokens_per_step = options["steps"], options["batch"] * options["short"]

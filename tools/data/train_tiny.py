@@ -13,8 +13,6 @@ learning rate is still constant, that is, in the first three quarters: the resul
 started with the new number.
 """
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,8 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.files import read_json, replacing, write_json
+from jaxinfer.progress import bars
 
 END = "<|endoftext|>"
 END_ID = 0
@@ -66,9 +66,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, path: Path):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    partial = path.with_suffix(".part")
-    tokenizer.save(str(partial))
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        tokenizer.save(str(temporary))
     return tokenizer
 
 
@@ -265,22 +264,23 @@ def main(
         folder = snapshot_folder(snapshots, step)
         export(folder, cfg, params, run_dir, {"step": step} | options)
 
-    state = fit(
-        next_token_loss(cfg),
-        init_params(cfg, jax.random.key(seed)),
-        transform(optimizer, schedule, peak, steps),
-        batch_of,
-        steps=steps,
-        folder=run_dir,
-        seed=seed,
-        save_every=save_every,
-        log_every=log_every,
-        snapshots=log_spaced(steps) if snapshots else (),
-        on_snapshot=snapshot if snapshots else None,
-        progress=sys.stderr.isatty(),
-    )
+    with bars() as report:
+        state = fit(
+            next_token_loss(cfg),
+            init_params(cfg, jax.random.key(seed)),
+            transform(optimizer, schedule, peak, steps),
+            batch_of,
+            steps=steps,
+            folder=run_dir,
+            seed=seed,
+            save_every=save_every,
+            log_every=log_every,
+            snapshots=log_spaced(steps) if snapshots else (),
+            on_snapshot=snapshot if snapshots else None,
+            report=report,
+        )
     held_out = evaluate(cfg, state.params, run_dir, texts, eval_windows)
-    (run_dir / "heldout.json").write_text(json.dumps(held_out, indent=2) + "\n")
+    write_json(run_dir / "heldout.json", held_out)
     for name, row in held_out.items():
         typer.echo(f"{name}: {row['nats_per_token']} nats/token, {row['bits_per_byte']} bits/byte")
     if out is not None:
@@ -291,7 +291,7 @@ def main(
         provenance = options | {"command": command, "held_out": held_out}
         stored = export(out, cfg, state.params, run_dir, provenance)
         manifest = (texts or texts_folder()) / "sources.json"
-        manifest = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        manifest = read_json(manifest) if manifest.is_file() else {}
         write_card(out, run_dir, cfg, stored, manifest, command, eval_windows)
         typer.echo(f"wrote {out}")
 
@@ -300,7 +300,7 @@ def check_options(run: Path, options: dict) -> None:
     """Records a run's options; refuses other ones, but for `steps` before the decay has begun."""
     path = run / "options.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         changed = [name for name in options if found.get(name) != options[name]]
         shortest = min(found["steps"], options["steps"])
         is_same_so_far = (
@@ -312,9 +312,7 @@ def check_options(run: Path, options: dict) -> None:
             raise typer.BadParameter(
                 f"{run} was started with other {', '.join(changed)}; use a new --run-dir"
             )
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(options, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, options)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and the best kernels so far) and `hidden-NN.npy`, the states in front of the nex
 """
 
 import json
-import os
 import shutil
 import time
 import zlib
@@ -26,9 +25,11 @@ import numpy as np
 import optax
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import read_json, replacing, write_json
 from jaxinfer.io.less_kernels import LessConfig, LessKernels, rounded
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.nn.linear import linear
+from jaxinfer.progress import Report, silent
 from jaxinfer.train.less.data import Harvester, LayerData, default_policies
 from jaxinfer.train.less.objective import Eviction, add_low_rank, strided_low_rank
 from jaxinfer.train.loop import fit
@@ -72,7 +73,7 @@ def train_less(
     *,
     model: str = "",
     policies: tuple[Eviction, ...] | None = None,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Report = silent,
 ) -> LessKernels:
     """Kernels of every layer, trained on `tokens` i32[Q, T] for `policies` (`default_policies`)."""
     run = Path(run).absolute()
@@ -109,9 +110,10 @@ def train_less(
         seconds = {"read_s": read_s, "seconds": time.perf_counter() - began}
         # In this order: what a kill leaves behind is enough to go on.
         if index + 1 < total:
-            _write(run / f"hidden-{index + 1:02d}.npy", np.save, hidden)
+            with replacing(run / f"hidden-{index + 1:02d}.npy") as temporary:
+                np.save(temporary, hidden)
         _append(run / "log.jsonl", {"layer": index} | losses | seconds)
-        _write(path := _layer_path(run, index), _save_arrays, kernels)
+        _write_arrays(path := _layer_path(run, index), kernels)
         (run / f"hidden-{index:02d}.npy").unlink(missing_ok=True)
         shutil.rmtree(run / f"layer-{index:02d}", ignore_errors=True)
         found.append(read_arrays(path))
@@ -198,7 +200,7 @@ def train_layer(
         value = float((scales * measure(kernels, data, everything, policies)).mean())
         _append(folder / "validation.jsonl", {"step": step, "share_of_bare": value})
         if not best.is_file() or value < float(read_arrays(best)["value"]):
-            _write(best, _save_arrays, {"value": np.asarray(value)} | kernels)
+            _write_arrays(best, {"value": np.asarray(value)} | kernels)
 
     folder.mkdir(parents=True, exist_ok=True)
     keys = jax.random.key(seed)
@@ -268,13 +270,13 @@ def check_options(run: Path, options: dict[str, Any]) -> None:
     """Records a run's options; refuses to go on with other ones."""
     path = run / "options.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         changed = [name for name in options if found.get(name) != options[name]]
         if changed:
             raise ValueError(
                 f"{run} was started with other {', '.join(changed)}; use a new --run-dir"
             )
-    path.write_text(json.dumps(options, indent=2) + "\n")
+    write_json(path, options)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -301,18 +303,9 @@ def _layer_path(run: Path, index: int) -> Path:
     return run / "layers" / f"{index:02d}.npz"
 
 
-def _save_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(file, allow_pickle=False, **arrays)
-
-
-def _write(path: Path, save: Callable[[Any, Any], None], content: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "wb") as file:
-        save(file, content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **arrays)
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
