@@ -72,6 +72,6 @@ def test_a_wrong_option_does_not_parse():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_named_in_prose_exist(page):
     for word in prose(page).replace("(", " ").replace(")", " ").split():
-        path = word.strip("`.,;:|*")
+        path = word.strip("`.,;:|*").partition("#")[0]
         if path.startswith(FOLDERS) and not set("*{") & set(path) and "NAME" not in path:
             assert (ROOT / path).exists(), f"{name(page)} names {path}"
