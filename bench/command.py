@@ -3,11 +3,12 @@
 import dataclasses
 import sys
 
-from bench.harness import RESULTS, Record, append
+from bench.harness import RESULTS
 from bench.options import Options
 from bench.report import headline, write_report
 from bench.routines import ROUTINES, run
 from bench.worker import PeerError
+from jaxinfer.records import Record, append
 
 
 def execute(name: str, options: Options, as_json: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One timer, interleaved rounds, and the JSON Lines records that every routine writes.
+"""One timer and interleaved rounds.
 
 A measurement is a function that runs once and returns a mapping with "seconds" and, where it makes
 sense, rates. The first call of each peer compiles, fills caches and is reported apart. After it the
@@ -7,11 +7,6 @@ them and the ratio of one round compares neighbours in time. Medians, ranges and
 are kept.
 """
 
-import dataclasses
-import datetime
-import json
-import math
-import os
 import statistics
 import sys
 import time
@@ -88,73 +83,3 @@ def ratio(ours: Samples, peer: Samples, key: str) -> dict[str, Any]:
     """`ours / peer` round by round; above 1 is good for us when `key` is a rate."""
     pairs = zip(ours.values(key), peer.values(key), strict=True)
     return summarise([mine / theirs for mine, theirs in pairs])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One line of a results file. `config` says what was measured and is its identity."""
-
-    name: str
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    env: dict[str, Any]
-    command: str
-    seed: int
-    time: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    )
-
-    def to_json(self) -> str:
-        return json.dumps(_rounded(dataclasses.asdict(self)), allow_nan=False)
-
-
-def append(record: Record, folder: Path = RESULTS) -> Path:
-    """Adds the record to `folder/NAME.jsonl` in one write.
-
-    A process killed in a write leaves at most one broken last line; the next record starts on a new
-    line and `read_records` skips what does not parse.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.name}.jsonl"
-    line = record.to_json().encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
-    return path
-
-
-def read_records(folder: Path = RESULTS) -> list[Record]:
-    """Every record in the folder's files, in the order of writing."""
-    names = {f.name for f in dataclasses.fields(Record)}
-    records = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                data = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(data, dict) and names <= set(data):
-                records.append(Record(**{name: data[name] for name in names}))
-    return records
-
-
-def latest(records: Sequence[Record]) -> list[Record]:
-    """The last record of every name and config."""
-    found = {(r.name, json.dumps(r.config, sort_keys=True)): r for r in records}
-    return list(found.values())
-
-
-def _rounded(value: Any) -> Any:
-    """Six digits are enough; JSON has no NaN, so a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Record
+from jaxinfer.files import replacing
+from jaxinfer.records import Record
 
 COLOURS = {
     "jaxinfer": "#1b6ca8",
@@ -94,6 +95,5 @@ def _figure() -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> None:
     """In place in one step; without software versions, so equal data gives equal bytes."""
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=144, metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=144, metadata={"Software": None})

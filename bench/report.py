@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, Record, latest, read_records
+from bench.harness import RESULTS
+from jaxinfer.files import write_text
+from jaxinfer.records import Record, latest, read_records
 
 HEADER = """# Benchmark results
 
@@ -33,9 +35,7 @@ def write_report(folder: Path = RESULTS) -> Path:
                 parts.append(f"![{title}]({name}.png)\n")
     parts.append("## Runs\n\n" + runs(records))
     path = folder / "REPORT.md"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(parts), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(parts))
     return path
 
 

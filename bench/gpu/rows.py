@@ -1,4 +1,4 @@
-"""One run of the suite and the rows it has written: `bench.harness.Record`s named "suite".
+"""One run of the suite and the rows it has written: `jaxinfer.records.Record`s named "suite".
 
 A row's config says what was tried, its metrics what came of it: numbers, or "error" or "skipped"
 with the reason. `env["run"]` tells the runs in one file apart.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
-from bench.harness import Record, append, read_records
+from jaxinfer.environment import environment
+from jaxinfer.records import Record, append, read_records
 
 NAME = "suite"
 NO_TIME = {"skipped": "no time left"}

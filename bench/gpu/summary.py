@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.rows import NAME, NO_TIME, identity
-from bench.harness import Record, latest, read_records
 from bench.plots import _figure, _save
 from bench.report import table
+from jaxinfer.files import write_text
+from jaxinfer.records import Record, latest, read_records
 
 SHAPE = ("part", "op", "peer")
 
@@ -25,11 +26,8 @@ def write_summary(folder: Path) -> Path:
         except ValueError as error:
             parts.append(f"No plot: {error}\n")
     parts.append(unmeasured(rows))
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.md"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(part for part in parts if part))
     return path
 
 

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.environment import cores
 from bench.options import Options
 from bench.worker import PeerError, Worker, python
+from jaxinfer.environment import cores
 
 LLAMA_CPP = Path(__file__).with_name("llama_cpp.mjs")
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from bench.environment import environment
-from bench.harness import Record
 from bench.options import Options
 from bench.routines import context_scaling, decode, prefill, startup
+from jaxinfer.environment import environment
+from jaxinfer.records import Record
 
 Routine = Callable[[Options], list[tuple[dict, dict]]]
 """Returns (config, metrics) pairs."""

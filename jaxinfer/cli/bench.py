@@ -4,9 +4,11 @@ The benchmark code lies beside the package and is not installed with it, so this
 the repository is checked out and says so elsewhere.
 """
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -31,11 +33,8 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
 ) -> None:
     """Measure speed beside peers, each alone in its own process, and write JSON Lines."""
-    _checkout()
-    from bench.command import execute
-    from bench.options import Options
-
-    options = Options(
+    command = _command_of_checkout()
+    options = command.Options(
         model=model,
         preset="quick" if quick else preset,
         gguf=gguf,
@@ -45,11 +44,11 @@ def bench(
     )
     if results is not None:
         options = replace(options, results=results)
-    execute(name, options, as_json=json_)
+    command.execute(name, options, as_json=json_)
 
 
-def _checkout() -> None:
-    """Makes the checkout's `bench` importable."""
+def _command_of_checkout() -> ModuleType:
+    """`bench.command` of the checkout that this file lies in."""
     root = Path(__file__).parents[2]
     if not (root / "bench" / "harness.py").is_file():
         raise ValueError(
@@ -57,3 +56,4 @@ def _checkout() -> None:
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    return importlib.import_module("bench.command")

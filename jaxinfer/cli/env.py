@@ -3,10 +3,11 @@
 import os
 import platform
 import sys
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 from jaxinfer.cli import options as o
+from jaxinfer.environment import cores, package_version
 
 PACKAGES = (
     *("jaxinfer", "jax", "jaxlib", "jax-cuda13-pjrt", "jax-cuda13-plugin", "flax", "optax"),
@@ -58,14 +59,14 @@ def environment() -> dict[str, Any]:
         "executable": sys.executable,
         "backend": jax.default_backend(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": cores(),
         "memory_available_bytes": host_available_bytes(),
         "gpu_compiler": gpu_target.unavailable_reason() or "available",
         "model_cache": str(models),
         "program_cache": None if programs is None else str(programs),
         "models": {name: _is_here(name) for name in MODELS},
         "extras": {name: all(map(_installed, needs)) for name, needs in EXTRAS.items()},
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -86,10 +87,3 @@ def _is_here(name: str) -> bool:
 
 def _installed(module: str) -> bool:
     return util.find_spec(module) is not None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

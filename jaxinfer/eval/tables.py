@@ -12,7 +12,9 @@ from typing import Any
 
 from jaxinfer.cache.base import Policy
 from jaxinfer.cache.presets import full, resolve
+from jaxinfer.environment import environment
 from jaxinfer.eval.memory import bytes_per_token, equal_memory
+from jaxinfer.records import Record, append
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,7 @@ def save(
     command: str = "",
 ) -> Path:
     """Appends the table to `folder/eval-NAME.jsonl` as a record of the benchmarks, with the
-    environment; works in a source checkout."""
-    try:
-        from bench.environment import environment
-        from bench.harness import Record, append
-    except ImportError as error:
-        raise ValueError(
-            "records are written in a source checkout; clone the repository and use "
-            "pip install -e ., or take the JSON that is printed"
-        ) from error
+    environment."""
     record = Record(
         name=f"eval-{name}",
         config=dict(config),

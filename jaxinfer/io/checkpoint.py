@@ -12,11 +12,11 @@ import datetime
 import os
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.environment import package_version
 from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
 from jaxinfer.io import orbax
 from jaxinfer.io.dtypes import resolve_dtype
@@ -110,13 +110,6 @@ def _with_record(provenance: dict[str, Any]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # names only: a checkpoint that is passed on should not tell where its maker keeps files
         "command": [Path(word).name if os.path.isabs(word) else word for word in sys.argv],
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
     }
     return record | provenance
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

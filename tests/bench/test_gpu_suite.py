@@ -18,8 +18,8 @@ from bench.gpu.profile import kinds
 from bench.gpu.rows import NAME, Run, rows_of
 from bench.gpu.timing import chain
 from bench.gpu.torch_part import _attention, _numbers
-from bench.harness import read_records
 from jaxinfer.inspection import gpu_target
+from jaxinfer.records import read_records
 from pallas_kernels.weight_matmul import quantize_weight, weight_matmul
 
 ROOT = Path(__file__).parents[2]

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench.harness import Record, append, summarise
+from bench.harness import summarise
 from bench.report import headline, write_report
+from jaxinfer.records import Record, append
 
 
 def rate(*values):

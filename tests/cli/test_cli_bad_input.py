@@ -85,3 +85,13 @@ def test_bad_input_is_one_line_and_exit_code_2(name, run, model, bare_model, tmp
     assert result.err.startswith("error: ") and result.err.count("\n") == 1
     assert expected in result.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bench_without_a_checkout_says_what_to_do(run, tmp_path, monkeypatch):
+    import jaxinfer.cli.bench as module
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "jaxinfer" / "cli" / "bench.py"))
+    result = run("bench", "decode")
+    assert result.code == 2
+    assert result.err.startswith("error: benchmarks run from a source checkout")
+    assert result.err.count("\n") == 1

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment() -> dict[str, Any]:
+    """The JSON-ready description that goes into a record."""
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": cores(),
@@ -40,7 +41,9 @@ def cpu_model() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" when sources differ from it; None outside git."""
+    """The checkout's commit, with "+" when sources differ from it; None outside a checkout."""
+    if not (ROOT / ".git").exists():  # an environment may lie inside the checkout of something else
+        return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", "jaxinfer", "bench", ":!bench/results")
@@ -56,7 +59,8 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package, None where there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
