@@ -16,8 +16,9 @@ from jaxinfer.lm import LM, Score
 from jaxinfer.loading import load, load_draft
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.models.stack import Output, commit, forward
+from jaxinfer.speculative.expected import expected_tokens
 from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
-from jaxinfer.speculative.topology import Topology, expected_tokens
+from jaxinfer.speculative.topology import Topology
 
 __version__ = "0.1.0"
 

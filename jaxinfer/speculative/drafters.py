@@ -20,6 +20,7 @@ from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.stack import commit, forward
 from jaxinfer.runtime.layout import row_major
 from jaxinfer.speculative.grow import check_branching, grow_tree
+from jaxinfer.speculative.growth import growth
 from jaxinfer.speculative.proposal import Draws, Proposal
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Rule
@@ -168,7 +169,7 @@ def pass_order(topology: Topology) -> np.ndarray:
 def level_context(topology: Topology, level: int, length: Int[Array, " B"]) -> StepContext:
     """The context of a level's branching nodes behind the draft cache, the token before the root,
     the root and the branching nodes above."""
-    nodes = topology.growth[level].parents
+    nodes = growth(topology)[level].parents
     order = pass_order(topology)
     order = order[order <= nodes[-1]]
     visible = topology.ancestors[nodes][:, order]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.decode.sampling import SamplerRows
+from jaxinfer.speculative.growth import growth
 from jaxinfer.speculative.proposal import Draws, Proposal, draw_children, support
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import seen_at
@@ -35,7 +36,7 @@ def grow_tree(
         size = topology.branching  # of more tokens nothing is asked
     tokens, picks = root[:, None], jnp.zeros((len(root), 1), jnp.int32)
     ids, logits = [], []
-    for level, (parents, breadth, row, rank) in enumerate(topology.growth):
+    for level, (parents, breadth, row, rank) in enumerate(growth(topology)):
         ancestors = topology.ancestors[parents][:, : tokens.shape[1]]
         used = seen_at(ancestors, tokens, seen)
         found, log_q = support(read(level, parents, tokens), size, sampler, used, vocabulary)

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxinfer.files import replacing
 from jaxinfer.speculative.acceptance import Ranks
-from jaxinfer.speculative.topology import Topology, expected_tokens, path_probabilities
+from jaxinfer.speculative.expected import expected_tokens, path_probabilities
+from jaxinfer.speculative.topology import Topology
 
 EDGE = "#9aa5b1"
 TEXT = "#27323f"

@@ -9,14 +9,14 @@ The optimal shapes come from Sequoia (arXiv 2402.12374, section 3.1); see `dynam
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Bool, Int32
+from numpy.typing import ArrayLike
 
 from jaxinfer.files import parse_json, read_text, write_text
 from jaxinfer.speculative.acceptance import Ranks, as_table
@@ -28,29 +28,14 @@ MOST_NODES = 4096
 FORMAT, VERSION = "jaxinfer-tree", 1
 
 
-class Growth(NamedTuple):
-    """How a level makes the next one: W new nodes from R parents, `breadth` at most from each.
-
-    With `picks` [R, breadth] the drafts of each parent in rank order, the new level is
-    `picks[row, column]`.
-    """
-
-    parents: np.ndarray
-    """int32 [R], the nodes of the level that have children; subtract `level_bounds` for the place
-    in the level."""
-    breadth: int
-    row: np.ndarray
-    """int32 [W], which of `parents`."""
-    column: np.ndarray
-    """int32 [W], the rank."""
-
-
 @dataclass(frozen=True)
 class Topology:
     """A tree shape. Equal parents make equal, equally hashed trees.
 
     Example:
-        Topology.optimal([0.6, 0.2, 0.1], nodes=5).widths     # (1, 2, 1, 1)
+        >>> from jaxinfer.speculative import Topology
+        >>> Topology.k_chains(2, 3).parent
+        (-1, 0, 0, 1, 2, 3, 4)
     """
 
     parent: tuple[int, ...]
@@ -97,8 +82,16 @@ class Topology:
             levels: of nodes, the root's included; None is no limit, or one more than the rows.
             branching: most children of a node; None is no limit but the ranks measured.
 
+        Returns:
+            The tree; F itself is `expected_tokens(tree, acceptance)`.
+
         Raises:
             ValueError: for values that are not such probabilities, or limits below 1.
+
+        Example:
+            >>> from jaxinfer.speculative import Topology
+            >>> Topology.optimal([0.6, 0.2, 0.1], nodes=5).widths
+            (1, 2, 1, 1)
         """
         table = as_table(acceptance)
         _at_least_one("nodes", nodes, MOST_NODES)
@@ -149,13 +142,16 @@ class Topology:
         return cls(tuple(renumbered))
 
     @classmethod
-    def from_children(cls, root: Sequence[Any]) -> "Topology":
+    def from_children(cls, root: Sequence[object]) -> "Topology":
         """A tree from nested lists: a node is the list of its children, `[]` a leaf.
 
         Example:
-            Topology.from_children([[[]], []]).parent     # (-1, 0, 0, 1)
+            >>> from jaxinfer.speculative import Topology
+            >>> Topology.from_children([[[]], []]).parent
+            (-1, 0, 0, 1)
         """
-        parents, pending = [-1], [root]
+        parents: list[int] = [-1]
+        pending: list[object] = [root]
         for node, children in enumerate(pending):  # grows while it is read: a queue
             if not isinstance(children, (list, tuple)):
                 raise ValueError(f"a node is a list of its children, got {children!r:.80}")
@@ -232,29 +228,29 @@ class Topology:
         depth = [0]
         for above in self.parent[1:]:
             depth.append(depth[above] + 1)
-        return _frozen(depth)
+        return frozen(depth)
 
     @cached_property
     def child_count(self) -> Int32[np.ndarray, "M"]:
         """How many children each node has."""
-        return _frozen(np.bincount(np.asarray(self.parent) + 1, minlength=self.nodes + 1)[1:])
+        return frozen(np.bincount(np.asarray(self.parent) + 1, minlength=self.nodes + 1)[1:])
 
     @cached_property
     def first_child(self) -> Int32[np.ndarray, "M"]:
         """The child of rank 0; 0 for a leaf, so that an index stays in range."""
         starts = 1 + np.cumsum(self.child_count) - self.child_count
-        return _frozen(np.where(self.child_count > 0, starts, 0))
+        return frozen(np.where(self.child_count > 0, starts, 0))
 
     @cached_property
     def rank(self) -> Int32[np.ndarray, "M"]:
         """Which child of its parent each node is, from 0; 0 for the root."""
         parent = np.asarray(self.parent)
-        return _frozen(np.arange(self.nodes) - np.where(parent < 0, 0, self.first_child[parent]))
+        return frozen(np.arange(self.nodes) - np.where(parent < 0, 0, self.first_child[parent]))
 
     @cached_property
     def level_bounds(self) -> Int32[np.ndarray, "bounds"]:
         """Level l (the root's is 0) has the nodes from `level_bounds[l]` to before the next."""
-        return _frozen(np.searchsorted(self.depth, np.arange(self.levels + 1)))
+        return frozen(np.searchsorted(self.depth, np.arange(self.levels + 1)))
 
     @cached_property
     def ancestors(self) -> Bool[np.ndarray, "M M"]:
@@ -265,54 +261,15 @@ class Topology:
         table.setflags(write=False)
         return table
 
-    @cached_property
-    def growth(self) -> tuple[Growth, ...]:
-        """For each level but the last, how the next level is made from it."""
-        steps = []
-        for level in range(self.levels - 1):
-            start, end, last = (int(bound) for bound in self.level_bounds[level : level + 3])
-            parents = start + np.flatnonzero(self.child_count[start:end])
-            row = np.searchsorted(parents, np.asarray(self.parent[end:last]))
-            breadth = int(self.child_count[start:end].max())
-            steps.append(
-                Growth(_frozen(parents), breadth, _frozen(row), _frozen(self.rank[end:last]))
-            )
-        return tuple(steps)
 
-
-def path_probabilities(topology: Topology, acceptance: Ranks) -> Float64[np.ndarray, "M"]:
-    """The probability that each node is accepted: the product of p over its path, 1 for the root.
-
-    `acceptance` as in `Topology.optimal`; ranks and depths beyond it are never accepted.
-    """
-    table = as_table(acceptance)
-    rows = table if table.ndim == 2 else np.broadcast_to(table, (topology.levels, len(table)))
-    depth, rank = topology.depth, topology.rank
-    path = np.ones(topology.nodes)
-    for node in range(1, topology.nodes):
-        row, column = int(depth[node]) - 1, int(rank[node])
-        known = row < rows.shape[0] and column < rows.shape[1]
-        path[node] = path[topology.parent[node]] * rows[row, column] if known else 0.0
-    return path
-
-
-def expected_tokens(topology: Topology, acceptance: Ranks) -> float:
-    """F, the expected tokens of one step: accepted drafts and the one token always emitted.
-
-    Exact if acceptance depends on nothing but the rank (and the depth, with rows).
-
-    Example:
-        expected_tokens(Topology.chain(3), [0.5])     # 1.75
-    """
-    return float(path_probabilities(topology, acceptance).sum())
-
-
-def _integers(values: Any, name: str) -> tuple[int, ...]:
+def _integers(values: Iterable[object], name: str) -> tuple[int, ...]:
     """A tuple of Python integers, from any sequence; NumPy's integers are accepted."""
+    integers = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} holds {value!r:.40}, expected whole numbers")
-    return tuple(int(value) for value in values)
+        integers.append(int(value))
+    return tuple(integers)
 
 
 def _at_least_one(name: str, value: int, most: int | None = None) -> int:
@@ -322,7 +279,7 @@ def _at_least_one(name: str, value: int, most: int | None = None) -> int:
     return value
 
 
-def _frozen(values: Any) -> np.ndarray:
+def frozen(values: ArrayLike) -> np.ndarray:
     """A read-only int32 array: it is shared by everyone who holds the tree."""
     array = np.array(values, np.int32)
     array.setflags(write=False)

@@ -47,8 +47,8 @@ class Residual(NamedTuple):
     def without(self, offered: Float[Array, "B M"], outside: Float[Array, " B"]) -> "Residual":
         """What is left when a draft distribution's child was rejected: norm(max(R - D, 0)).
 
-        `outside` is the target's mass off the support. If nothing is left, which happens with
-        probability 0 and so by rounding only, it stays as it is.
+        `outside` is the target's probability off the support. If nothing is left, which happens
+        with probability 0 and so by rounding only, it stays as it is.
         """
         left = jnp.maximum(self.inside - offered, 0.0)
         total = left.sum(axis=-1) + self.factor * outside
@@ -99,58 +99,11 @@ def verify(
     if not sampler.features.sample:
         return _greedy(topology, sampler, logits, proposal.tokens, seen, most)
     batch, nodes, vocab = logits.shape
-    rows = jnp.arange(batch)
-    count, first = jnp.asarray(topology.child_count), jnp.asarray(topology.first_child)
-    has_children = topology.child_count > 0
-    slots = jnp.asarray(np.where(has_children, np.cumsum(has_children) - 1, 0))
     accept_keys, bonus_keys = (_folded(keys, i) for i in (0, 1))
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, (nodes,)))(accept_keys)
-    widest = max(topology.branching, 1)
-
-    def visit(walk: _Walk) -> _Walk:
-        node = walk.node
-        target = jnp.exp(sampler.log_probs(logits[rows, node], walk.seen))
-        ids = proposal.ids[rows, slots[node]]
-        depth_left = most - walk.accepted
-        children = jnp.where(walk.done | (depth_left <= 0), 0, count[node])
-        # A node without children has no draft distribution: its residual is all "outside".
-        ids = jnp.where((children > 0)[:, None], ids, vocab)
-        outside = target.at[rows[:, None], ids].set(0.0, mode="drop").sum(axis=-1)
-        inside = jnp.take_along_axis(target, jnp.minimum(ids, vocab - 1), axis=-1)
-        inside = jnp.where(ids < vocab, inside, 0.0)
-
-        trial = _try_children(rule, first[node], children, proposal, uniforms, _Trial(
-            rank=jnp.int32(0),
-            residual=Residual(inside, jnp.ones((batch,), jnp.float32)),
-            draft=proposal.logits[rows, slots[node]],
-            taken=jnp.full((batch,), -1, jnp.int32),
-        ), outside)  # fmt: skip
-        moves = trial.taken >= 0
-        ends = ~walk.done & ~moves
-        left, factor = trial.residual
-        residual = (target * factor[:, None]).at[rows[:, None], ids].set(left, mode="drop")
-        child = jnp.where(moves, first[node] + trial.taken, node)
-        accepted = walk.accepted + moves
-        size = walk.path.shape[1]
-        outcome = jnp.where(moves, trial.taken, widest)
-        tried = jnp.where(children > 0, walk.accepted, size)
-        new_seen = walk.seen
-        if new_seen.shape[1] > 1:
-            token = jnp.where(moves, proposal.tokens[rows, child], vocab)
-            new_seen = new_seen.at[rows, token].set(True, mode="drop")
-        return _Walk(
-            node=child,
-            path=walk.path.at[rows, jnp.where(moves, accepted, size)].set(child, mode="drop"),
-            accepted=accepted,
-            chosen=walk.chosen.at[rows, tried].set(outcome, mode="drop"),
-            residual=jnp.where(ends[:, None], residual, walk.residual),
-            seen=new_seen,
-            done=walk.done | ends,
-        )
-
     walk = jax.lax.while_loop(
         lambda walk: ~walk.done.all(),
-        visit,
+        lambda walk: _visit(topology, rule, sampler, logits, proposal, uniforms, most, walk),
         _Walk(
             node=jnp.zeros((batch,), jnp.int32),
             path=jnp.zeros((batch, topology.levels), jnp.int32),
@@ -164,6 +117,62 @@ def verify(
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab,)))(bonus_keys)
     bonus = jnp.argmax(jnp.log(walk.residual) + noise, axis=-1).astype(jnp.int32)
     return Verdict(walk.path, walk.accepted, bonus, walk.chosen)
+
+
+def _visit(
+    topology: Topology,
+    rule: Rule,
+    sampler: SamplerRows,
+    logits: Float[Array, "B N V"],
+    proposal: Proposal,
+    uniforms: Float[Array, "B N"],
+    most: Int[Array, " B"],
+    walk: _Walk,
+) -> _Walk:
+    """Tries the children of each row's node: one step down, or the end of the row's walk."""
+    batch, _, vocab = logits.shape
+    rows, node = jnp.arange(batch), walk.node
+    first = jnp.asarray(topology.first_child)[node]
+    has_children = topology.child_count > 0
+    slots = jnp.asarray(np.where(has_children, np.cumsum(has_children) - 1, 0))
+    target = jnp.exp(sampler.log_probs(logits[rows, node], walk.seen))
+    ids = proposal.ids[rows, slots[node]]
+    stops = walk.done | (most - walk.accepted <= 0)
+    children = jnp.where(stops, 0, jnp.asarray(topology.child_count)[node])
+    # A node without children has no draft distribution: its residual is all "outside".
+    ids = jnp.where((children > 0)[:, None], ids, vocab)
+    outside = target.at[rows[:, None], ids].set(0.0, mode="drop").sum(axis=-1)
+    inside = jnp.take_along_axis(target, jnp.minimum(ids, vocab - 1), axis=-1)
+    inside = jnp.where(ids < vocab, inside, 0.0)
+
+    trial = _try_children(rule, first, children, proposal, uniforms, _Trial(
+        rank=jnp.int32(0),
+        residual=Residual(inside, jnp.ones((batch,), jnp.float32)),
+        draft=proposal.logits[rows, slots[node]],
+        taken=jnp.full((batch,), -1, jnp.int32),
+    ), outside)  # fmt: skip
+    moves = trial.taken >= 0
+    ends = ~walk.done & ~moves
+    left, factor = trial.residual
+    residual = (target * factor[:, None]).at[rows[:, None], ids].set(left, mode="drop")
+    child = jnp.where(moves, first + trial.taken, node)
+    accepted = walk.accepted + moves
+    size = walk.path.shape[1]
+    outcome = jnp.where(moves, trial.taken, max(topology.branching, 1))
+    tried = jnp.where(children > 0, walk.accepted, size)
+    seen = walk.seen
+    if seen.shape[1] > 1:
+        token = jnp.where(moves, proposal.tokens[rows, child], vocab)
+        seen = seen.at[rows, token].set(True, mode="drop")
+    return _Walk(
+        node=child,
+        path=walk.path.at[rows, jnp.where(moves, accepted, size)].set(child, mode="drop"),
+        accepted=accepted,
+        chosen=walk.chosen.at[rows, tried].set(outcome, mode="drop"),
+        residual=jnp.where(ends[:, None], residual, walk.residual),
+        seen=seen,
+        done=walk.done | ends,
+    )
 
 
 def _try_children(

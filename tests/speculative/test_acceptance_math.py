@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.speculative.acceptance import (
+from jaxinfer.speculative.acceptance_formulas import (
     exact_acceptance,
     naive_acceptance,
     sequoia_acceptance,
     specinfer_acceptance,
     top_k_acceptance,
 )
-from jaxinfer.speculative.topology import Topology, expected_tokens
+from jaxinfer.speculative.expected import expected_tokens
+from jaxinfer.speculative.topology import Topology
 
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
 

@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxinfer.speculative.dynamic_program import solve
-from jaxinfer.speculative.topology import (
-    Topology,
-    expected_tokens,
-    path_probabilities,
-)
+from jaxinfer.speculative.expected import expected_tokens, path_probabilities
+from jaxinfer.speculative.growth import growth
+from jaxinfer.speculative.topology import Topology
 
 # arXiv 2402.12374, appendix E: Llama3-8B drafting for Llama3-70B-Instruct, cut to 16 ranks
 LLAMA3 = [
@@ -250,7 +248,7 @@ def test_derived_arrays_of_a_small_tree():
     assert tree.level_bounds.tolist() == [0, 1, 4, 7, 8]
     assert (tree.nodes, tree.levels, tree.branching) == (8, 4, 3)
     assert np.flatnonzero(tree.ancestors[7]).tolist() == [0, 3, 6, 7]
-    second = tree.growth[1]
+    second = growth(tree)[1]
     assert second.parents.tolist() == [1, 3] and second.breadth == 2
     assert second.row.tolist() == [0, 0, 1] and second.column.tolist() == [0, 1, 0]
     assert str(tree) == "8 nodes, 4 levels, widths 1,3,3,1"
@@ -272,12 +270,12 @@ def test_derived_arrays_keep_their_invariants(parents):
         assert (tree.ancestors[node] == (tree.ancestors[above] | own)).all()
         assert tree.depth[node] == tree.depth[above] + 1
     new = [
-        (growth.parents[row], column)
-        for growth in tree.growth
-        for row, column in zip(growth.row, growth.column, strict=True)
+        (step.parents[row], column)
+        for step in growth(tree)
+        for row, column in zip(step.row, step.column, strict=True)
     ]
     assert new == list(zip(tree.parent[1:], tree.rank[1:], strict=True))
-    assert all(growth.column.max() < growth.breadth for growth in tree.growth)
+    assert all(step.column.max() < step.breadth for step in growth(tree))
 
 
 @given(PARENTS, st.randoms())
@@ -300,6 +298,6 @@ def test_siblings_keep_the_order_of_their_listing():
 def test_equal_trees_hash_equally_and_their_arrays_are_read_only():
     tree, other = Topology.chain(3), Topology.from_parents(np.array([-1, 0, 1]))
     assert tree == other and hash(tree) == hash(other) and tree != Topology.chain(4)
-    for array in (tree.depth, tree.ancestors, tree.rank, tree.growth[0].row):
+    for array in (tree.depth, tree.ancestors, tree.rank, growth(tree)[0].row):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

@@ -7,9 +7,10 @@ import pytest
 from test_topology import LLAMA3
 
 from jaxinfer.speculative.acceptance import Acceptance
+from jaxinfer.speculative.expected import expected_tokens
 from jaxinfer.speculative.optimizer import choose
 from jaxinfer.speculative.plot import node_places, plot_tree
-from jaxinfer.speculative.topology import Topology, expected_tokens
+from jaxinfer.speculative.topology import Topology
 
 SIZES = [2**k for k in range(9)]
 DEVICES = {

@@ -115,9 +115,9 @@ def test_random_bytes_are_refused(text):
 def test_trees_need_neither_jax_nor_matplotlib():
     program = """
 import sys, types
-package = types.ModuleType("jaxinfer")  # the package itself imports jax
-package.__path__ = ["jaxinfer"]
-sys.modules["jaxinfer"] = package
+for name in ("jaxinfer", "jaxinfer.speculative"):  # the packages themselves import jax
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [name.replace(".", "/")]
 import jaxinfer.speculative.optimizer, jaxinfer.speculative.plot
 print([name for name in ("jax", "matplotlib") if name in sys.modules])
 """
