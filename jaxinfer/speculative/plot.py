@@ -82,7 +82,6 @@ def plot_tree(topology: Topology, path: str | Path, acceptance: Ranks | None = N
     axes.set_ylim(-height + 0.45, 0.55)
     for side in axes.spines.values():
         side.set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         # a PNG without software versions, so that equal trees give equal bytes
         metadata = {"Software": None} if temporary.suffix == ".png" else None
