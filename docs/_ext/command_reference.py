@@ -22,6 +22,14 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
         yield from leaves(child, (*path, name))
 
 
+def text_with_code(text: str) -> nodes.paragraph:
+    """A paragraph in which what stands in backticks is code."""
+    paragraph = nodes.paragraph()
+    for index, part in enumerate(text.split("`")):
+        paragraph += nodes.literal(text=part) if index % 2 else nodes.Text(part)
+    return paragraph
+
+
 class CommandReference(SphinxDirective):
     """One section per verb, in the order of `jaxinfer --help`."""
 
@@ -46,7 +54,7 @@ class CommandReference(SphinxDirective):
         if text.startswith("Example: "):
             example = text.removeprefix("Example: ")
             return nodes.literal_block(example, example, language="shell")
-        return nodes.paragraph(text=text)
+        return text_with_code(text)
 
     def definitions(self, records: list[tuple[str, str]]) -> nodes.definition_list:
         found = nodes.definition_list()
@@ -55,7 +63,7 @@ class CommandReference(SphinxDirective):
             term = nodes.term()
             term += nodes.literal(text=option)
             item += term
-            item += nodes.definition("", nodes.paragraph(text=text))
+            item += nodes.definition("", text_with_code(text))
             found += item
         return found
 

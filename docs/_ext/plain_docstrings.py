@@ -5,7 +5,10 @@ markup. What would be markup by accident (an asterisk that multiplies, a name th
 underscore) is escaped here, and an indented block becomes a block of code.
 """
 
+import inspect
 import re
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -13,29 +16,46 @@ from sphinx.application import Sphinx
 CODE = re.compile(r"(``.*?``|`[^`]*`)", re.DOTALL)
 ACCIDENTS = re.compile(r"([*|]|(?<=\w)_(?!\w))")
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Note")
+FIELD = "Alias for field number"
+MODULES = re.compile(r"\b(?:jaxlib\._jax|jax\._src\.\w+|jax)\.(?=[A-Z])")
 
 
 def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Rewrites the lines of one docstring in place, before napoleon reads its sections."""
-    text = "\n".join(lines)
-    parts = CODE.split(text)
+    if lines and lines[0].startswith(FIELD):  # what a NamedTuple says of its own
+        lines.clear()
+    parts = CODE.split("\n".join(lines))
     parts[::2] = [ACCIDENTS.sub(r"\\\1", part) for part in parts[::2]]
     parts[1::2] = ["``" + part.strip("`").replace("\n", " ") + "``" for part in parts[1::2]]
-    lines[:] = list(_code_blocks("".join(parts).split("\n")))
+    lines[:] = list(code_blocks("".join(parts).split("\n")))
 
 
-def _code_blocks(lines: list[str]):
-    """Marks every indented block that is no section of Args and the like as code."""
+def restored(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Undoes what napoleon makes of a property whose text has a colon: it takes that for a type."""
+    if isinstance(obj, property | cached_property) and any(
+        line.startswith(":type:") for line in lines
+    ):
+        lines[:] = (inspect.getdoc(obj) or "").split("\n")
+        plain(app, what, name, obj, options, lines)
+
+
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, text: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+    """The signature without the modules in which jax defines its types."""
+    return text and MODULES.sub("", text), result and MODULES.sub("", result)
+
+
+def code_blocks(lines: list[str]) -> Iterator[str]:
+    """The lines, with every indented block that is no section such as Args marked as code."""
     in_section = in_code = False
     previous = ""
     for line in lines:
         indented = line.startswith("    ")
         if line.strip() and not indented:
-            in_section = line.rstrip(":") in SECTIONS and line.endswith(":")
-            in_code = False
-            if line in ("Example:", "Examples:"):
-                line = "Example::"
-                in_code = True
+            in_section = line.endswith(":") and line.rstrip(":") in SECTIONS
+            in_code = line in ("Example:", "Examples:")
+            line = "Example::" if in_code else line
         elif indented and not in_section and not in_code:
             if not previous.strip():
                 yield "::"
@@ -50,5 +70,7 @@ def _code_blocks(lines: list[str]):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("autodoc-process-docstring", plain, priority=100)  # napoleon comes at 500
+    app.connect("autodoc-process-docstring", plain, priority=100)
+    app.connect("autodoc-process-docstring", restored, priority=900)  # napoleon has 500
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
