@@ -5,7 +5,7 @@ lm = ji.load("smollm2-135m")
 print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, less, per_layer, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.generate import Completion, Stats, Stream

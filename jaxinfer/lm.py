@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Policy, bytes_of
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode.engine import CHUNK, bucket, padded
@@ -110,12 +111,12 @@ class LM(Model):
     ) -> list[Score]:
         """Per-token log-probabilities through the cache: context committed, continuation read.
 
-        The text is read in chunks of `chunk` tokens (default 512, or 1 for policies that are not
-        chunk invariant), each attending to what the policy has kept of the chunks before.
+        The text is read in chunks of `chunk` tokens (default 512, or 1 for policies that
+        read prompts whole), each attending to what the policy has kept of the chunks before.
         """
         policy = resolve(policy)
         if chunk is None:
-            chunk = CHUNK if policy.chunk_invariant else 1
+            chunk = CHUNK if policy.prompt == "chunks" else 1
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, got {chunk}")
         return [self._score(self.encode(text), policy, chunk) for text in _rows(texts)]
@@ -127,6 +128,7 @@ class LM(Model):
         policy = policy.sized(bucket(len(tokens), 1))
         engine = self.engine.serving(policy)
         capacity = generation.capacity_for(self, policy, len(tokens), 0)
+        policy.check_room(capacity, 0, len(tokens))
         generation.check_fits(self, policy, 1, capacity, chunk)
         cache = engine.new_cache(policy, 1, capacity)
         cache_bytes = bytes_of(cache.layers)

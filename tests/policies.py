@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import Geometry, Policy
+from jaxinfer.cache.base import Geometry
 from jaxinfer.cache.lowrank import LowRank
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.feature_map import FeatureMaps
@@ -85,6 +86,7 @@ def over(base: Policy) -> Policy:
         base,
         name=f"less-{base.name}",
         tiers=(*base.tiers, LowRank(rank=RANK)),
+        prompt="whole",
         chunk_invariant=False,
         lossless_under_tree=False,
     )

@@ -62,10 +62,10 @@ def test_every_policy_scores_and_names_its_chunk(case):
     assert found.chunk == (64 if policy.chunk_invariant else 1) and found.cache_bytes > 0
 
 
-def test_a_policy_that_is_not_chunk_invariant_is_scored_token_by_token():
+def test_a_policy_that_reads_prompts_whole_is_scored_token_by_token():
     from jaxinfer.cache.presets import full
 
-    found = lm_of("llama").score(TEXT, policy=replace(full(), chunk_invariant=False))[0]
+    found = lm_of("llama").score(TEXT, policy=replace(full(), prompt="whole"))[0]
     assert found.chunk == 1
 
 

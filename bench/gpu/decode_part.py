@@ -17,7 +17,8 @@ from bench.gpu.profile import profiled
 from bench.gpu.rows import Run, copy_bandwidth
 from bench.gpu.step import Plain
 from bench.gpu.timing import filled, memory_limit
-from jaxinfer.cache.base import Policy, bytes_of
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.engine import Engine, make_requests

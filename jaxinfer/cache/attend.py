@@ -6,14 +6,17 @@ merges the partials of all segments and of the fresh block, and returns the fres
 policy stores them. `commit_layer` pushes accepted tokens through the tiers.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxinfer.cache.base import Items, Policy, Segment, StepContext
+from jaxinfer.cache.base import Items, Segment
+from jaxinfer.cache.context import CommitContext, PushContext, StepContext
 from jaxinfer.cache.fresh import FreshTokens, make_mask_fn
+from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.weights import KeyWeights, gather, key_weights, received
 from jaxinfer.config import RopeConfig
 from jaxinfer.nn.rope import Rotation, rotate, rotation
 from jaxinfer.ops.attention import (
@@ -28,15 +31,6 @@ from jaxinfer.typing import Leaf, Params
 from pallas_kernels.softmax_state import ExtraKeys
 
 Rotations = dict[str, Rotation | None]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class KeyWeights:
-    """Probability given to keys, f32[B, K, Q, keys]; Q as in `FreshTokens.key_weights`."""
-
-    stored: Leaf  # per tier, per segment that holds tokens
-    fresh: Leaf
 
 
 def rotations(policy: Policy, rope: RopeConfig | None, ctx: StepContext) -> Rotations:
@@ -68,8 +62,8 @@ def attend(
     """Attention output in the dtype of `q`, and the fresh tokens in the form the policy stores.
 
     `q` and `k` arrive unrotated, keys leave rotated by their absolute position. `sink` is a logit
-    per head that takes part in the softmax without a value. With `policy.observe` the items carry
-    a `KeyWeights`, the probability that the queries gave to every stored and fresh key.
+    per head that takes part in the softmax without a value. Where the policy weighs keys the items
+    carry `KeyWeights`, the probability that the queries gave to every stored and fresh key.
     """
     batch, heads, size, width = q.shape
     grouped = (batch, k.shape[1], heads // k.shape[1], size, width)
@@ -84,7 +78,7 @@ def attend(
     queries = {phase: turn(q, phase).reshape(grouped) for phase in positions}
     items = Items(k=turn(k, "absolute"), v=v, pos=ctx.positions[:, None])
     if ctx.pending is not None:
-        if policy.observe:
+        if policy.weigh_keys == "always":
             raise ValueError(
                 f"policy {policy.name!r} weighs tokens by what they receive, which a tree that "
                 "grows level by level does not know; draft with full, kivi or streaming"
@@ -96,19 +90,22 @@ def attend(
         state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
     by_tier = _segments(policy, state, aux, length) if reads else ()
 
-    latest = dict(queries)
+    latest, weighs = dict(queries), policy.weighs(ctx.is_prompt)
 
-    def arguments(segment: Segment):
+    def own(phase: str) -> Array:
         # The barrier makes each segment's queries another value: XLA:GPU merges products that share
         # an operand by concatenating the others, which are whole caches.
-        phase = segment.query_phase
         latest[phase] = jax.lax.optimization_barrier(latest[phase])
+        return latest[phase]
+
+    def arguments(segment: Segment):
+        phase = segment.query_phase
         mask_fn = make_mask_fn(policy, spec, positions["absolute"], positions[phase])
-        return spec, latest[phase], positions[phase], mask_fn
+        return spec, own(phase), positions[phase], mask_fn
 
     admits = policy
-    if not (ctx.reads or policy.chunk_invariant) and policy.positions == "absolute":
-        admits = replace(policy, window=None)  # a prompt sees all of itself before it is stored
+    if policy.prompt == "whole" and not ctx.reads and policy.positions == "absolute":
+        admits = replace(policy, window=None)
     fresh = FreshTokens(
         policy=admits, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
     )
@@ -119,7 +116,7 @@ def attend(
     # What ends the softmax adds up splits, which only long segments have: one launch for both.
     longest = max(tokens, key=lambda segment: segment.capacity, default=None)
     final, few = summaries[-1] if summaries else longest, None
-    if final is not None and final.ends_softmax and not (policy.observe or commits_first):
+    if final is not None and final.ends_softmax and not (weighs or commits_first):
         few = fresh.few()
     partial = None if sink is None else sink_partial(queries["absolute"], sink)
     if not commits_first and few is None:
@@ -133,17 +130,10 @@ def attend(
         return final.output(spec, query, mask_fn, ExtraKeys(*few, partial)).reshape(q.shape), items
 
     assert partial is not None
-    if policy.observe:
+    if weighs:
         lse = log_sum_exp(partial)  # over tokens: what summarises evicted ones takes no part
-        fresh_weights, stored = fresh.key_weights(lse), []
-        for tier in by_tier:
-            attn_weights = []
-            for segment in tier:
-                if segment.holds_tokens:
-                    attn_weight = segment.key_weights(*arguments(segment), lse)
-                    attn_weights.append(_summed(ctx, attn_weight))
-            stored.append(tuple(attn_weights))
-        items = replace(items, attn_weight=KeyWeights(stored=tuple(stored), fresh=fresh_weights))
+        weights = key_weights(policy, spec, ctx, by_tier, fresh, lse, own)
+        items = replace(items, attn_weight=weights)
     for segment in summaries:
         partial = merge(partial, segment.partial(*arguments(segment)))
     return finish(partial).reshape(q.shape).astype(q.dtype), items
@@ -154,42 +144,35 @@ def _merged(partial: Partial | None, more: Partial) -> Partial:
 
 
 def commit_layer(
-    policy: Policy,
-    state: tuple[Leaf, ...],
-    aux: Params | None,
-    fresh: Items,
-    length: Int[Array, " B"],
-    accepted: Int[Array, "B A"] | None,
-    count: Int[Array, " B"],
-    after: Array,
+    policy: Policy, state: tuple[Leaf, ...], aux: Params | None, fresh: Items, ctx: CommitContext
 ) -> tuple[Leaf, ...]:
-    """The tier states after the fresh tokens `accepted[b, :count[b]]` (None: the first) were
-    pushed."""
+    """The tier states after the accepted fresh tokens were pushed."""
+    stored: tuple[tuple[Leaf, ...], ...] = ()
     if isinstance(fresh.attn_weight, KeyWeights):
-        received = jax.tree.map(lambda x: _received(x, accepted, count), fresh.attn_weight)
-        state = tuple(
-            tier.observe(tier_state, attn_weights) if attn_weights else tier_state
-            for tier, tier_state, attn_weights in zip(
-                policy.tiers, state, received.stored or ((),) * len(state), strict=True
-            )
-        )
-        fresh = replace(fresh, attn_weight=received.fresh)
+        weights = jax.tree.map(lambda x: received(x, ctx.accepted, ctx.count), fresh.attn_weight)
+        stored, fresh = weights.stored, replace(fresh, attn_weight=weights.fresh)
     items: Items | None = fresh
-    if accepted is not None:
+    if ctx.accepted is not None:
         # Taken from what attention read: XLA:GPU would rotate the keys of all layers once more.
         fresh = jax.lax.optimization_barrier(fresh)
-        items = jax.tree.map(lambda x: _gather(x, accepted), fresh)
-    n_in, new = length, []
-    for number, (tier, tier_state) in enumerate(zip(policy.tiers, state, strict=True), start=1):
+        items = jax.tree.map(lambda x: gather(x, ctx.accepted), fresh)
+    n_in, count, new = ctx.length, ctx.count, []
+    for number, (tier, tier_state) in enumerate(zip(policy.tiers, state, strict=True)):
         if items is None:
             new.append(tier_state)
             continue
-        spills = number < len(state)  # what the last tier loses is lost
-        tier_state, items, spilled = tier.push(
-            tier_state, aux, items, n_in, count, after, spills=spills
+        push = PushContext(
+            n_in=n_in,
+            count=count,
+            after=ctx.after,
+            length=ctx.length,
+            stored_weights=stored[number] if stored else (),
+            is_prompt=ctx.is_prompt,
+            spills=number + 1 < len(state),  # what the last tier loses is lost
         )
+        tier_state, items, count = tier.push(tier_state, aux, items, push)
         new.append(tier_state)
-        n_in, count = tier.passed(n_in), spilled
+        n_in = tier.passed(n_in)
     return tuple(new)
 
 
@@ -205,29 +188,5 @@ def _segments(policy: Policy, state: tuple[Leaf, ...], aux: Params | None, lengt
 def _with(policy: Policy, state, aux, items: Items, ctx: StepContext) -> tuple[Leaf, ...]:
     """The state as if the one fresh token were committed (a copy: this is a reference)."""
     one = ctx.valid[:, 0].astype(jnp.int32)
-    return commit_layer(policy, state, aux, items, ctx.length, None, one, ctx.length)
-
-
-def _summed(ctx: StepContext, attn_weight: Float[Array, "B K T S"]) -> Float[Array, "B K _ S"]:
-    """Weights from valid queries: per query in a tree, summed in a chain, which commits all or
-    none."""
-    attn_weight = jnp.where(ctx.valid[:, None, :, None], attn_weight, 0.0)
-    return attn_weight if ctx.is_tree else attn_weight.sum(axis=2, keepdims=True)
-
-
-def _received(
-    attn_weight: Float[Array, "B K _ S"],
-    accepted: Int[Array, "B A"] | None,
-    count: Int[Array, " B"],
-) -> Float[Array, "B K S"]:
-    """What the accepted queries gave."""
-    if attn_weight.shape[2] > 1 and accepted is not None:
-        attn_weight = _gather(attn_weight, accepted)
-    given = jnp.arange(attn_weight.shape[2]) < count[:, None]
-    return jnp.where(given[:, None, :, None], attn_weight, 0.0).sum(axis=2)
-
-
-def _gather(x: Array, index: Int[Array, "B A"]) -> Array:
-    """Entries `index` of axis 2 of `x` [B, K|1, T, ...]."""
-    index = index.reshape(index.shape[0], 1, index.shape[1], *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, index, axis=2)
+    alone = CommitContext(length=ctx.length, accepted=None, count=one, after=ctx.length)
+    return commit_layer(policy, state, aux, items, alone)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
+from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.slots import Slots, load, new_slots, put, slot_bytes
-from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import (
     AttentionSpec,
     Partial,
@@ -124,44 +124,26 @@ class DenseSegment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Tier):
     """Keeps every token in full precision and passes nothing on."""
 
     @property
     def grows(self) -> bool:
         return True
 
-    def sized(self, context: int) -> "Dense":
-        return self
-
-    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
-        pass
-
     def init(self, geometry: Geometry, batch: int) -> Slots:
         return new_slots(geometry, batch, geometry.capacity)
-
-    def kept(self, n_in: Array) -> Array:
-        return n_in
-
-    def passed(self, n_in: Array) -> Array:
-        return jnp.zeros_like(n_in)
 
     def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
         slots = jnp.arange(state.capacity, dtype=jnp.int32)[None, None]
         ok = slots < n_in[:, None, None]
         return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(n_in)),)
 
-    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
-        return state
-
-    def push(
-        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
-        spills: bool = True,
-    ):  # fmt: skip
+    def push(self, state: Slots, aux, items: Items, ctx: PushContext):
         order = jnp.arange(items.v.shape[2], dtype=jnp.int32)
-        index = jnp.where(order < count[:, None], n_in[:, None] + order, state.capacity)
-        index = write_index(index, state.capacity, after)
-        return put(state, items, index), None, jnp.zeros_like(count)
+        index = jnp.where(order < ctx.count[:, None], ctx.n_in[:, None] + order, state.capacity)
+        index = write_index(index, state.capacity, ctx.after)
+        return put(state, items, index), None, jnp.zeros_like(ctx.count)
 
     def grow(self, state: Slots, capacity: int) -> Slots:
         more = max(capacity - state.capacity, 0)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Items, Policy, QueryPhase, StepContext
+from jaxinfer.cache.base import Items, QueryPhase
+from jaxinfer.cache.context import StepContext
+from jaxinfer.cache.policy import Policy
 from jaxinfer.ops.attention import (
     NEGATIVE,
     AttentionSpec,
@@ -25,10 +27,11 @@ from jaxinfer.ops.attention import (
 QUERY_BLOCK = 512  # queries whose scores exist at a time
 FEW = 64  # keys that a kernel reads in the end of a softmax
 
-See = Callable[[Array, Array], tuple[Array, Array]]
+MaskFn = Callable[[Array, Array], tuple[Array, Array]]
+Rows = Callable[[Array, int], Array]  # some queries of an array, along their axis
 
 
-def make_mask_fn(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> See:
+def make_mask_fn(policy: Policy, spec: AttentionSpec, absolute: Array, own: Array) -> MaskFn:
     """`mask_fn(k_pos [B, K|1, J], ok [B, K|1, (T,) J])`: distance and visibility [B, K|1, T, J].
 
     `absolute` i32[B, T] are the queries' positions, `own` those of their phase, from which distance
@@ -111,6 +114,23 @@ class FreshTokens:
             total = total + jnp.pad(found, [(0, 0), (0, 0), (0, 0), (0, size - keys)])
         return total
 
+    def last_key_weights(self, lse: Array, order: Array, valid: Array, rows: Rows) -> Array:
+        """`key_weights` of a chain, f32[B, K, 1, T], counting only the queries `order` i32[B, W]
+        where `valid`; `rows` takes them from an array."""
+        size = self.items.v.shape[2]
+        total = jnp.zeros((), jnp.float32)
+        for phase, keys in self._parts():
+
+            def block(q, distance, visible, lse, keys=keys):
+                k = self.items.k[:, :, :keys]
+                attn_weight = key_weights(self.spec, q, k, distance, visible, lse)
+                return jnp.where(valid[:, None, :, None], attn_weight, 0.0)
+
+            found = self._block(phase, keys, order, rows, block, (lse, 3))
+            found = found.sum(axis=2, keepdims=True)
+            total = total + jnp.pad(found, [(0, 0), (0, 0), (0, 0), (0, size - keys)])
+        return total
+
     def _parts(self) -> list[tuple[QueryPhase, int]]:
         """(query phase, number of leading keys) of the parts that are seen alike."""
         size = self.items.v.shape[2]
@@ -125,11 +145,7 @@ class FreshTokens:
 
         `more` are (array, axis of its queries), `axis` is that of the queries in the results.
         """
-        ctx, size = self.ctx, self.ctx.valid.shape[1]
-        split = len(self._parts()) > 1
-        k_pos = self.items.pos[:, :, :keys]
-        pending = self.items.v.shape[2] - size
-        valid = jnp.pad(ctx.valid, [(0, 0), (pending, 0)], constant_values=True)[:, None, :keys]
+        size = self.ctx.valid.shape[1]
 
         def run(first, count: int):
             def rows(x: Array, axis: int) -> Array:
@@ -137,19 +153,8 @@ class FreshTokens:
 
             if count == size:
                 rows = lambda x, axis: x  # noqa: E731
-            if ctx.visible is None:
-                below = first + jnp.arange(count)[:, None] >= jnp.arange(keys)
-                visible = below[None]
-            else:
-                visible = rows(ctx.visible, 1)[:, :, :keys]
-            visible = (visible & valid)[:, None]
-            if split:
-                is_sink = (k_pos < self.policy.sinks)[:, :, None]
-                visible = visible & (is_sink if phase == "in_cache" else ~is_sink)
-            absolute, own = rows(self.positions["absolute"], 1), rows(self.positions[phase], 1)
-            distance, visible = make_mask_fn(self.policy, self.spec, absolute, own)(k_pos, visible)
-            q = rows(self.queries[phase], 3)
-            return block(q, distance, visible, *(rows(x, axis) for x, axis in more))
+            order = first + jnp.arange(count)[None]
+            return self._block(phase, keys, order, rows, block, *more)
 
         if size <= QUERY_BLOCK:
             return run(0, size)
@@ -165,3 +170,23 @@ class FreshTokens:
             return found
         last = run(count * QUERY_BLOCK, rest)
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=axis), found, last)
+
+    def _block(self, phase: QueryPhase, keys: int, order: Array, rows: Rows, block, *more):
+        """`block(q, distance, visible, *more)` of the queries `order` i32[B|1, Q], which
+        `rows(x, axis)` takes from an array."""
+        ctx = self.ctx
+        k_pos = self.items.pos[:, :, :keys]
+        pending = self.items.v.shape[2] - ctx.valid.shape[1]
+        valid = jnp.pad(ctx.valid, [(0, 0), (pending, 0)], constant_values=True)[:, None, :keys]
+        if ctx.visible is None:
+            visible = order[:, :, None] >= jnp.arange(keys)
+        else:
+            visible = rows(ctx.visible, 1)[:, :, :keys]
+        visible = (visible & valid)[:, None]
+        if len(self._parts()) > 1:
+            is_sink = (k_pos < self.policy.sinks)[:, :, None]
+            visible = visible & (is_sink if phase == "in_cache" else ~is_sink)
+        absolute, own = rows(self.positions["absolute"], 1), rows(self.positions[phase], 1)
+        distance, visible = make_mask_fn(self.policy, self.spec, absolute, own)(k_pos, visible)
+        q = rows(self.queries[phase], 3)
+        return block(q, distance, visible, *(rows(x, axis) for x, axis in more))

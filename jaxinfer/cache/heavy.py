@@ -11,33 +11,26 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Geometry, Items, write_index
+from jaxinfer.cache.base import Geometry, Items, Tier, write_index
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.ring import check_budget, items_at, tokens_of, whole
 from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap
-from jaxinfer.config import ModelConfig
 
 EMPTY = -jnp.inf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heavy:
+class Heavy(Tier):
     """Keeps `size` tokens (or a share of the context) per row and key/value head."""
 
     size: int | float
-
-    @property
-    def grows(self) -> bool:
-        return False
 
     def __post_init__(self):
         check_budget("heavy", self.size)
 
     def sized(self, context: int) -> "Heavy":
         return replace(self, size=tokens_of(self.size, context))
-
-    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
-        pass
 
     def init(self, geometry: Geometry, batch: int) -> Slots:
         size = whole(self.size)
@@ -48,33 +41,27 @@ class Heavy:
             pos=jnp.zeros(shape, jnp.int32),
         )
 
-    def kept(self, n_in: Array) -> Array:
-        return jnp.minimum(n_in, whole(self.size))
-
     def passed(self, n_in: Array) -> Array:
         return jnp.maximum(n_in - whole(self.size), 0)
 
     def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
-        kept = self.kept(n_in)  # slots fill in order, in every head
+        kept = jnp.minimum(n_in, state.capacity)  # slots fill in order, in every head
         ok = jnp.arange(state.capacity, dtype=jnp.int32) < kept[:, None, None]
         stop = jnp.max(kept)
         return (DenseSegment(slots=state, pos=state.pos, ok=ok, stop=stop, in_order=False),)
 
-    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
-        return replace(state, attn_weight=state.attn_weight + attn_weights[0])
-
-    def push(
-        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
-        spills: bool = True,
-    ):  # fmt: skip
+    def push(self, state: Slots, aux, items: Items, ctx: PushContext):
+        n_in, count = ctx.n_in, ctx.count
         size, gone = state.capacity, None
+        if ctx.stored_weights:
+            state = replace(state, attn_weight=state.attn_weight + ctx.stored_weights[0])
         if items.v.shape[2] == 1:
             index = self._place_of_one(state, items, count)
         else:
             index, gone = self._choose(state, items, n_in, count)
-        index = write_index(index, size, after)
+        index = write_index(index, size, ctx.after)
         spilled_count = self.passed(n_in + count) - self.passed(n_in)
-        if not spills:
+        if not ctx.spills:
             return put(state, items, index), None, spilled_count
         if gone is None:  # what leaves lies where the new token goes, or is that token
             return *swap(state, items, index), spilled_count
@@ -98,7 +85,7 @@ class Heavy:
         )
         # Rank among all tokens; the sort is stable, so that ties keep what is stored.
         rank = jnp.argsort(jnp.argsort(-attn_weight, axis=-1, stable=True), axis=-1)
-        stored = jnp.arange(size, dtype=jnp.int32) < self.kept(n_in)[:, None, None]
+        stored = jnp.arange(size, dtype=jnp.int32) < n_in[:, None, None]
         stored = jnp.broadcast_to(stored, state.attn_weight.shape)
         taken = jnp.concatenate([stored, valid], axis=-1)
         survives = taken & (rank < size)
@@ -114,9 +101,6 @@ class Heavy:
         size, width = state.capacity, items.v.shape[2]
         new = items_at(items, jnp.clip(index - size, 0, width - 1))
         return either(index < size, get(state, jnp.minimum(index, size - 1)), new)
-
-    def grow(self, state: Slots, capacity: int) -> Slots:
-        return state
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         size = whole(self.size)

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxinfer.cache.base import Geometry, Items, Policy, write_index
+from jaxinfer.cache.base import Geometry, Items, Tier, write_index
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.kivi_checks import check_heads, check_settings
 from jaxinfer.cache.kivi_tail import (
@@ -48,6 +49,7 @@ from jaxinfer.cache.packed import (
     encode,
     write,
 )
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.slots import Slots, new_slots, slot_bytes, storage_dtype
 from jaxinfer.config import ModelConfig
 
@@ -64,7 +66,7 @@ class KiviState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kivi:
+class Kivi(Tier):
     """Quantizes the tokens that leave the newest `residual`.
 
     Grouping "channel" puts consecutive tokens of one channel into a group, "token" consecutive
@@ -98,9 +100,6 @@ class Kivi:
         packed = getattr(self, f"{half}_bits") < 16
         return packed and getattr(self, f"{half}_grouping") == "channel"
 
-    def sized(self, context: int) -> "Kivi":
-        return self
-
     def check(self, cfg: ModelConfig | None, geometry: Geometry) -> None:
         """Refuses head sizes that do not split into words and groups, and says what fits."""
         check_heads(self, geometry)
@@ -119,9 +118,6 @@ class Kivi:
             block=-(-READ_BLOCK // self._unit) * self._unit,
         )
 
-    def kept(self, n_in: Array) -> Array:
-        return n_in - self.passed(n_in)
-
     def passed(self, n_in: Array) -> Array:
         if self.window is None:
             return jnp.zeros_like(n_in)
@@ -139,21 +135,15 @@ class Kivi:
         tail = self._tail_segment(state, n_in)
         return (self._packed_segment(state, n_in), tail) if state.values.tokens else (tail,)
 
-    def observe(self, state: KiviState, attn_weights: tuple[Array, ...]) -> KiviState:
-        return state
-
-    def push(
-        self, state: KiviState, aux, items: Items, n_in: Array, count: Array, after: Array,
-        spills: bool = True,
-    ):  # fmt: skip
+    def push(self, state: KiviState, aux, items: Items, ctx: PushContext):
         fresh = stored_like(state.tail, items)
         if self.window is None and has_kernel(state, fresh):
             new = put_token(
-                state, fresh, n_in, count, after, flush=self.value_flush,
+                state, fresh, ctx.n_in, ctx.count, ctx.after, flush=self.value_flush,
                 put_any=lambda *args: self._push(*args, spills=False)[0],
             )  # fmt: skip
-            return new, None, jnp.zeros_like(count)
-        return self._push(state, fresh, n_in, count, after, spills)
+            return new, None, jnp.zeros_like(ctx.count)
+        return self._push(state, fresh, ctx.n_in, ctx.count, ctx.after, ctx.spills)
 
     def _push(
         self, state: KiviState, fresh: Slots, n_in: Array, count: Array, after: Array, spills: bool
@@ -367,6 +357,7 @@ def kivi(
         name="kivi",
         tiers=(tier,),
         commit_first=flush_order == "before",
+        prompt="whole",
         chunk_invariant=False,
         lossless_under_tree=is_lossless,
         residual=residual if is_lossless else None,

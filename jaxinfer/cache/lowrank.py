@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
+from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
+from jaxinfer.cache.context import PushContext
 from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import NEGATIVE, AttentionSpec, Partial
 from jaxinfer.ops.stored import attend_low_rank
@@ -62,17 +63,10 @@ class FeatureSegment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank:
+class LowRank(Tier):
     """Absorbs every token that enters; `rank` is that of the kernels in `aux`."""
 
     rank: int
-
-    @property
-    def grows(self) -> bool:
-        return False
-
-    def sized(self, context: int) -> "LowRank":
-        return self
 
     def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
         if cfg.alibi_slopes is not None or cfg.sliding_windows is not None:
@@ -89,28 +83,16 @@ class LowRank:
             backend=_backend(geometry),
         )
 
-    def kept(self, n_in: Array) -> Array:
-        return jnp.zeros_like(n_in)
-
-    def passed(self, n_in: Array) -> Array:
-        return jnp.zeros_like(n_in)
-
     def segments(self, state: LowRankState, aux: Params | None, n_in: Array):
         return (FeatureSegment(state=state, aux=_kernels(aux), rank=self.rank),)
 
-    def observe(self, state: LowRankState, attn_weights: tuple[Array, ...]) -> LowRankState:
-        return state
-
-    def push(self, state: LowRankState, aux, items: Items, n_in, count, after, spills=True):
+    def push(self, state: LowRankState, aux, items: Items, ctx: PushContext):
         num, den = absorb(
             state.num, state.den, items.k, items.v,
-            write_index(count, items.v.shape[2], after),  # the kernel writes in place
+            write_index(ctx.count, items.v.shape[2], ctx.after),  # the kernel writes in place
             _kernels(aux), reference=_absorbed, backend=state.backend,
         )  # fmt: skip
-        return replace(state, num=num, den=den), None, jnp.zeros_like(count)
-
-    def grow(self, state: LowRankState, capacity: int) -> LowRankState:
-        return state
+        return replace(state, num=num, den=den), None, jnp.zeros_like(ctx.count)
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         numbers = geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)

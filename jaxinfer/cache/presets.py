@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.cache.base import PerLayer, Policy
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.kivi import Kivi, kivi
 from jaxinfer.cache.lowrank import LowRank
+from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
 
 
@@ -74,6 +74,7 @@ def streaming(
         positions=positions,
         sinks=sinks,
         window=window,
+        prompt="chunks" if bits is None else "whole",
         chunk_invariant=bits is None,
         lossless_under_tree=bits is None,
     )
@@ -88,8 +89,9 @@ def h2o(heavy: int | float = 0.1, recent: int | float = 0.1) -> Policy:
     """
     return Policy(
         name="h2o",
-        tiers=(Ring(size=recent, observes=True), Heavy(size=heavy)),
-        observe=True,
+        tiers=(Ring(size=recent, keeps_weights=True), Heavy(size=heavy)),
+        prompt="whole",
+        weigh_keys="always",
         chunk_invariant=False,
         lossless_under_tree=False,
     )
@@ -142,7 +144,8 @@ def _absorbing(base: Policy, kernels: Any) -> Policy:
         name=f"less-{base.name}",
         tiers=(*base.tiers, LowRank(rank=kernels.config.rank)),
         kernels=kernels,
-        piece=base.window if base.positions == "in_cache" else None,
+        prompt="whole",
+        max_prefill_chunk=base.window if base.positions == "in_cache" else None,
         chunk_invariant=False,
         lossless_under_tree=False,
     )
@@ -160,6 +163,7 @@ def per_layer(policies: Sequence[Policy | str | Mapping[str, Any]]) -> Policy:
         name="per-layer",
         kernels=kernels[0] if kernels else None,
         layers=layers,
+        prompt="whole" if any(policy.prompt == "whole" for policy in layers) else "chunks",
         chunk_invariant=all(policy.chunk_invariant for policy in layers),
         lossless_under_tree=all(policy.lossless_under_tree for policy in layers),
         positions="in_cache" if all(p.positions == "in_cache" for p in layers) else "absolute",

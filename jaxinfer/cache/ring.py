@@ -15,73 +15,51 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinfer.cache.base import Geometry, Items, QueryPhase, write_index
+from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap
-from jaxinfer.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sinks:
+class Sinks(Tier):
     """Keeps the first `size` tokens of a row."""
 
     size: int
     query_phase: QueryPhase = "in_cache"
 
-    @property
-    def grows(self) -> bool:
-        return False
-
     def __post_init__(self):
         check_tokens("sinks", self.size, least=1)
 
-    def sized(self, context: int) -> "Sinks":
-        return self
-
-    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
-        pass
-
     def init(self, geometry: Geometry, batch: int) -> Slots:
         return new_slots(geometry, batch, self.size)
-
-    def kept(self, n_in: Array) -> Array:
-        return jnp.minimum(n_in, self.size)
 
     def passed(self, n_in: Array) -> Array:
         return jnp.maximum(n_in - self.size, 0)
 
     def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
         slots = jnp.arange(self.size, dtype=jnp.int32)[None, None]
-        kept = self.kept(n_in)
+        kept = jnp.minimum(n_in, self.size)
         ok = slots < kept[:, None, None]
         phase = self.query_phase
         return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(kept), query_phase=phase),)
 
-    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
-        return state
-
-    def push(
-        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
-        spills: bool = True,
-    ):  # fmt: skip
-        width = items.v.shape[2]
+    def push(self, state: Slots, aux, items: Items, ctx: PushContext):
+        n_in, count, width = ctx.n_in, ctx.count, items.v.shape[2]
         order = jnp.arange(width, dtype=jnp.int32)
         slot = n_in[:, None] + order
         index = jnp.where((order < count[:, None]) & (slot < self.size), slot, self.size)
-        state = put(state, items, write_index(index, self.size, after))
+        state = put(state, items, write_index(index, self.size, ctx.after))
         skip = jnp.clip(self.size - n_in, 0, count)
         rest = jnp.minimum(order + skip[:, None], width - 1)
         return state, items_at(items, rest), count - skip
-
-    def grow(self, state: Slots, capacity: int) -> Slots:
-        return state
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         return slot_bytes(geometry, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ring:
+class Ring(Tier):
     """Keeps the last `size` tokens that entered, the first of which has position `start`.
 
     `size` may be a share (float) of the context; `sized` turns it into tokens.
@@ -89,30 +67,20 @@ class Ring:
 
     size: int | float
     start: int = 0
-    observes: bool = False  # keeps attention weights and passes them on with what it spills
-
-    @property
-    def grows(self) -> bool:
-        return False
+    keeps_weights: bool = False  # keeps attention weights and passes them on with what it spills
 
     def __post_init__(self):
-        check_budget("window" if not self.observes else "recent", self.size)
+        check_budget("window" if not self.keeps_weights else "recent", self.size)
 
     def sized(self, context: int) -> "Ring":
         return replace(self, size=tokens_of(self.size, context))
 
-    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
-        pass
-
     def init(self, geometry: Geometry, batch: int) -> Slots:
         slots = new_slots(geometry, batch, whole(self.size))
-        if not self.observes:
+        if not self.keeps_weights:
             return slots
         attn_weight = jnp.zeros((batch, geometry.num_kv_heads, slots.capacity), jnp.float32)
         return replace(slots, attn_weight=attn_weight)
-
-    def kept(self, n_in: Array) -> Array:
-        return jnp.minimum(n_in, whole(self.size))
 
     def passed(self, n_in: Array) -> Array:
         return jnp.maximum(n_in - whole(self.size), 0)
@@ -127,30 +95,23 @@ class Ring:
                 slots=state,
                 pos=self.start + token,
                 ok=token >= 0,
-                stop=jnp.max(self.kept(n_in)),
+                stop=jnp.minimum(jnp.max(n_in), size),
                 in_order=False,
             ),
         )
 
-    def observe(self, state: Slots, attn_weights: tuple[Array, ...]) -> Slots:
-        return (
-            replace(state, attn_weight=state.attn_weight + attn_weights[0])
-            if self.observes
-            else state
-        )
-
-    def push(
-        self, state: Slots, aux, items: Items, n_in: Array, count: Array, after: Array,
-        spills: bool = True,
-    ):  # fmt: skip
+    def push(self, state: Slots, aux, items: Items, ctx: PushContext):
+        n_in, count = ctx.n_in, ctx.count
         size, width = state.capacity, items.v.shape[2]
+        if self.keeps_weights and ctx.stored_weights:
+            state = replace(state, attn_weight=state.attn_weight + ctx.stored_weights[0])
         order = jnp.arange(width, dtype=jnp.int32)
         # Of more tokens than slots only the last ones are written: no slot twice.
         written = (order < count[:, None]) & (order >= count[:, None] - size)
         index = jnp.where(written, jnp.mod(n_in[:, None] + order, size), size)
-        index = write_index(index, size, after)
+        index = write_index(index, size, ctx.after)
         spilled_count = self.passed(n_in + count) - self.passed(n_in)
-        if not spills:
+        if not ctx.spills:
             return put(state, items, index), None, spilled_count
         first = jnp.maximum(n_in - size, 0)[:, None] + order
         if width == 1:  # what leaves lies where the new token goes
@@ -168,12 +129,9 @@ class Ring:
         fresh = items_at(items, jnp.clip(order, 0, items.v.shape[2] - 1))
         return either((order < 0)[:, None], old, fresh)
 
-    def grow(self, state: Slots, capacity: int) -> Slots:
-        return state
-
     def bytes_per_row(self, geometry: Geometry) -> int:
         size = whole(self.size)
-        attn_weight = 4 * geometry.num_kv_heads * size if self.observes else 0
+        attn_weight = 4 * geometry.num_kv_heads * size if self.keeps_weights else 0
         return slot_bytes(geometry, size) + attn_weight
 
 

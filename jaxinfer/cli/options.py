@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from jaxinfer.cache.base import Policy
+    from jaxinfer.cache.policy import Policy
     from jaxinfer.decode.sampling import Sampler
     from jaxinfer.lm import LM
 

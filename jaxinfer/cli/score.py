@@ -16,7 +16,7 @@ from jaxinfer.cli import options as o
 if TYPE_CHECKING:
     import numpy as np
 
-    from jaxinfer.cache.base import Policy
+    from jaxinfer.cache.policy import Policy
     from jaxinfer.lm import LM
 
 PIECE = 2**14  # bytes of a stream read at once

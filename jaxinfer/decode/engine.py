@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Cache, Policy
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
@@ -99,14 +99,14 @@ class Engine:
     ) -> tuple[Cache, Leaf]:
         """Appends row b's tokens `prompts[b]`; `empty` says that no row holds anything yet.
 
-        Policies that are not chunk invariant read the prompt at once, as their papers do: every
-        token attends to the others in full precision, and then they are stored.
+        With `Policy.prompt` "whole" it is read at once, as such methods' papers do: every token
+        attends to the others in full precision, and then they are stored.
         """
         lengths = np.array([len(p) for p in prompts])
         if logits is None:
             width = logit_count(self.config, self.params)
             logits = jnp.zeros((len(prompts), width), jnp.float32)
-        for first, size in chunks(int(lengths.max()), piece_of(cache.policies)):
+        for first, size in chunks(int(lengths.max()), prefill_chunk(cache.policies)):
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             tokens = padded([p[first : first + size] for p in prompts], size)
             cache, logits = self.programs["prefill"](
@@ -128,10 +128,11 @@ class Engine:
         )
 
 
-def piece_of(policies: Sequence[Policy]) -> int:
+def prefill_chunk(policies: Sequence[Policy]) -> int:
     """Tokens of a prompt that are read at once, at most."""
-    most = CHUNK if all(policy.chunk_invariant for policy in policies) else WHOLE
-    return min([most, *(policy.piece for policy in policies if policy.piece is not None)])
+    most = CHUNK if all(policy.prompt == "chunks" for policy in policies) else WHOLE
+    limits = [policy.max_prefill_chunk for policy in policies]
+    return min([most, *(limit for limit in limits if limit is not None)])
 
 
 def with_kernels(params: Params, policy: Policy) -> Params:

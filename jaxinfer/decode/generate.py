@@ -12,15 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Cache, Policy, bytes_of
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.cache.presets import resolve
 from jaxinfer.decode.engine import (
-    CHUNK,
     SMALLEST_CAPACITY,
-    WHOLE,
     bucket,
     grow,
     make_requests,
+    prefill_chunk,
     repeat_rows,
     seen_tokens,
 )
@@ -363,7 +363,10 @@ def capacity_for(lm: Any, policy: Policy, context: int, new: int) -> int:
         if lm.config.positions == "learned":
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
-    return SMALLEST_CAPACITY if policy.fixed_size else bucket(context + new, SMALLEST_CAPACITY)
+    grows = not policy.fixed_size
+    capacity = bucket(context + new, SMALLEST_CAPACITY) if grows else SMALLEST_CAPACITY
+    policy.check_room(capacity, context, new)
+    return capacity
 
 
 def check_fits(
@@ -379,7 +382,7 @@ def check_fits(
     for one in dict.fromkeys(layers):
         one.check(cfg, geometry)
     per_row = sum(tier.bytes_per_row(geometry) for one in layers for tier in one.tiers)
-    chunk = CHUNK if policy.chunk_invariant else WHOLE
+    chunk = prefill_chunk(layers)
     parts = memory.estimate(
         cfg,
         cache_bytes=batch * per_row * allocates,

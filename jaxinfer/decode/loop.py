@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinfer.cache.base import Cache, chain_context
+from jaxinfer.cache.context import chain_context
+from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
 from jaxinfer.models.stack import commit, forward, unembed
@@ -37,9 +38,10 @@ def prefill(
 
     Rows with count 0 keep cache and logits. `reads=False` promises that all rows were empty.
     """
-    ctx = chain_context(cache.length, count, tokens.shape[1], reads=reads)
+    ctx = chain_context(cache.length, count, tokens.shape[1], reads=reads, is_prompt=True)
     out = forward(cfg, params, tokens, cache, ctx, logits="last")
-    cache = commit(cfg, params, cache, out.fresh, None, count, out.hidden[:, :, 0])
+    last = out.hidden[:, :, 0]
+    cache = commit(cfg, params, cache, out.fresh, None, count, last, is_prompt=True)
     return cache, jnp.where(count[:, None] > 0, out.logits[:, 0], logits)
 
 

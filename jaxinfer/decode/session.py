@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Cache, Policy
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, grow, repeat_rows
 from jaxinfer.decode.generate import (
     Completion,

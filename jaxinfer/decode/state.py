@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.cache.base import Cache
+from jaxinfer.cache.policy import Cache
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.typing import Leaf
 

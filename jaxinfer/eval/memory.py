@@ -8,7 +8,7 @@ hitters (arXiv 2306.14048), or just the last tokens.
 from collections.abc import Callable
 from typing import Any
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import h2o, resolve, streaming
 from jaxinfer.models.stack import cache_geometry
 

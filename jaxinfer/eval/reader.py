@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxinfer.cache.base import Cache, Policy, bytes_of, chain_context
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.context import chain_context
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, grow, padded
 from jaxinfer.decode.generate import check_fits
@@ -101,7 +103,7 @@ class Reader:
         self.lm = lm
         self.policy = policy.sized(bucket(context, 1))
         self.policy.warn_beyond(lm.config.max_positions)
-        self.chunk = (CHUNK if policy.chunk_invariant else 1) if chunk is None else chunk
+        self.chunk = (CHUNK if self.policy.prompt == "chunks" else 1) if chunk is None else chunk
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, got {chunk}")
         self.engine = lm.engine.serving(self.policy)
@@ -141,8 +143,10 @@ class Reader:
         return reading
 
     def _reserve(self, length: int) -> None:
-        if self.policy.fixed_size or length <= self.capacity:
+        stays = self.policy.fixed_size or length <= self.capacity
+        capacity = self.capacity if stays else bucket(length, SMALLEST_CAPACITY)
+        self.policy.check_room(capacity, 0, length)
+        if stays:
             return
-        capacity = bucket(length, SMALLEST_CAPACITY)
         check_fits(self.lm, self.policy, self.rows, capacity, self.chunk)
         self.cache, self.capacity = grow(self.cache, capacity), capacity

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import resolve
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.loop import token_log_probs

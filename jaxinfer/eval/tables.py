@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, resolve
 from jaxinfer.environment import environment
 from jaxinfer.eval.memory import bytes_per_token, equal_memory

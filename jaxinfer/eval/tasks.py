@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.eval.documents import held_out_texts, token_stream
 from jaxinfer.eval.line_retrieval import LINE, line_metrics, line_retrieval
 from jaxinfer.eval.passkey import passkey, passkey_metrics

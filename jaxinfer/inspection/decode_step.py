@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.base import Policy, bytes_of
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.policy import Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler

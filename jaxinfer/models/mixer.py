@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.cache.attend import Rotations, attend, commit_layer
-from jaxinfer.cache.base import Geometry, Items, Policy, StepContext
+from jaxinfer.cache.base import Geometry, Items
+from jaxinfer.cache.context import CommitContext, StepContext
+from jaxinfer.cache.policy import Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.linear import linear, linears
 from jaxinfer.nn.norm import norm
@@ -44,10 +46,7 @@ class Mixer(Protocol):
         params: Params,
         state: Leaf,
         fresh: Leaf,
-        length: Array,
-        accepted: Array | None,
-        count: Array,
-        after: Array,
+        ctx: CommitContext,
     ) -> Leaf: ...
 
 
@@ -66,9 +65,8 @@ class Attention:
         y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
         return linear(params["out"], y, ctx.backend), fresh
 
-    def commit(self, cfg, policy, params, state, fresh: Items, length, accepted, count, after):
-        aux = params.get("cache")
-        return commit_layer(policy, state, aux, fresh, length, accepted, count, after)
+    def commit(self, cfg, policy, params, state, fresh: Items, ctx: CommitContext):
+        return commit_layer(policy, state, params.get("cache"), fresh, ctx)
 
 
 def project(

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.cache.attend import rotations
-from jaxinfer.cache.base import Cache, Geometry, Policy, StepContext, chain_context
+from jaxinfer.cache.base import Geometry
+from jaxinfer.cache.context import CommitContext, StepContext, chain_context
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import mixer_of
 from jaxinfer.models.offload import fetched
@@ -196,23 +198,27 @@ def commit(
     accepted: Int[Array, "B A"] | None,
     count: Int[Array, " B"],
     after: Array | None = None,
+    *,
+    is_prompt: bool = False,
 ) -> Cache:
     """The cache after row b's fresh tokens `accepted[b, :count[b]]` (None: the first ones) were
     accepted.
 
     `after` is any array computed from the forward's output, such as the sampled tokens: it orders
     the writes behind the reads (`jaxinfer.cache.base.write_index`), without it XLA copies the
-    cache.
+    cache. `is_prompt` as the forward's context had it.
     """
-    after = count if after is None else after  # no part of the output: right, but not in place
+    ctx = CommitContext(
+        length=cache.length,
+        accepted=accepted,
+        count=count,
+        after=count if after is None else after,  # no part of the output: right, but not in place
+        is_prompt=is_prompt,
+    )
     layers = []
     for layer, state, policy, added in zip(
         params["layers"], cache.layers, cache.policies, fresh, strict=True
     ):
         name, mixer = mixer_of(layer)
-        layers.append(
-            mixer.commit(
-                cfg, policy, layer[name], state, added, cache.length, accepted, count, after
-            )
-        )
+        layers.append(mixer.commit(cfg, policy, layer[name], state, added, ctx))
     return replace(cache, length=cache.length + count, layers=tuple(layers), pending=())

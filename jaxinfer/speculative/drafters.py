@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxinfer.cache.base import Cache, StepContext, chain_context
+from jaxinfer.cache.context import StepContext, chain_context
+from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.stack import commit, forward

@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, resolve
 from jaxinfer.decode.engine import Engine, bucket
 from jaxinfer.decode.generate import Completion, Run, Stream, capacity_for, check_fits

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxinfer.cache.base import Cache, StepContext
+from jaxinfer.cache.context import StepContext
+from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
 from jaxinfer.models.stack import commit, forward

@@ -17,6 +17,7 @@ from jaxinfer.ops.attention import (
 )
 from jaxinfer.runtime.backend import Backend
 from tests.cache.kivi_lists import KiviLists
+from tests.cache.pushing import pushing
 from tests.quick import quick_jit
 
 K, G, H = 2, 2, 32
@@ -97,7 +98,7 @@ def tokens_of(
 @quick_jit
 def push(tier: Kivi, state, k, v, n_in, count, after=NEVER):
     pos = (n_in[:, None] + jnp.arange(k.shape[2]))[:, None]
-    return tier.push(state, None, Items(k=k, v=v, pos=pos), n_in, count, after)
+    return tier.push(state, None, Items(k=k, v=v, pos=pos), pushing(n_in, count, after))
 
 
 def pushed(tier, state, tokens, n_in, counts, width: int):

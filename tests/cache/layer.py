@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.attend import attend, commit_layer, rotations
-from jaxinfer.cache.base import Geometry, Policy, chain_context
+from jaxinfer.cache.base import Geometry
+from jaxinfer.cache.context import chain_context
+from jaxinfer.cache.policy import Policy
 from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
+from tests.cache.pushing import committing
 from tests.quick import quick_jit
 
 K, G, H = 2, 2, 8
@@ -23,7 +26,7 @@ def _step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length
     ctx = chain_context(length, count, q.shape[2])
     phases = rotations(policy, rope, ctx)
     out, fresh = attend(policy, spec, state, aux, q, k, v, ctx, phases)
-    return out, commit_layer(policy, state, aux, fresh, length, None, count, out)
+    return out, commit_layer(policy, state, aux, fresh, committing(length, count, out))
 
 
 STEPS = {

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import Cache, Policy, StepContext, chain_context
+from jaxinfer.cache.context import StepContext, chain_context
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.decode.engine import with_kernels
 from jaxinfer.models import stack
 from jaxinfer.runtime.backend import Backend

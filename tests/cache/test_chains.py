@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import bytes_of, chain_context
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.presets import full
 from jaxinfer.decode.engine import grow
 from jaxinfer.models.stack import cache_geometry
@@ -200,8 +201,8 @@ def test_an_equal_policy_does_not_retrace(case, setting):
 @pytest.mark.parametrize("model", MAIN_MODELS)
 def test_attention_weight_of_every_query_sums_to_the_group_size(model, tokens):
     served = [case.hard() for case in MATRIX if model not in case.refuses]
-    observing = [policy for policy in served if policy.observe]
-    for policy in [replace(full(), observe=True), *observing]:
+    observing = [policy for policy in served if policy.weigh_keys == "always"]
+    for policy in [replace(full(), weigh_keys="always"), *observing]:
         stepper = Stepper(model, policy)
         cache, _ = stepper.step(stepper.cache(), tokens[:, :8])
         ctx = chain_context(cache.length, jnp.asarray([3], jnp.int32), 4)

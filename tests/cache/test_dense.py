@@ -15,6 +15,7 @@ from jaxinfer.models.stack import init_cache
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.ops.attention import AttentionSpec, finish, log_sum_exp
 from jaxinfer.runtime.backend import Backend
+from tests.cache.pushing import pushing
 from tests.cache.stepping import Stepper, close
 from tests.factories import random_tokens
 
@@ -34,7 +35,7 @@ def filled(geometry: Geometry, lengths: list[int]):
     count = jnp.asarray(lengths, jnp.int32)
     tier = Dense()
     state = tier.init(geometry, len(lengths))
-    state, _, _ = tier.push(state, None, items, jnp.zeros_like(count), count, NEVER)
+    state, _, _ = tier.push(state, None, items, pushing(jnp.zeros_like(count), count, NEVER))
     return state, items
 
 
@@ -125,7 +126,9 @@ def test_writes_beyond_the_capacity_are_dropped_and_never_wrap(layout):
     tier, more = Dense(), items_of(6, seed=1)
     state, _ = filled(geometry, [5, 8, 8])
     count = jnp.asarray([6, 6, 0], jnp.int32)
-    after, _, _ = tier.push(state, None, more, jnp.asarray([5, 8, 20], jnp.int32), count, NEVER)
+    after, _, _ = tier.push(
+        state, None, more, pushing(jnp.asarray([5, 8, 20], jnp.int32), count, NEVER)
+    )
     np.testing.assert_array_equal(after.v[0, :, :5], state.v[0, :, :5])
     np.testing.assert_array_equal(after.v[0, :, 5:], more.v[0, :, :3])
     for row in (1, 2):

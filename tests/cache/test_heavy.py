@@ -12,6 +12,7 @@ from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.presets import h2o
 from jaxinfer.cache.ring import Ring
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
+from tests.cache.pushing import pushing
 from tests.quick import quick_jit
 
 HEAVY, RECENT = 4, 3
@@ -100,7 +101,7 @@ def test_the_order_of_slots_does_not_matter():
 
 @quick_jit
 def push(tier, state, items, n_in, count):
-    return tier.push(state, None, items, n_in, count, jnp.zeros((), jnp.int32))
+    return tier.push(state, None, items, pushing(n_in, count, jnp.zeros((), jnp.int32)))
 
 
 @quick_jit

@@ -32,6 +32,7 @@ from tests.cache.kivi_tiers import (
     slow,
     tokens_of,
 )
+from tests.cache.pushing import pushing
 from tests.cache.stepping import assert_same
 
 TEXT = (
@@ -238,7 +239,7 @@ def decode_loop(tier: Kivi, geometry: Geometry, batch: int, fresh: int):
         drawn = jnp.argmax(out.reshape(batch, -1), axis=-1)
         items = Items(k=jnp.sin(x), v=jnp.cos(x), pos=q_pos[:, None])
         count = jnp.full((batch,), fresh, jnp.int32)
-        state, spilled, _ = tier.push(state, None, items, n_in, count, drawn)
+        state, spilled, _ = tier.push(state, None, items, pushing(n_in, count, drawn))
         if spilled is not None:
             out = out + (spilled.k + spilled.v).sum().astype(out.dtype)
         return turn + 1, n_in + fresh, out, state

@@ -19,6 +19,7 @@ from jaxinfer.inspection.gpu_target import lower_for_cuda
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.runtime.backend import Backend
+from tests.cache.pushing import committing, pushing
 from tests.kernels.checking import lowers_for_cuda
 from tests.policies import over, with_random_kernels
 
@@ -71,7 +72,7 @@ def states(policy, implementation) -> list:
 
     @jax.jit
     def push(state, items, n_in, count):
-        return tier.push(state, None, items, n_in, count, n_in)[0]
+        return tier.push(state, None, items, pushing(n_in, count, n_in))[0]
 
     state = tier.init(geometry_of(implementation), 2)
     found, n_in = [], jnp.zeros(2, jnp.int32)
@@ -110,7 +111,7 @@ DENSE = {  # with the launches of a step: one per tier
 
 def committed(policy, states, items, length, count):
     """The states after a step in which every stored token got some attention weight."""
-    if policy.observe:
+    if policy.weigh_keys == "always":
         attn_weights = [[jnp.abs(state.k[..., :1].swapaxes(2, 3))] for state in states]
         stored = tuple(
             tuple(x.astype(jnp.float32) for x in attn_weight) for attn_weight in attn_weights
@@ -119,7 +120,7 @@ def committed(policy, states, items, length, count):
             stored=stored, fresh=jnp.abs(items.k[:, :, None, :, 0]).astype(jnp.float32)
         )
         items = replace(items, attn_weight=attn_weight)
-    return commit_layer(policy, states, None, items, length, None, count, count)
+    return commit_layer(policy, states, None, items, committing(length, count, count))
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -156,7 +157,7 @@ def test_a_step_on_a_cuda_device_writes_a_tier_with_one_launch(policy, launches)
 def push_arguments(policy, tokens: int = 1):
     tier = tier_of(policy)
     state, zero = tier.init(GEOMETRY, 2), jnp.zeros(2, jnp.int32)
-    return (lambda *args: tier.push(args[0], None, *args[1:])), (
+    return (lambda *args: tier.push(*args[:1], None, args[1], pushing(*args[2:]))), (
         *(state, items(tokens, 0)), zero, zero + 1, zero
     )  # fmt: skip
 
@@ -194,7 +195,7 @@ def test_a_format_without_a_kernel_is_written_by_xla_and_refused_by_name(change,
         k = jnp.zeros((2, K, 1, width), jnp.bfloat16)
         fresh = Items(k=k, v=k, pos=jnp.zeros((2, 1, 1), jnp.int32))
         return jax.eval_shape(
-            lambda state: tier.push(state, None, fresh, zero, zero + 1, zero)[0], state
+            lambda state: tier.push(state, None, fresh, pushing(zero, zero + 1, zero))[0], state
         )
 
     push(None)
@@ -226,7 +227,7 @@ def test_a_cuda_device_updates_the_low_rank_state_with_the_kernel():
     tier, zero = LowRank(rank=3), jnp.zeros(2, jnp.int32)
 
     def push(state, items):
-        return tier.push(state, aux, items, zero, zero + 1, zero)
+        return tier.push(state, aux, items, pushing(zero, zero + 1, zero))
 
     lowers_for_cuda(push, tier.init(GEOMETRY, 2), items(1, 0), calls=1)
 
@@ -243,6 +244,7 @@ ON_A_CPU = """
 import sys
 import jax, jax.numpy as jnp
 from jaxinfer.cache.base import Geometry, Items
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.presets import kivi
 
@@ -253,7 +255,8 @@ maps = {"query_inner": (4, 32, 8), "query_outer": (4, 8, 3), "key_inner": (2, 32
 maps |= {"key_outer": (2, 8, 3), "mix": (2, 3, 3), "scale": (2, 3), "mix_scale": (2, 3)}
 aux = {"feature_map": {name: jnp.zeros(shape) for name, shape in maps.items()}}
 for tier in (*kivi(group=16, residual=16, value_flush="block").tiers, LowRank(rank=3)):
-    jax.eval_shape(lambda s: tier.push(s, aux, items, zero, zero, zero), tier.init(geometry, 1))
+    ctx = PushContext(n_in=zero, count=zero, after=zero, length=zero)
+    jax.eval_shape(lambda s: tier.push(s, aux, items, ctx), tier.init(geometry, 1))
 assert not [name for name in sys.modules if "pallas.triton" in name or ".quantize_pack" in name]
 """
 

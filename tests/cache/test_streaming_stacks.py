@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import chain_context
+from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.presets import full, h2o, per_layer, streaming
 from jaxinfer.models import stack
 from jaxinfer.models.params import init_params

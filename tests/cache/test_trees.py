@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import StepContext
+from jaxinfer.cache.context import StepContext
 from tests.cache.stepping import Stepper, close
 from tests.factories import random_tokens
 from tests.policies import settings

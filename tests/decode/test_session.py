@@ -255,7 +255,7 @@ def test_another_model_is_refused(other, saved):
 
 def test_another_policy_is_refused(lm, saved):
     with pytest.raises(ValueError, match="has policy .* restore it with what saved it"):
-        lm.restore(saved, replace(full(), observe=True))
+        lm.restore(saved, replace(full(), weigh_keys="always"))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1, -500])

@@ -12,6 +12,7 @@ from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.kivi import Kivi
 from pallas_kernels.kivi_push import kivi_push
 from pallas_kernels.kivi_push.configs import Config, candidates
+from tests.cache.pushing import pushing
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 from tests.kernels.test_kivi_attention import array, halves, packed_half
 
@@ -85,7 +86,7 @@ def arrays_of(state) -> tuple:
 def pushed(tier: Kivi, state, k, v, stored, count):
     """What the library does without a kernel."""
     items = Items(k=k, v=v, pos=stored[:, None, None])
-    return tier.push(state, None, items, stored, count, count)[0]
+    return tier.push(state, None, items, pushing(stored, count, count))[0]
 
 
 QUICK = range(4)

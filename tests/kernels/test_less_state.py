@@ -14,6 +14,7 @@ from jaxinfer.ops.attention import AttentionSpec
 from pallas_kernels.activation import gelu
 from pallas_kernels.less_state import low_rank_read, low_rank_update
 from pallas_kernels.less_state.configs import Config, heuristic
+from tests.cache.pushing import pushing
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 SLOW = pytest.mark.slow
@@ -92,7 +93,7 @@ def test_the_references_are_the_low_rank_tier_of_the_library(seed):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
     items = Items(k=p.k, v=p.v, pos=jnp.zeros(p.k.shape[:3], jnp.int32), attn_weight=None)
     tier, aux = LowRank(rank=p.rank), {"feature_map": p.kernels}
-    push = jax.jit(lambda items: tier.push(state, aux, items, p.count, p.count, p.count))
+    push = jax.jit(lambda items: tier.push(state, aux, items, pushing(p.count, p.count, p.count)))
     wanted, *_ = push(items)
     num, den = jax.jit(low_rank_update)(p.num, p.den, p.k, p.v, p.count, *p.key)
     np.testing.assert_allclose(num, wanted.num, rtol=1e-5, atol=1e-5)

@@ -7,8 +7,10 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxinfer.cache.attend import attend, commit_layer, rotations
-from jaxinfer.cache.base import Geometry, Policy, chain_context
+from jaxinfer.cache.base import Geometry
+from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.lowrank import LowRank
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import h2o, streaming
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import AttentionSpec
@@ -22,6 +24,7 @@ from jaxinfer.train.less.objective import (
 )
 from jaxinfer.train.less.objective import kept_attention as eager_kept_attention
 from jaxinfer.train.less.objective import less_attention as eager_less_attention
+from tests.cache.pushing import committing
 
 B, N, K, T, H, R = 2, 4, 2, 30, 8, 3
 G = N // K
@@ -162,9 +165,11 @@ def test_the_parallel_form_equals_the_recurrence(eviction):
 
 @pytest.mark.parametrize("base", [h2o(3, 4), streaming(2, 5, positions="absolute")], ids=str)
 def test_the_parallel_form_equals_the_cache(base: Policy):
-    eviction = Eviction(heavy=3, recent=4) if base.observe else Eviction(sinks=2, recent=5)
+    eviction = (
+        Eviction(heavy=3, recent=4) if base.weigh_keys == "always" else Eviction(sinks=2, recent=5)
+    )
     policy = Policy(
-        name="less", tiers=(*base.tiers, LowRank(rank=R)), observe=base.observe,
+        name="less", tiers=(*base.tiers, LowRank(rank=R)), weigh_keys=base.weigh_keys,
         sinks=base.sinks, window=base.window,
     )  # fmt: skip
     q, k, v = qkv()
@@ -182,7 +187,7 @@ def test_the_parallel_form_equals_the_cache(base: Policy):
             policy, SPEC, state, aux, q, k, v, ctx, rotations(policy, None, ctx)
         )  # fmt: skip
         one = jnp.ones((B,), jnp.int32)
-        return commit_layer(policy, state, aux, fresh, length, None, one, length), y
+        return commit_layer(policy, state, aux, fresh, committing(length, one, length)), y
 
     found = []
     for t in range(T):

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jaxinfer.cache.base import Policy
+from jaxinfer.cache.policy import Policy
 from jaxinfer.eval.documents import held_out_texts
 from jaxinfer.eval.reader import Reader
 from jaxinfer.eval.tables import Row, markdown, save

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.attend import rotations
-from jaxinfer.cache.base import Cache, chain_context
+from jaxinfer.cache.context import chain_context
+from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixer import attention_spec, project
 from jaxinfer.models.stack import NO_CACHE, blocks
