@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["rope", "learned", "alibi", "none"]
+MlpKind = Literal["gated", "plain"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 
 
@@ -81,6 +82,9 @@ class ModelConfig:
     `sliding_windows[i]` is layer i's window w (a query at p sees keys in (p - w, p]), None = all.
     With `sink_logits` every head has a logit that joins the softmax without a value; at 0 it is
     SoftMax-off-by-one (arXiv 2309.17453, section 3.3).
+
+    Layers may differ: `mixers[i]` names layer i's token mixer (`jaxinfer.models.mixers`; None is
+    attention everywhere) and `mlps[i]` its feed-forward block (None: as `gated_mlp` says).
     """
 
     family: str
@@ -114,6 +118,8 @@ class ModelConfig:
     attention_softcap: float | None = None
     sink_logits: bool = False
     qkv_clip: float | None = None
+    mixers: tuple[str, ...] | None = None
+    mlps: tuple[MlpKind, ...] | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -160,12 +166,13 @@ class ModelConfig:
             f"positions={self.positions!r} and alibi_slopes={self.alibi_slopes!r} disagree: "
             f"give one slope per head ({self.num_heads}) exactly for 'alibi'",
         )
-        if self.sliding_windows is not None:
+        for name in ("sliding_windows", "mixers", "mlps"):
+            value = getattr(self, name)
             _require(
-                len(self.sliding_windows) == self.num_layers,
-                f"sliding_windows has {len(self.sliding_windows)} entries "
-                f"for {self.num_layers} layers",
+                value is None or len(value) == self.num_layers,
+                f"{name} has {len(value or ())} entries for {self.num_layers} layers",
             )
+        if self.sliding_windows is not None:
             _require(
                 all(w is None or w > 0 for w in self.sliding_windows),
                 f"sliding windows must be positive or None, got {self.sliding_windows}",
@@ -182,6 +189,16 @@ class ModelConfig:
 
     def window(self, layer: int) -> int | None:
         return None if self.sliding_windows is None else self.sliding_windows[layer]
+
+    def mixer(self, layer: int) -> str:
+        """The name of a layer's token mixer."""
+        return "attn" if self.mixers is None else self.mixers[layer]
+
+    def mlp(self, layer: int) -> MlpKind:
+        """The kind of a layer's feed-forward block."""
+        if self.mlps is not None:
+            return self.mlps[layer]
+        return "gated" if self.gated_mlp else "plain"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `ModelConfig.from_dict` reads it back."""

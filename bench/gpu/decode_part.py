@@ -27,7 +27,7 @@ from jaxinfer.inspection.decode_step import step_bytes
 from jaxinfer.inspection.roofline import timings
 from jaxinfer.models.params import abstract_params
 from jaxinfer.models.quantize import quantize_weights
-from jaxinfer.models.stack import cache_geometry, init_cache
+from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, init_cache
 from jaxinfer.runtime.backend import Backend
 
 TOKEN_BUFFER = 64
@@ -221,8 +221,7 @@ def largest_batch(cfg: ModelConfig, context: int = 32768) -> dict[str, Any]:
     held = bytes_of(abstract_params(cfg, jnp.bfloat16))
     found: dict[str, Any] = {"context": context, "memory_bytes": room, "weight_bytes": held}
     for name in ("full", "kivi 2 bits"):
-        tiers = policies()[name].sized(context).tiers
-        row = cfg.num_layers * sum(tier.bytes_per_row(geometry) for tier in tiers)
+        row = cache_bytes_per_row(cfg, policies()[name].sized(context), geometry)
         found[f"{name}: bytes per row"] = row
         found[f"{name}: largest batch"] = int((MARGIN * room - held) // row) if room else None
     return found

@@ -16,6 +16,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
+from jaxinfer.models.mixers import with_aux
 from jaxinfer.models.stack import init_cache, logit_count
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Program
@@ -136,13 +137,11 @@ def prefill_chunk(policies: Sequence[Policy]) -> int:
 
 
 def with_kernels(params: Params, policy: Policy) -> Params:
-    """The parameters with the policy's learned kernels, if any, beside each layer's attention."""
+    """The parameters with the policy's learned kernels, if any, beside each layer's mixer."""
     if policy.kernels is None:
         return params
-    layers = tuple(
-        layer | {"attn": layer["attn"] | {"cache": kernels}}
-        for layer, kernels in zip(params["layers"], policy.kernels.layers, strict=True)
-    )
+    pairs = zip(params["layers"], policy.kernels.layers, strict=True)
+    layers = tuple(with_aux(layer, kernels) for layer, kernels in pairs)
     return params | {"layers": layers}
 
 
@@ -196,15 +195,3 @@ def seen_tokens(requests: Requests, prompts: Sequence[Sequence[int]], vocab: int
 def repeat_rows(cache: Cache, times: int) -> Cache:
     """A cache with every row `times` times in a row; always new buffers."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), cache)
-
-
-def grow(cache: Cache, capacity: int) -> Cache:
-    """A cache that can hold `capacity` tokens a row; tiers of fixed size stay as they are."""
-    layers = tuple(
-        tuple(
-            tier.grow(state, capacity)
-            for tier, state in zip(policy.tiers, states, strict=True)
-        )
-        for policy, states in zip(cache.policies, cache.layers, strict=True)
-    )  # fmt: skip
-    return replace(cache, layers=layers)

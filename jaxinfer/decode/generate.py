@@ -18,7 +18,6 @@ from jaxinfer.cache.presets import resolve
 from jaxinfer.decode.engine import (
     SMALLEST_CAPACITY,
     bucket,
-    grow,
     make_requests,
     prefill_chunk,
     repeat_rows,
@@ -28,7 +27,7 @@ from jaxinfer.decode.loop import plain_step
 from jaxinfer.decode.options import ENDLESS, Options, parse_options
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.decode.text import TextStream, special_tokens
-from jaxinfer.models.stack import cache_geometry
+from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, check_cache, grow_cache
 from jaxinfer.runtime import memory
 
 STREAM_STEPS = 4  # model steps between two looks at the text; one host round trip each
@@ -307,9 +306,10 @@ class Run:
         if prefix is None:
             cache = engine.new_cache(self.policy, len(prompts), self.capacity)
         elif self.consume:
-            cache = grow(prefix.take_cache(), self.capacity)
+            cache = grow_cache(self.lm.config, prefix.take_cache(), self.capacity)
         else:
-            cache = repeat_rows(grow(prefix.cache, self.capacity), len(prompts))
+            cache = grow_cache(self.lm.config, prefix.cache, self.capacity)
+            cache = repeat_rows(cache, len(prompts))
         with self._timed("prefill"):
             cache, logits = engine.prefill(cache, None, prompts, empty=not self.prefix_tokens)
             if self.opts.samples > 1:
@@ -379,13 +379,11 @@ def check_fits(
     cfg = lm.config
     geometry = cache_geometry(cfg, capacity, lm.engine.dtype, lm.engine.backend)
     layers = policy.layer_policies(cfg.num_layers)
-    for one in dict.fromkeys(layers):
-        one.check(cfg, geometry)
-    per_row = sum(tier.bytes_per_row(geometry) for one in layers for tier in one.tiers)
+    check_cache(cfg, policy, geometry)
     chunk = prefill_chunk(layers)
     parts = memory.estimate(
         cfg,
-        cache_bytes=batch * per_row * allocates,
+        cache_bytes=batch * cache_bytes_per_row(cfg, policy, geometry) * allocates,
         batch=batch,
         tokens=min(tokens, chunk),
         block=min(geometry.backend.block or capacity, capacity),

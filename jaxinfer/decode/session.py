@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.policy import Cache, Policy
-from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, grow, repeat_rows
+from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, repeat_rows
 from jaxinfer.decode.generate import (
     Completion,
     Run,
@@ -34,6 +34,7 @@ from jaxinfer.decode.generate import (
 )
 from jaxinfer.files import replacing
 from jaxinfer.models.fingerprint import identity
+from jaxinfer.models.stack import grow_cache
 
 FORMAT = "jaxinfer-session-1"
 
@@ -122,7 +123,7 @@ class Session:
         grows = capacity > self.capacity
         check_fits(self.lm, self.policy, 1, capacity, reads, allocates=grows)
         if grows:
-            cache = grow(self.cache, capacity)
+            cache = grow_cache(self.lm.config, self.cache, capacity)
             self.capacity, self._cache = capacity, cache
 
     def take_cache(self) -> Cache:

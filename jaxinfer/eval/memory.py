@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import h2o, resolve, streaming
-from jaxinfer.models.stack import cache_geometry
+from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry
 
 SINKS = 4
 
@@ -22,8 +22,7 @@ def policy_bytes(lm: Any, policy: Any, length: int, dtype: str | None = None) ->
         raise ValueError(f"length must be at least 1 token, got {length}")
     policy = resolve(policy).sized(length)
     geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype, lm.engine.backend)
-    layers = policy.layer_policies(lm.config.num_layers)
-    return sum(tier.bytes_per_row(geometry) for layer in layers for tier in layer.tiers)
+    return cache_bytes_per_row(lm.config, policy, geometry)
 
 
 def bytes_per_token(lm: Any, policy: Any, length: int) -> float:

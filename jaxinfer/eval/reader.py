@@ -16,10 +16,10 @@ from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
-from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, grow, padded
+from jaxinfer.decode.engine import CHUNK, SMALLEST_CAPACITY, Engine, bucket, padded
 from jaxinfer.decode.generate import check_fits
 from jaxinfer.decode.loop import token_log_probs
-from jaxinfer.models.stack import commit, forward
+from jaxinfer.models.stack import commit, forward, grow_cache
 from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Params
 
@@ -149,4 +149,4 @@ class Reader:
         if stays:
             return
         check_fits(self.lm, self.policy, self.rows, capacity, self.chunk)
-        self.cache, self.capacity = grow(self.cache, capacity), capacity
+        self.cache, self.capacity = grow_cache(self.lm.config, self.cache, capacity), capacity

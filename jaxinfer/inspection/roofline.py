@@ -90,7 +90,7 @@ def _layer(cfg: ModelConfig, layer: Params, x: Array) -> Array:
             x = _rescaled(x + product(mixed, part["out"]["weight"]))
         elif name == "mlp":
             inner = product(x, part["up"]["weight"])
-            if cfg.gated_mlp:
+            if "gate" in part:
                 inner = inner * product(x, part["gate"]["weight"])
             x = _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
         else:

@@ -5,6 +5,7 @@ import hashlib
 import jax
 import numpy as np
 
+from jaxinfer.models.mixers import mixer_of
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.typing import Params
 
@@ -17,7 +18,9 @@ def fingerprint(params: Params) -> str:
     loaded; of stored weights, that of the parameters that they were made from."""
     layers = params["layers"]
     samples = [params["embed"]["tokens"]]
-    samples += [layer["attn"][name]["weight"] for layer in layers for name in "qkv"]
+    for layer in layers:
+        name, mixer = mixer_of(layer)
+        samples += mixer.signature(layer[name])
     digest = hashlib.sha256()
     for sample in samples:
         if isinstance(sample, StoredWeight):

@@ -4,7 +4,7 @@
      "layers": (LAYER, ...),
      "final_norm": NORM,
      "head": {"weight": [V, D], "bias": [V]?}}     absent when tied: then embed.tokens serves
-    LAYER: {"attn_norm": NORM,
+    LAYER: {"attn_norm": NORM,                     before the mixer, whatever it is
             "attn": {"q": LINEAR D -> N*H, "k", "v": LINEAR D -> K*H, "out": LINEAR N*H -> D,
                      "q_norm", "k_norm": {"scale": [H]}?},
             "mlp_norm": NORM,                      absent when `shared_norm`
@@ -24,50 +24,40 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.mixers import mixer_named
+from jaxinfer.models.shapes import abstract_linear, abstract_norm
 from jaxinfer.typing import Params
 
 
 def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves."""
-
-    def array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def linear(inputs: int, outputs: int, bias: bool) -> Params:
-        return {"weight": array(outputs, inputs)} | ({"bias": array(outputs)} if bias else {})
-
-    def norm(width: int = cfg.hidden_size, bias: bool = cfg.norm_bias) -> Params:
-        return {"scale": array(width)} | ({"bias": array(width)} if bias else {})
-
-    def layer() -> Params:
-        d, f, h = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-        attn: Params = {
-            "q": linear(d, cfg.num_heads * h, cfg.qkv_bias),
-            "k": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
-            "v": linear(d, cfg.num_kv_heads * h, cfg.qkv_bias),
-            "out": linear(cfg.num_heads * h, d, cfg.out_bias),
-        }
-        if cfg.qk_norm:
-            attn |= {"q_norm": norm(h, bias=False), "k_norm": norm(h, bias=False)}
-        if cfg.sink_logits:
-            attn["sink"] = array(cfg.num_heads)
-        mlp = {"up": linear(d, f, cfg.mlp_bias), "down": linear(f, d, cfg.mlp_bias)}
-        if cfg.gated_mlp:
-            mlp["gate"] = linear(d, f, cfg.mlp_bias)
-        norms = {"attn_norm": norm()} | ({} if cfg.shared_norm else {"mlp_norm": norm()})
-        return norms | {"attn": attn, "mlp": mlp}
-
-    embed = {"tokens": array(cfg.vocab_size, cfg.hidden_size)}
+    d = cfg.hidden_size
+    embed = {"tokens": jax.ShapeDtypeStruct((cfg.vocab_size, d), dtype)}
     if cfg.positions == "learned":
-        embed["positions"] = array(cfg.max_positions + cfg.position_offset, cfg.hidden_size)
+        shape = (cfg.max_positions + cfg.position_offset, d)
+        embed["positions"] = jax.ShapeDtypeStruct(shape, dtype)
     params = {
         "embed": embed,
-        "layers": tuple(layer() for _ in range(cfg.num_layers)),
-        "final_norm": norm(),
+        "layers": tuple(_abstract_layer(cfg, i, dtype) for i in range(cfg.num_layers)),
+        "final_norm": abstract_norm(d, cfg.norm_bias, dtype),
     }
     if not cfg.tie_embeddings:
-        params["head"] = linear(cfg.hidden_size, cfg.vocab_size, cfg.head_bias)
+        params["head"] = abstract_linear(d, cfg.vocab_size, cfg.head_bias, dtype)
     return params
+
+
+def _abstract_layer(cfg: ModelConfig, layer: int, dtype) -> Params:
+    d, f, name = cfg.hidden_size, cfg.intermediate_size, cfg.mixer(layer)
+    mlp = {
+        "up": abstract_linear(d, f, cfg.mlp_bias, dtype),
+        "down": abstract_linear(f, d, cfg.mlp_bias, dtype),
+    }
+    if cfg.mlp(layer) == "gated":
+        mlp["gate"] = abstract_linear(d, f, cfg.mlp_bias, dtype)
+    params = {"attn_norm": abstract_norm(d, cfg.norm_bias, dtype)}
+    if not cfg.shared_norm:
+        params["mlp_norm"] = abstract_norm(d, cfg.norm_bias, dtype)
+    return params | {name: mixer_named(name).abstract_params(cfg, dtype), "mlp": mlp}
 
 
 def is_weight(path: tuple[Any, ...]) -> bool:

@@ -8,18 +8,17 @@ pipeline stage can run a part of them.
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.cache.attend import rotations
 from jaxinfer.cache.base import Geometry
 from jaxinfer.cache.context import CommitContext, StepContext, chain_context
 from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.mixer import mixer_of
+from jaxinfer.models.mixers import mixer_of, mixers_of
 from jaxinfer.models.offload import fetched
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.mlp import feed_forward
@@ -52,8 +51,7 @@ def init_cache(
     """An empty cache for `batch` rows of at most `capacity` tokens."""
     geometry = cache_geometry(cfg, capacity, dtype, backend)
     policies = policy.layer_policies(cfg.num_layers)
-    for one in dict.fromkeys(policies):
-        one.check(cfg, geometry)
+    check_cache(cfg, policy, geometry)
     layers = tuple(
         mixer_of(layer)[1].init(cfg, one, geometry, batch)
         for layer, one in zip(params["layers"], policies, strict=True)
@@ -63,6 +61,27 @@ def init_cache(
         layers=layers,
         policies=policies,
         backend=geometry.backend,
+    )
+
+
+def check_cache(cfg: ModelConfig, policy: Policy, geometry: Geometry) -> None:
+    """Refuses, with the remedy, a policy that cannot serve the model."""
+    pairs = zip(mixers_of(cfg), policy.layer_policies(cfg.num_layers), strict=True)
+    for mixer, one in dict.fromkeys(pairs):
+        mixer.check(cfg, one, geometry)
+
+
+def cache_bytes_per_row(cfg: ModelConfig, policy: Policy, geometry: Geometry) -> int:
+    """Bytes of all layers' states of one row."""
+    pairs = zip(mixers_of(cfg), policy.layer_policies(cfg.num_layers), strict=True)
+    return sum(mixer.bytes_per_row(cfg, one, geometry) for mixer, one in pairs)
+
+
+def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:
+    """A cache that can hold `capacity` tokens a row; states of fixed size stay as they are."""
+    layers = zip(mixers_of(cfg), cache.policies, cache.layers, strict=True)
+    return replace(
+        cache, layers=tuple(mixer.grow(policy, state, capacity) for mixer, policy, state in layers)
     )
 
 
@@ -144,21 +163,21 @@ def blocks(
     if mlp is None:
         mlp = functools.partial(feed_forward, backend=cache.backend)
     normed_sum = functools.partial(add_norm, kind=cfg.norm, eps=cfg.norm_eps, backend=cache.backend)
-    phases: dict[Policy, dict] = {}
+    prepared: dict[tuple[str, Policy], Any] = {}
     fresh, added = [], None  # what the last block adds to x
     pending = cache.pending or (None,) * len(layers)
     for index, layer, state, policy, waiting in zip(
         layers, params["layers"], cache.layers, cache.policies, pending, strict=True
     ):
-        if policy not in phases:
-            phases[policy] = rotations(policy, cfg.rope, ctx)
         name, mixer = mixer_of(layer)
+        if (name, policy) not in prepared:
+            prepared[name, policy] = mixer.prepare(cfg, policy, ctx)
         with jax.named_scope(f"layer{index}"):
             layer = fetched(layer)
             x, normed = normed_sum(layer["attn_norm"], x, added)
             here = ctx if waiting is None else replace(ctx, pending=waiting)
             mixed, new = mixer.read(
-                cfg, policy, layer[name], state, normed, here, phases[policy], index
+                cfg, policy, layer[name], state, normed, here, prepared[name, policy], index
             )
             fresh.append(new)
             if not cfg.parallel_block:

@@ -26,11 +26,14 @@ def feed_forward(
     """
     if isinstance(params, SparseMlp):
         return params(cfg, x, backend)
-    return linear(params["down"], _hidden(cfg, params, x, backend), backend)
+    is_gated = cfg.mlp(layer) == "gated"
+    return linear(params["down"], _hidden(cfg, params, x, is_gated, backend), backend)
 
 
-def _hidden(cfg: ModelConfig, params: Params, x: Array, backend: Backend | None) -> Array:
-    used = (params["up"], params["gate"]) if cfg.gated_mlp else (params["up"],)
+def _hidden(
+    cfg: ModelConfig, params: Params, x: Array, is_gated: bool, backend: Backend | None
+) -> Array:
+    used = (params["up"], params["gate"]) if is_gated else (params["up"],)
 
     def reference(x, used, backend=None):
         up, *gate = linears(used, x, backend)

@@ -173,6 +173,7 @@ def level_context(topology: Topology, level: int, length: Int[Array, " B"]) -> S
     nodes = growth(topology)[level].parents
     order = pass_order(topology)
     order = order[order <= nodes[-1]]
+    above = 1 + np.searchsorted(order, np.asarray(topology.parent)[nodes])
     visible = topology.ancestors[nodes][:, order]
     visible = np.concatenate([np.ones((len(nodes), 1), bool), visible], axis=1)
     shape = (length.shape[0], len(nodes))
@@ -181,6 +182,8 @@ def level_context(topology: Topology, level: int, length: Int[Array, " B"]) -> S
         offset=jnp.full(shape, 1 + level, jnp.int32),
         valid=jnp.ones(shape, bool),
         visible=jnp.asarray(visible)[None],
+        parent=jnp.asarray(above, jnp.int32)[None],
+        levels=(0, len(nodes)),
         is_tree=True,
     )
 

@@ -95,13 +95,13 @@ class TreeStep:
 def tree_context(topology: Topology, length: Int[Array, " B"]) -> StepContext:
     """The context of a whole tree behind `length` committed tokens."""
     shape = (length.shape[0], topology.nodes)
-    parent = jnp.maximum(jnp.asarray(topology.parent, jnp.int32), 0)
     return StepContext(
         length=length,
         offset=jnp.broadcast_to(jnp.asarray(topology.depth, jnp.int32), shape),
         valid=jnp.ones(shape, bool),
         visible=jnp.asarray(topology.ancestors)[None],
-        parent=jnp.broadcast_to(parent, shape),
+        parent=jnp.asarray(topology.parent, jnp.int32)[None],
+        levels=tuple(map(int, topology.level_bounds)),
         is_tree=True,
     )
 

@@ -10,8 +10,7 @@ import pytest
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.presets import full
-from jaxinfer.decode.engine import grow
-from jaxinfer.models.stack import cache_geometry
+from jaxinfer.models.stack import cache_geometry, grow_cache
 from tests.cache.stepping import Stepper, assert_same, close, row_of
 from tests.factories import CONFIGS, random_tokens
 from tests.policies import MAIN_MODELS, MATRIX, settings
@@ -168,7 +167,7 @@ def test_bfloat16_follows_its_own_forward(model, policy, backend, tokens):
 def test_growing_keeps_what_is_stored(model, policy, tokens):
     stepper = Stepper(model, policy)
     cache, _ = stepper.run(stepper.cache(), tokens[:, :13], (8, 5))
-    larger = grow(cache, 128)
+    larger = grow_cache(stepper.cfg, cache, 128)
     _, expected = stepper.step(cache, tokens[:, 13:21])
     grown, logits = stepper.step(larger, tokens[:, 13:21])
     np.testing.assert_allclose(logits, expected, **close())
@@ -179,7 +178,7 @@ def test_growing_keeps_what_is_stored(model, policy, tokens):
 def test_growing_to_less_changes_nothing(model, policy, tokens):
     stepper = Stepper(model, policy)
     cache, _ = stepper.step(stepper.cache(), tokens[:, :8])
-    assert_same(grow(cache, 16), cache)
+    assert_same(grow_cache(stepper.cfg, cache, 16), cache)
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)

@@ -32,7 +32,7 @@ def tree_context(length) -> StepContext:
         offset=jnp.broadcast_to(jnp.asarray(visible.sum(axis=1) - 1, jnp.int32), shape),
         valid=jnp.ones(shape, bool),
         visible=jnp.asarray(visible)[None],
-        parent=jnp.broadcast_to(jnp.asarray(np.maximum(PARENT, 0), jnp.int32), shape),
+        parent=jnp.asarray(PARENT, jnp.int32)[None],
         is_tree=True,
     )
 

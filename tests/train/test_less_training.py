@@ -13,7 +13,7 @@ import jaxinfer as ji
 from jaxinfer.cli import main
 from jaxinfer.eval import Reader, equal_memory
 from jaxinfer.io.less_kernels import load_kernels, save_kernels
-from jaxinfer.models.mixer import attention_spec
+from jaxinfer.models.attention import attention_spec
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.nn.linear import linear
