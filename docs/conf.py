@@ -43,10 +43,17 @@ html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:bench|checkpoints)/[^)]*\.md)\)")
 
 
+def link_files(app, docname, source):
+    """Links Markdown files outside of docs/, such as results, as files and not as pages."""
+    source[0] = OUTSIDE.sub(r"](path:\1)", source[0])
+
+
+def once(app, what, name, obj, skip, options):
+    """Describes what `jaxinfer` itself exports there, and not again with a package below."""
+    below = what == "module" and app.env.docname != "api/jaxinfer"
+    return True if below and getattr(jaxinfer, name, None) is obj else None
+
+
 def setup(app):
-    """Markdown files outside of docs/, such as results, are linked as files, not as pages."""
-
-    def link_files(app, docname, source):
-        source[0] = OUTSIDE.sub(r"](path:\1)", source[0])
-
     app.connect("source-read", link_files)
+    app.connect("autodoc-skip-member", once)
