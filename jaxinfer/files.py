@@ -31,6 +31,12 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("JAXINFER_CACHE") or f"{base}/jaxinfer"))
 
 
+def shipped_folder(name: str) -> Path | None:
+    """A folder that comes with the library: of the source tree, or installed beside the modules."""
+    package = Path(__file__).resolve().parent
+    return next((x / name for x in (package.parent, package) if (x / name).is_dir()), None)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A name to write a file to; it becomes `path` when the block ends without an error.

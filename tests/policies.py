@@ -9,19 +9,17 @@ of one row and layer.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxinfer.cache.base import Geometry
+from jaxinfer.cache.feature_maps import LessConfig, LessFeatureMaps
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig
-from jaxinfer.nn.feature_map import FeatureMaps
 from tests.factories import MODELS
 
 
@@ -81,7 +79,7 @@ RANK = 3
 
 
 def over(base: Policy) -> Policy:
-    """`base` with a low-rank tier; `with_random_kernels` makes it whole for a model."""
+    """`base` with a low-rank tier; `with_random_feature_maps` makes it whole for a model."""
     return replace(
         base,
         name=f"less-{base.name}",
@@ -92,25 +90,29 @@ def over(base: Policy) -> Policy:
     )
 
 
+class ForAnyModel(LessFeatureMaps):
+    """Feature maps that fit whatever weights a test has."""
+
+    def check(self, cfg, fingerprint=None) -> None:
+        pass
+
+
 @functools.cache
-def random_kernels(cfg: ModelConfig) -> SimpleNamespace:
-    maps = FeatureMaps(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, 8, RANK)
-    q, k = (jnp.zeros((1, n, 1, cfg.head_dim)) for n in (cfg.num_heads, cfg.num_kv_heads))
-    shapes = jax.eval_shape(maps.init, jax.random.key(0), q, k)["params"]
-    rng = np.random.default_rng(0)
+def random_feature_maps(cfg: ModelConfig) -> LessFeatureMaps:
+    config = LessConfig.of(cfg, "any", model="any", hidden=8, rank=RANK)
+    shapes, rng = config.shapes(), np.random.default_rng(0)
     layers = []
     for _ in range(cfg.num_layers):
-        made = {name: rng.normal(0, x.shape[-1] ** -0.5, x.shape) for name, x in shapes.items()}
-        made |= {name: np.full(shapes[name].shape, 0.3) for name in ("scale", "mix_scale")}
+        made = {name: rng.normal(0, shape[-1] ** -0.5, shape) for name, shape in shapes.items()}
+        made |= {name: np.full(shapes[name], 0.3) for name in ("scale", "mix_scale")}
         layers.append({"feature_map": {name: jnp.float32(x) for name, x in made.items()}})
-    config = SimpleNamespace(rank=RANK)
-    return SimpleNamespace(config=config, layers=tuple(layers), check=lambda cfg, params=None: None)
+    return ForAnyModel(config, tuple(layers))
 
 
-def with_random_kernels(policy: Policy, cfg: ModelConfig) -> Policy:
-    """The policy, with random kernels for this model where it needs some."""
+def with_random_feature_maps(policy: Policy, cfg: ModelConfig) -> Policy:
+    """The policy, with random feature maps for this model where it needs some."""
     if any(isinstance(tier, LowRank) for tier in policy.tiers):
-        return replace(policy, kernels=random_kernels(cfg))
+        return replace(policy, feature_maps=random_feature_maps(cfg))
     return policy
 
 

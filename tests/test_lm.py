@@ -21,7 +21,7 @@ from tests.factories import (
     random_tokens,
     scripted_lm,
 )
-from tests.policies import MATRIX, with_random_kernels
+from tests.policies import MATRIX, with_random_feature_maps
 from tests.quick import quick_jit
 
 TEXT = random_tokens(1, 60, seed=9)[0].tolist()
@@ -56,7 +56,7 @@ def test_a_chunk_that_is_no_multiple_of_the_unembedding_piece_is_scored():
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
 def test_every_policy_scores_and_names_its_chunk(case):
-    policy = with_random_kernels(case.hard(), lm_of("llama").config)
+    policy = with_random_feature_maps(case.hard(), lm_of("llama").config)
     found = lm_of("llama").score(TEXT, policy=policy)[0]
     assert len(found.log_probs) == len(TEXT) - 1 and np.isfinite(found.log_probs).all()
     assert found.chunk == (64 if policy.chunk_invariant else 1) and found.cache_bytes > 0

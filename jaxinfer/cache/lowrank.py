@@ -3,7 +3,7 @@
 The last tier of a policy absorbs what the others evict: with feature maps phi (queries) and psi
 (keys), `num += psi(k)^T v` and `den += psi(k)^T` (equations 4-5 there). A query sees the state as
 one more partial softmax, `phi(q) num` over `phi(q) den`, merged with the tokens that are kept
-(equation 3); with kernels of zero it is the identity of the merge, bit for bit. Everything is
+(equation 3); with feature maps of zero it is the identity of the merge, bit for bit. Everything is
 float32 (float64 of a float64 cache): the state sums over thousands of tokens. Bytes per row and
 layer: `4 * K * R * (H + 1)`.
 
@@ -64,7 +64,7 @@ class FeatureSegment:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Tier):
-    """Absorbs every token that enters; `rank` is that of the kernels in `aux`."""
+    """Absorbs every token that enters; `rank` is that of the feature maps in `aux`."""
 
     rank: int
 
@@ -84,13 +84,13 @@ class LowRank(Tier):
         )
 
     def segments(self, state: LowRankState, aux: Params | None, n_in: Array):
-        return (FeatureSegment(state=state, aux=_kernels(aux), rank=self.rank),)
+        return (FeatureSegment(state=state, aux=_feature_map(aux), rank=self.rank),)
 
     def push(self, state: LowRankState, aux, items: Items, ctx: PushContext):
         num, den = absorb(
             state.num, state.den, items.k, items.v,
             write_index(ctx.count, items.v.shape[2], ctx.after),  # the kernel writes in place
-            _kernels(aux), reference=_absorbed, backend=state.backend,
+            _feature_map(aux), reference=_absorbed, backend=state.backend,
         )  # fmt: skip
         return replace(state, num=num, den=den), None, jnp.zeros_like(ctx.count)
 
@@ -99,9 +99,9 @@ class LowRank(Tier):
         return numbers * _dtype(geometry).itemsize
 
 
-def _partial(rank: int, q: Array, num: Array, den: Array, kernels: Params) -> Partial:
+def _partial(rank: int, q: Array, num: Array, den: Array, maps: Params) -> Partial:
     batch, kv_heads, group, size, width = q.shape
-    phi = features("query", kernels, q.reshape(batch, kv_heads * group, size, width))
+    phi = features("query", maps, q.reshape(batch, kv_heads * group, size, width))
     phi = phi.reshape(batch, kv_heads, group, size, rank)
     total = jnp.einsum("bkgtr,bkr->bkgt", phi, den)
     some = total > 0  # else the identity of the merge
@@ -114,8 +114,8 @@ def _partial(rank: int, q: Array, num: Array, den: Array, kernels: Params) -> Pa
     )
 
 
-def _absorbed(num: Array, den: Array, k: Array, v: Array, count: Array, kernels: Params):
-    psi = features("key", kernels, k)
+def _absorbed(num: Array, den: Array, k: Array, v: Array, count: Array, maps: Params):
+    psi = features("key", maps, k)
     gone = jnp.arange(v.shape[2], dtype=jnp.int32) < count[:, None, None]
     # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
     psi = jnp.where(gone[..., None], psi, 0.0)
@@ -123,12 +123,12 @@ def _absorbed(num: Array, den: Array, k: Array, v: Array, count: Array, kernels:
     return num + jnp.einsum("bkar,bkah->bkrh", psi, values), den + psi.sum(axis=2)
 
 
-def features(which: str, kernels: Params, x: Array) -> Array:
+def features(which: str, maps: Params, x: Array) -> Array:
     """phi of queries or psi of keys, [B, N or K, T, R]."""
     from jaxinfer.nn.feature_map import FeatureMaps  # flax is slow to import
 
-    maps = FeatureMaps.for_kernels(kernels)
-    return jnp.asarray(maps.apply({"params": kernels}, x, method=which))
+    module = FeatureMaps.of_params(maps)
+    return jnp.asarray(module.apply({"params": maps}, x, method=which))
 
 
 def _dtype(geometry: Geometry) -> jnp.dtype:
@@ -136,19 +136,21 @@ def _dtype(geometry: Geometry) -> jnp.dtype:
 
 
 def _backend(geometry: Geometry) -> Backend:
-    """XLA where the state is no float32, which is what the kernels know."""
+    """XLA where the state is no float32, which is what its GPU kernels know."""
     backend = geometry.backend
     if _dtype(geometry) == jnp.float32:
         return backend
     if backend.implementation in ("triton", "interpret"):
         raise ValueError(
-            f"the kernels of LESS keep its state in float32, got a cache of {geometry.dtype}, "
+            f"LESS's GPU kernels keep its state in float32, got a cache of {geometry.dtype}, "
             "whose state is wider; without `implementation` XLA reads and updates it"
         )
     return replace(backend, implementation="reference")
 
 
-def _kernels(aux: Params | None) -> Params:
+def _feature_map(aux: Params | None) -> Params:
     if aux is None or "feature_map" not in aux:
-        raise ValueError("a LESS policy needs its kernels: use ji.less(base_policy, kernels)")
+        raise ValueError(
+            "a LESS policy needs its feature maps: use ji.less(base_policy, feature_maps)"
+        )
     return aux["feature_map"]

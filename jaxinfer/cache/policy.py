@@ -3,13 +3,14 @@
 import functools
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinfer.cache.base import Geometry, QueryPhase, Tier
+from jaxinfer.cache.feature_maps import LessFeatureMaps
 from jaxinfer.config import ModelConfig
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
@@ -35,7 +36,7 @@ class Policy:
     give the same result; `lossless_under_tree`, that committing several tokens at once equals
     committing them one by one, up to `horizon`.
 
-    `kernels` are learned parameters of tiers (`LessKernels`); they reach the tiers as `aux` and are
+    `feature_maps` are learned parameters of tiers; they reach the tiers as `aux` and are
     no part of the policy's identity.
     """
 
@@ -51,7 +52,7 @@ class Policy:
     commit_first: bool = False  # a lone token attends to the state after its own push (reference)
     chunk_invariant: bool = True
     lossless_under_tree: bool = True
-    kernels: Any = field(default=None, compare=False, repr=False)
+    feature_maps: LessFeatureMaps | None = field(default=None, compare=False, repr=False)
 
     @property
     def fixed_size(self) -> bool:
@@ -94,8 +95,8 @@ class Policy:
                 f"policy {self.name!r} counts positions inside the cache, but {cfg.family} adds "
                 "learned positions to the embeddings; choose full, kivi or h2o"
             )
-        if self.kernels is not None:
-            self.kernels.check(cfg)
+        if self.feature_maps is not None:
+            self.feature_maps.check(cfg)
         for tier in self.tiers:
             tier.check(cfg, geometry)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.cache.dense import Dense
+from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
 from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.kivi import Kivi, kivi
 from jaxinfer.cache.lowrank import LowRank
@@ -99,7 +100,9 @@ def h2o(heavy: int | float = 0.1, recent: int | float = 0.1) -> Policy:
 
 def less(
     base: Policy | str | Mapping[str, Any] | Sequence[Any] | None = None,
-    kernels: Any = None,
+    feature_maps: LessFeatureMaps | str | Path | None = None,
+    *,
+    kernels: LessFeatureMaps | str | Path | None = None,
     **options: Any,
 ) -> Policy:
     """`base`, an evicting policy, whose evicted tokens live on in a low-rank state (arXiv
@@ -107,43 +110,43 @@ def less(
 
     Without `base` it is `h2o(51, 51)`, 5 % of 2048 tokens; `options` are arguments of a base given
     by name: `less("streaming", positions="absolute", window=98)`. Of a list with one policy per
-    layer, those that evict get the state. `kernels` are `LessKernels`, or the folder or name of
-    saved ones; None takes those that come with the library ("smollm2-135m").
+    layer, those that evict get the state. `feature_maps` are trained ones, or the folder or name
+    of saved ones; None takes those that come with the library ("smollm2-135m"). `kernels` is an
+    older spelling of it.
 
-    Over positions in the text (h2o, and streaming with positions="absolute", on which kernels are
-    trained) a prompt attends to all of itself, as in the paper; over positions in the cache it is
-    read in pieces of one window, so that what leaves is absorbed on the way.
+    Over positions in the text (h2o, and streaming with positions="absolute", on which feature
+    maps are trained) a prompt attends to all of itself, as in the paper; over positions in the
+    cache it is read in pieces of one window, so that what leaves is absorbed on the way.
     """
-    from jaxinfer.io.less_kernels import LessKernels, load_kernels
-
     if options and not (base is None or isinstance(base, str)):
         raise ValueError(f"arguments {sorted(options)} need a base policy given by name")
     if base is None:
         base = h2o(**({"heavy": 51, "recent": 51} | options))
     base = resolve({"name": base, **options} if isinstance(base, str) else base)
-    if kernels is None or isinstance(kernels, str | Path):
-        kernels = load_kernels("smollm2-135m" if kernels is None else kernels)
-    if not isinstance(kernels, LessKernels):
-        raise ValueError(f"kernels must be LessKernels or their folder, got {type(kernels)}")
+    if kernels is not None and feature_maps is not None:
+        raise ValueError("feature_maps and its older spelling kernels are both given; give one")
+    maps = kernels if feature_maps is None else feature_maps
+    if not isinstance(maps, LessFeatureMaps):
+        maps = load_feature_maps("smollm2-135m" if maps is None else maps)
     layers = base.layers if isinstance(base, PerLayer) else (base,)
     if not any(policy.fixed_size for policy in layers):
         raise ValueError(
             f"policy {base.name!r} evicts nothing that LESS could absorb; use it over h2o or "
             "streaming (with bits= for a quantized window)"
         )
-    made = [_absorbing(policy, kernels) if policy.fixed_size else policy for policy in layers]
+    made = [_absorbing(policy, maps) if policy.fixed_size else policy for policy in layers]
     return per_layer(made) if isinstance(base, PerLayer) else made[0]
 
 
-def _absorbing(base: Policy, kernels: Any) -> Policy:
+def _absorbing(base: Policy, maps: LessFeatureMaps) -> Policy:
     if any(isinstance(tier, LowRank) for tier in base.tiers):
         raise ValueError(f"policy {base.name!r} has a low-rank state already")
     # Inside a chunk or a tree what leaves the window is not absorbed yet.
     return replace(
         base,
         name=f"less-{base.name}",
-        tiers=(*base.tiers, LowRank(rank=kernels.config.rank)),
-        kernels=kernels,
+        tiers=(*base.tiers, LowRank(rank=maps.config.rank)),
+        feature_maps=maps,
         prompt="whole",
         max_prefill_chunk=base.window if base.positions == "in_cache" else None,
         chunk_invariant=False,
@@ -156,12 +159,12 @@ def per_layer(policies: Sequence[Policy | str | Mapping[str, Any]]) -> Policy:
     layers = tuple(resolve(policy) for policy in policies)
     if not layers:
         raise ValueError("give one policy per layer, got none")
-    kernels = [policy.kernels for policy in layers if policy.kernels is not None]
-    if any(other.config != kernels[0].config for other in kernels):
-        raise ValueError("all layers with LESS must share one set of kernels, got several")
+    maps = [policy.feature_maps for policy in layers if policy.feature_maps is not None]
+    if any(other.config != maps[0].config for other in maps):
+        raise ValueError("all layers with LESS must share one set of feature maps, got several")
     return PerLayer(
         name="per-layer",
-        kernels=kernels[0] if kernels else None,
+        feature_maps=maps[0] if maps else None,
         layers=layers,
         prompt="whole" if any(policy.prompt == "whole" for policy in layers) else "chunks",
         chunk_invariant=all(policy.chunk_invariant for policy in layers),

@@ -9,7 +9,7 @@ import typer
 from jaxinfer.cli import options as o
 
 if TYPE_CHECKING:
-    from jaxinfer.io.less_kernels import LessKernels
+    from jaxinfer.cache.feature_maps import LessFeatureMaps
 
 train = typer.Typer(
     name="train", help="Train the small learned parts that methods need.", no_args_is_help=True
@@ -19,7 +19,7 @@ train = typer.Typer(
 @train.command()
 def less(
     model: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the frozen model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the kernels.")],
+    out: Annotated[Path, typer.Option(help="Folder for the feature maps.")],
     run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
     sequences: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 64,
     context: Annotated[int, typer.Option(min=64, max=32767, help="Tokens per window.")] = 2048,
@@ -35,13 +35,13 @@ def less(
     seed: o.SeedOption = 0,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train LESS's kernels, which remember what an eviction policy drops (arXiv 2402.09398).
+    """Train LESS's feature maps, which remember what an eviction policy drops (arXiv 2402.09398).
 
-    Example: jaxinfer train less smollm2-135m --out kernels --run-dir run
+    Example: jaxinfer train less smollm2-135m --out maps --run-dir run
     """
+    from jaxinfer.cache.feature_maps import WHAT, is_less, save_feature_maps
     from jaxinfer.cli.models import note, open_model
     from jaxinfer.files import check_destination
-    from jaxinfer.io.less_kernels import WHAT, is_less, save_kernels
     from jaxinfer.progress import bars
     from jaxinfer.train.less.data import text_windows
     from jaxinfer.train.less.training import LessRecipe, train_less
@@ -63,15 +63,15 @@ def less(
     )
     note(f"{tokens.size} tokens in {sequences} windows, {lm.config.num_layers} layers")
     with bars(transient=False) as report:
-        kernels = train_less(
+        maps = train_less(
             lm.config, lm.params, tokens, recipe, run_dir, model=lm.name, report=report
         )
-    save_kernels(out, kernels)
-    _show(kernels, out, as_json)
+    save_feature_maps(out, maps)
+    _show(maps, out, as_json)
 
 
-def _show(kernels: "LessKernels", out: Path, as_json: bool) -> None:
-    layers = kernels.config.results["layers"]
+def _show(maps: "LessFeatureMaps", out: Path, as_json: bool) -> None:
+    layers = maps.config.results["layers"]
     size = sum(path.stat().st_size for path in out.iterdir())
     record = {
         "folder": str(out),

@@ -16,6 +16,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.state import DecodeState, Requests
+from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.mixers import with_aux
 from jaxinfer.models.stack import init_cache, logit_count
 from jaxinfer.runtime.backend import Backend
@@ -68,10 +69,10 @@ class Engine:
         }
 
     def serving(self, policy: Policy) -> "Engine":
-        """The engine with the policy's kernels among its parameters; programs are shared."""
-        if policy.kernels is not None:
-            policy.kernels.check(self.config, self.params)
-        return replace(self, params=with_kernels(self.params, policy))
+        """The engine with the policy's feature maps among its parameters; programs are shared."""
+        if policy.feature_maps is not None:
+            policy.feature_maps.check(self.config, fingerprint(self.params))
+        return replace(self, params=with_feature_maps(self.params, policy))
 
     @property
     def compile_s(self) -> float:
@@ -136,12 +137,12 @@ def prefill_chunk(policies: Sequence[Policy]) -> int:
     return min([most, *(limit for limit in limits if limit is not None)])
 
 
-def with_kernels(params: Params, policy: Policy) -> Params:
-    """The parameters with the policy's learned kernels, if any, beside each layer's mixer."""
-    if policy.kernels is None:
+def with_feature_maps(params: Params, policy: Policy) -> Params:
+    """The parameters with the policy's feature maps, if any, beside each layer's mixer."""
+    if policy.feature_maps is None:
         return params
-    pairs = zip(params["layers"], policy.kernels.layers, strict=True)
-    layers = tuple(with_aux(layer, kernels) for layer, kernels in pairs)
+    pairs = zip(params["layers"], policy.feature_maps.layers, strict=True)
+    layers = tuple(with_aux(layer, maps) for layer, maps in pairs)
     return params | {"layers": layers}
 
 

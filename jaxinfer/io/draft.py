@@ -19,10 +19,10 @@ from jaxtyping import Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import check_destination, read_json, replacing_folder, write_json
-from jaxinfer.io.int8 import dequantize_rows, quantize_rows
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
+from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.nn.linear import rows
 from jaxinfer.typing import Params
 

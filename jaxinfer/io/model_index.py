@@ -7,6 +7,8 @@ checkpoint committed with the project.
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxinfer.files import shipped_folder
+
 
 class ModelUnavailable(ValueError):
     """A named model is not here and cannot be fetched now."""
@@ -51,10 +53,9 @@ MODELS: dict[str, WheelModel | FolderModel] = {
 
 def committed_folder(model: FolderModel) -> Path:
     """The folder of a committed checkpoint, in the source tree or installed beside the package."""
-    package = Path(__file__).resolve().parents[1]
-    for base in (package.parent, package):
-        if (base / model.folder).is_dir():
-            return base / model.folder
+    folder = shipped_folder(model.folder)
+    if folder is not None:
+        return folder
     raise ModelUnavailable(
         f"the committed checkpoint {model.folder} is not installed; run from the source tree, or "
         "give the path of a model"

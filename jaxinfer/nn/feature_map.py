@@ -1,4 +1,4 @@
-"""LESS's learned kernels: feature maps of queries and keys whose product stands for exp(logit).
+"""LESS's learned feature maps of queries and keys whose product stands for exp(logit).
 
 arXiv 2402.09398, section 3 (equations 1-2); per head, without biases, erf GELU, float32 or wider:
 
@@ -35,7 +35,7 @@ def _gelu(x: Array) -> Array:
 
 
 class FeatureMaps(nn.Module):
-    """phi and psi of one layer; its parameters are the layer's kernels, 7 float32 arrays."""
+    """phi and psi of one layer; its parameters are 7 float32 arrays."""
 
     num_heads: int
     num_kv_heads: int
@@ -45,10 +45,10 @@ class FeatureMaps(nn.Module):
     dropout: float = 0.0
 
     @classmethod
-    def for_kernels(cls, kernels: Params) -> "FeatureMaps":
-        """The module whose parameters `kernels` are."""
-        heads, width, hidden = kernels["query_inner"].shape
-        kv_heads, rank = kernels["scale"].shape
+    def of_params(cls, params: Params) -> "FeatureMaps":
+        """The module whose parameters `params` are."""
+        heads, width, hidden = params["query_inner"].shape
+        kv_heads, rank = params["scale"].shape
         return cls(heads, kv_heads, width, hidden, rank)
 
     def setup(self):

@@ -219,7 +219,7 @@ class SpeculativeRun:
             return
         policy = speculator.draft_policy
         if policy is None:
-            policy = run.policy if run.endless and run.policy.kernels is None else full()
+            policy = run.policy if run.endless and run.policy.feature_maps is None else full()
         self.policy = policy.sized(bucket(context, 64))
         self.capacity = capacity_for(lm, self.policy, context, limit)
         check_fits(lm, self.policy, len(run.rows), self.capacity, context)

@@ -6,11 +6,11 @@ import numpy as np
 
 from jaxinfer.cache.context import StepContext, chain_context
 from jaxinfer.cache.policy import Cache, Policy
-from jaxinfer.decode.engine import with_kernels
+from jaxinfer.decode.engine import with_feature_maps
 from jaxinfer.models import stack
 from jaxinfer.runtime.backend import Backend
 from tests.factories import CONFIGS, params_of
-from tests.policies import with_random_kernels
+from tests.policies import with_random_feature_maps
 from tests.quick import quick_jit
 
 CHUNK = 8  # tokens of a padded step
@@ -48,8 +48,8 @@ class Stepper:
 
     def __init__(self, model: str, policy: Policy, dtype: str = "float32", backend: str = "cpu"):
         self.cfg, self.dtype, self.backend = CONFIGS[model], dtype, Backend.of(platform=backend)
-        self.policy = with_random_kernels(policy, self.cfg)
-        self.params = with_kernels(params_of(model, dtype), self.policy)
+        self.policy = with_random_feature_maps(policy, self.cfg)
+        self.params = with_feature_maps(params_of(model, dtype), self.policy)
 
     def cache(self, batch: int = 1, capacity: int = 64) -> Cache:
         """An empty cache; nothing here donates it, so that equal ones are made once."""

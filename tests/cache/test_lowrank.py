@@ -239,7 +239,7 @@ def test_an_empty_state_is_the_identity_of_the_merge():
 
 def test_missing_kernels_alibi_and_sliding_windows_are_refused():
     policy = over(streaming(2, 5))
-    with pytest.raises(ValueError, match=r"use ji.less\(base_policy, kernels\)"):
+    with pytest.raises(ValueError, match=r"use ji.less\(base_policy, feature_maps\)"):
         Layer(policy).push(*random_qkv(1))
     for model, message in (("mpt", "ALiBi"), ("sliding", "sliding windows")):
         with pytest.raises(ValueError, match=message):

@@ -21,7 +21,7 @@ from jaxinfer.models.params import init_params
 from jaxinfer.runtime.backend import Backend
 from tests.cache.pushing import committing, pushing
 from tests.kernels.checking import lowers_for_cuda
-from tests.policies import over, with_random_kernels
+from tests.policies import over, with_random_feature_maps
 
 SLOW = pytest.mark.slow
 K, H = 2, 32
@@ -208,7 +208,7 @@ def test_a_format_without_a_kernel_is_written_by_xla_and_refused_by_name(change,
     "base", [h2o(heavy=4, recent=6), pytest.param(streaming(sinks=2, window=9), marks=SLOW)]
 )
 def test_kernels_read_and_update_the_low_rank_state_as_the_reference_does(base):
-    policy = with_random_kernels(over(base), CFG)
+    policy = with_random_feature_maps(over(base), CFG)
     params = init_params(CFG, jax.random.key(0))
     options = {"max_new_tokens": 12, "policy": policy, "ignore_eos": True}
     wanted = LM(CFG, params).generate(PROMPTS, **options)
@@ -223,7 +223,7 @@ def test_kernels_read_and_update_the_low_rank_state_as_the_reference_does(base):
 
 def test_a_cuda_device_updates_the_low_rank_state_with_the_kernel():
     cfg = replace(CFG, head_dim=H)
-    aux = with_random_kernels(over(h2o(heavy=4, recent=6)), cfg).kernels.layers[0]
+    aux = with_random_feature_maps(over(h2o(heavy=4, recent=6)), cfg).feature_maps.layers[0]
     tier, zero = LowRank(rank=3), jnp.zeros(2, jnp.int32)
 
     def push(state, items):

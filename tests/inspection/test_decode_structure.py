@@ -20,7 +20,7 @@ from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.decode_step import TOKEN_BUFFER, decode_case, inspect_decode, step_bytes
 from jaxinfer.models.params import abstract_params, count_params, init_params
 from jaxinfer.runtime.backend import Backend
-from tests.policies import over, with_random_kernels
+from tests.policies import over, with_random_feature_maps
 from tools.kernels.inspect_steps import SPARSE, row_of
 
 CFG = ModelConfig(
@@ -125,7 +125,7 @@ def test_no_step_of_one_row_copies_its_cache_on_an_h200(policy, weights):
 
 
 def less(base, cfg=ONE_LAYER):
-    return with_random_kernels(over(base), cfg)
+    return with_random_feature_maps(over(base), cfg)
 
 
 # Sizes at which a block of a read is no half of a leaf with keys, values, codes or scales, and the

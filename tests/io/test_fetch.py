@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import gguf_file
 
+from jaxinfer import files
+from jaxinfer.cache.feature_maps import NAMED as LESS
+from jaxinfer.cache.feature_maps import load_feature_maps
 from jaxinfer.files import cache_folder
 from jaxinfer.io import fetch, model_index
 from jaxinfer.io.fetch import sha256
-from jaxinfer.io.less_kernels import NAMED as LESS
-from jaxinfer.io.less_kernels import load_kernels
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.io.model_index import (
     MODELS,
@@ -157,11 +158,11 @@ def test_there_is_one_cache_folder_and_it_knows_the_home_folder(monkeypatch, val
     assert texts_folder() == expected / "texts"
 
 
-def test_the_kernels_that_come_with_the_library_are_found_outside_a_checkout(monkeypatch, tmp_path):
+def test_the_feature_maps_of_the_library_are_found_outside_a_checkout(monkeypatch, tmp_path):
     package = tmp_path / "site-packages" / "jaxinfer"
     shutil.copytree(ROOT / "checkpoints" / "less-smollm2-135m", package / LESS["smollm2-135m"])
-    monkeypatch.setattr(model_index, "__file__", str(package / "io" / "model_index.py"))
-    assert load_kernels("smollm2-135m").config.num_layers == 30
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+    assert load_feature_maps("smollm2-135m").config.num_layers == 30
 
 
 def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():

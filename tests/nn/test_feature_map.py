@@ -82,7 +82,7 @@ def test_dropout_acts_in_training_only(method):
 
 
 def test_kernels_tell_their_module():
-    maps = FeatureMaps.for_kernels(kernels())
+    maps = FeatureMaps.of_params(kernels())
     assert maps == FeatureMaps(4, 2, 8, 16, 3, 0.0)
 
 

@@ -9,7 +9,7 @@ import jaxinfer as ji
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.speculative.topology import Topology
 from tests.factories import lm_of, random_tokens, scripted_lm
-from tests.policies import settings, with_random_kernels
+from tests.policies import settings, with_random_feature_maps
 from tests.speculative.running import TREE
 
 PROMPTS = [random_tokens(1, n, seed=n)[0].tolist() for n in (12, 7, 3, 10)]
@@ -64,7 +64,7 @@ FAST = ("kivi-block", "-streaming-hard")
 def test_every_policy_keeps_its_promise_under_trees(policy):
     """KIVI with flushes by blocks stops at its horizon; others say that they may differ."""
     lm = lm_of()
-    policy = with_random_kernels(policy, lm.config)
+    policy = with_random_feature_maps(policy, lm.config)
     if policy.lossless_under_tree:
         # A draft under the same policy agrees, so that paths are long and meet every flush.
         spec = ji.speculate(lm, lm, TREE, policy=policy)

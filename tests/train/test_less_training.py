@@ -1,4 +1,4 @@
-"""Training of LESS kernels on toy models: data, objective, resuming, and that it helps."""
+"""Training of LESS feature maps on toy models: data, objective, resuming, and that it helps."""
 
 import functools
 import json
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.cache.feature_maps import load_feature_maps, save_feature_maps
 from jaxinfer.cli import main
 from jaxinfer.eval import Reader, equal_memory
-from jaxinfer.io.less_kernels import load_kernels, save_kernels
 from jaxinfer.models.attention import attention_spec
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.feature_map import FeatureMaps
@@ -191,8 +191,8 @@ def test_a_run_goes_on_with_its_own_options_only(trained):
 
 def test_kernels_are_stored_as_they_were_validated(trained, tmp_path):
     kernels, run, _ = trained
-    save_kernels(tmp_path / "out", kernels)
-    loaded = load_kernels(tmp_path / "out", CFG)
+    save_feature_maps(tmp_path / "out", kernels)
+    loaded = load_feature_maps(tmp_path / "out", CFG)
     assert same(kernels, loaded) and loaded.config == kernels.config
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["layer"] for line in log] == [0, 1]

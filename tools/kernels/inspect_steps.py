@@ -50,18 +50,18 @@ def policies(cfg: ModelConfig) -> dict[str, Any]:
         "kivi": ji.kivi(bits=2, group=32, residual=128),
         "streaming": ji.streaming(4, 1020),
         "h2o": h2o,
-        "less": ji.less(h2o, less_kernels(cfg)),
+        "less": ji.less(h2o, less_feature_maps(cfg)),
     }
 
 
-def less_kernels(cfg: ModelConfig) -> Any:
-    """The shapes of LESS's kernels, which fit any weights."""
+def less_feature_maps(cfg: ModelConfig) -> Any:
+    """The shapes of LESS's feature maps, which fit any weights."""
     import jax
 
-    from jaxinfer.io.less_kernels import LessConfig, LessKernels
+    from jaxinfer.cache.feature_maps import LessConfig, LessFeatureMaps
 
-    class Shapes(LessKernels):
-        def check(self, cfg, params=None):
+    class Shapes(LessFeatureMaps):
+        def check(self, cfg, fingerprint=None):
             pass
 
     config = LessConfig(

@@ -25,7 +25,9 @@ CONTEXT = 2048  # what budgets are shares of
 
 def main(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "smollm2-135m",
-    kernels: Annotated[str, typer.Option(help="Kernels: a name or folder.")] = "smollm2-135m",
+    feature_maps: Annotated[
+        str, typer.Option("--feature-maps", "--kernels", help="Feature maps: a name or folder.")
+    ] = "smollm2-135m",
     tokens: Annotated[int, typer.Option(help="Tokens of every row.")] = 1024,
     rows: Annotated[int, typer.Option(help="Held-out documents, read side by side.")] = 8,
     budgets: Annotated[str, typer.Option(help="Percent of 2048 tokens.")] = "2,5,10",
@@ -54,7 +56,7 @@ def main(
     for percent in (float(x) for x in budgets.split(",")):
         half = max(int(percent / 200 * CONTEXT), 1)
         base = ji.h2o(half, half)
-        less = ji.less(base, kernels)
+        less = ji.less(base, feature_maps)
         per_token = policy_bytes(lm, ji.h2o(2, 2), tokens) / 4
         more = policy_bytes(lm, less, tokens) - policy_bytes(lm, base, tokens)
         extra = math.ceil(more / per_token)
@@ -89,7 +91,7 @@ def main(
         axes.legend(frameon=False, fontsize=8)
 
     command = (
-        f"python tools/reproduce/reproduce_less.py --model {model} --kernels {kernels} "
+        f"python tools/reproduce/reproduce_less.py --model {model} --feature-maps {feature_maps} "
         f"--tokens {tokens} --rows {rows} --budgets {budgets}"
     )
     config = {"model": lm.name, "tokens": tokens, "rows": rows, "sources": SOURCES}

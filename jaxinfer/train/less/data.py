@@ -1,4 +1,4 @@
-"""What LESS's kernels learn from: texts, and the activations of one frozen layer at a time.
+"""What LESS's feature maps learn from: texts, and the activations of one frozen layer at a time.
 
 The model is walked through layer by layer: the hidden states of all sequences are kept, each layer
 reads its queries, keys, values and attention outputs from them and hands on the next states. Memory

@@ -1,13 +1,13 @@
-"""Trains LESS's kernels: layer by layer, each to give back what its attention loses to eviction.
+"""Trains LESS's feature maps: layer by layer, each gives back what its attention lost.
 
 arXiv 2402.09398, section 3: the base model is frozen, and a layer's two feature maps are fitted so
 that LESS attention, after the output projection, equals full attention there. Layers see the dense
-model's activations, so they do not depend on each other. One set of kernels serves all policies of
+model's activations, so they do not depend on each other. One set of maps serves all policies of
 the recipe: every training step takes sequences and policies at random, and every `stride`-th row.
 
 A run may be killed at any moment. Its folder holds `options.json`, `log.jsonl` (a line per
 finished layer), `layers/NN.npz` (finished), `layer-NN/` (the one in progress: `jaxinfer.train.loop`
-and the best kernels so far) and `hidden-NN.npy`, the states in front of the next layer.
+and the best maps so far) and `hidden-NN.npy`, the states in front of the next layer.
 """
 
 import json
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxinfer.cache.feature_maps import LessConfig, LessFeatureMaps, rounded
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import read_json, replacing, write_json
-from jaxinfer.io.less_kernels import LessConfig, LessKernels, rounded
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.nn.linear import linear
 from jaxinfer.progress import Report, silent
@@ -38,8 +38,8 @@ from jaxinfer.typing import Params
 
 @dataclass(frozen=True, kw_only=True)
 class LessRecipe:
-    """How kernels are trained: as in the paper, but smaller and faster, and so without its dropout
-    of 0.3 and at three times its rate.
+    """How feature maps are trained: as in the paper, but smaller and faster, and so without its
+    dropout of 0.3 and at three times its rate.
 
     `extra` is what Baseline+ keeps beside the policy: the state of R = 8 in float32 takes as much
     memory as 8 tokens in 16 bits. The learning rate halves after every quarter of the steps.
@@ -74,8 +74,9 @@ def train_less(
     model: str = "",
     policies: tuple[Eviction, ...] | None = None,
     report: Report = silent,
-) -> LessKernels:
-    """Kernels of every layer, trained on `tokens` i32[Q, T] for `policies` (`default_policies`)."""
+) -> LessFeatureMaps:
+    """Feature maps of every layer, trained on `tokens` i32[Q, T] for `policies`, those of
+    `default_policies` if None."""
     run = Path(run).absolute()
     (run / "layers").mkdir(parents=True, exist_ok=True)
     options = {
@@ -103,7 +104,7 @@ def train_less(
             layer, hidden, policies, lambda done: report("reading", done, len(tokens))
         )
         read_s = time.perf_counter() - began
-        kernels, losses = train_layer(
+        maps, losses = train_layer(
             harvester, layer, data, policies, recipe, run / f"layer-{index:02d}",
             lambda done: report("training", done, recipe.steps), seed=recipe.seed + index,
         )  # fmt: skip
@@ -113,13 +114,13 @@ def train_less(
             with replacing(run / f"hidden-{index + 1:02d}.npy") as temporary:
                 np.save(temporary, hidden)
         _append(run / "log.jsonl", {"layer": index} | losses | seconds)
-        _write_arrays(path := _layer_path(run, index), kernels)
+        _write_arrays(path := _layer_path(run, index), maps)
         (run / f"hidden-{index:02d}.npy").unlink(missing_ok=True)
         shutil.rmtree(run / f"layer-{index:02d}", ignore_errors=True)
         found.append(read_arrays(path))
         report("layers", index + 1, total)
     config = LessConfig.of(
-        cfg, params, model=model, hidden=recipe.hidden, rank=recipe.rank,
+        cfg, options["fingerprint"], model=model, hidden=recipe.hidden, rank=recipe.rank,
         recipe=asdict(recipe) | {
             "sequences": tokens.shape[0],
             "context": tokens.shape[1],
@@ -127,7 +128,7 @@ def train_less(
         },
         results={"layers": _last_by_layer(run / "log.jsonl")},
     )  # fmt: skip
-    return LessKernels(config, tuple({"feature_map": kernels} for kernels in found))
+    return LessFeatureMaps(config, tuple({"feature_map": maps} for maps in found))
 
 
 def train_layer(
@@ -141,7 +142,7 @@ def train_layer(
     *,
     seed: int = 0,
 ) -> tuple[Params, dict[str, Any]]:
-    """One layer's kernels (the best on validation, as they are stored) and what they achieve.
+    """One layer's feature maps (the best on validation, as they are stored) and what they achieve.
 
     The losses are mean squared errors over the rows that have lost tokens, by policy: of the policy
     alone ("bare"), of Baseline+ ("plus") and of LESS ("less"), on validation sequences. Training
@@ -154,20 +155,20 @@ def train_layer(
     train = len(data.q) - held_out
     if train < 1:
         raise ValueError(f"{len(data.q)} sequences are too few to train on and validate; give more")
-    maps = FeatureMaps(
+    module = FeatureMaps(
         cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, recipe.hidden, recipe.rank, recipe.dropout
     )
-    out, errors = layer["attn"]["out"], row_errors(maps)
+    out, errors = layer["attn"]["out"], row_errors(module)
     evaluate = jax.jit(errors)
     everything = [(row, p) for row in range(train, len(data.q)) for p in range(len(policies))]
 
-    def measure(kernels: Params | None, data: LayerData, rows: list[tuple[int, int]], policies):
+    def measure(maps: Params | None, data: LayerData, rows: list[tuple[int, int]], policies):
         """Mean error by policy."""
         sums = np.zeros((len(policies), 2))
         for row, policy in rows:
             batch = data.batch([row], policies, [policy], [(stride + 1) // 2], stride)
             batch["out"] = out
-            error = np.asarray(evaluate(kernels, batch), np.float64)
+            error = np.asarray(evaluate(maps, batch), np.float64)
             sums[policy] += (error * batch["weight"]).sum(), batch["weight"].sum()
         return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
@@ -175,8 +176,8 @@ def train_layer(
     # Every policy counts alike, and Adam's epsilon is small beside the gradients.
     scales = (1 / np.maximum(bare, 1e-30)).astype(np.float32)
 
-    def loss(kernels: Params, batch: Any, key: jax.Array):
-        error = errors(kernels, batch, key) * batch["weight"]
+    def loss(maps: Params, batch: Any, key: jax.Array):
+        error = errors(maps, batch, key) * batch["weight"]
         return error.sum() / batch["rows"], {}
 
     def batches(step: int):
@@ -195,17 +196,17 @@ def train_layer(
 
     best = folder / "best.npz"
 
-    def validate(step: int, kernels: Params) -> None:
-        kernels = rounded({name: np.asarray(x) for name, x in kernels.items()})
-        value = float((scales * measure(kernels, data, everything, policies)).mean())
+    def validate(step: int, maps: Params) -> None:
+        maps = rounded({name: np.asarray(x) for name, x in maps.items()})
+        value = float((scales * measure(maps, data, everything, policies)).mean())
         _append(folder / "validation.jsonl", {"step": step, "share_of_bare": value})
         if not best.is_file() or value < float(read_arrays(best)["value"]):
-            _write_arrays(best, {"value": np.asarray(value)} | kernels)
+            _write_arrays(best, {"value": np.asarray(value)} | maps)
 
     folder.mkdir(parents=True, exist_ok=True)
     keys = jax.random.key(seed)
     example = jnp.zeros((1, cfg.num_heads, 1, cfg.head_dim))
-    start: Any = maps.init(keys, example, example[:, : cfg.num_kv_heads])["params"]
+    start: Any = module.init(keys, example, example[:, : cfg.num_kv_heads])["params"]
     rate = optax.exponential_decay(recipe.learning_rate, recipe.steps // 4, 0.5, staircase=True)
     marks = {round(recipe.steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
     fit(
@@ -213,12 +214,12 @@ def train_layer(
         save_every=max(1, recipe.steps // 2), log_every=max(1, recipe.steps // 20),
         snapshots=marks | {0}, on_snapshot=validate,
     )  # fmt: skip
-    kernels = read_arrays(best)
-    kernels.pop("value")
-    less = measure(kernels, data, everything, policies)
+    maps = read_arrays(best)
+    maps.pop("value")
+    less = measure(maps, data, everything, policies)
     wider = tuple(policy.widened(recipe.extra) for policy in policies)
     plus = measure(None, *_widened(harvester, data, train, wider, policies))
-    return kernels, {
+    return maps, {
         "bare": bare.tolist(),
         "plus": plus.tolist(),
         "less": less.tolist(),
@@ -227,22 +228,22 @@ def train_layer(
     }
 
 
-def row_errors(maps):
-    """`errors(kernels, batch, key) -> f32[B, M]`: each row's squared error after the output
+def row_errors(module):
+    """`errors(maps, batch, key) -> f32[B, M]`: each row's squared error after the output
     projection `batch["out"]`, averaged over channels.
 
-    Kernels of None leave the policy alone; with a key hidden units drop out.
+    Parameters of None leave the policy alone; with a key hidden units drop out.
     """
 
-    def errors(kernels: Params | None, batch: dict[str, Any], key: jax.Array | None = None):
+    def errors(maps: Params | None, batch: dict[str, Any], key: jax.Array | None = None):
         batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch)
         y = batch["kept"]
-        if kernels is not None:
+        if maps is not None:
             train = key is not None
             rngs = [None, None] if key is None else [{"dropout": k} for k in jax.random.split(key)]
-            variables = {"params": kernels}
-            phi = maps.apply(variables, batch["q"], train, method="query", rngs=rngs[0])
-            psi = maps.apply(variables, batch["k"], train, method="key", rngs=rngs[1])
+            variables = {"params": maps}
+            phi = module.apply(variables, batch["q"], train, method="query", rngs=rngs[0])
+            psi = module.apply(variables, batch["k"], train, method="key", rngs=rngs[1])
             y = add_low_rank(y, batch["lse"], *strided_low_rank(phi, psi, batch["v"]))
         rows, size = y.shape[0], y.shape[2]
         y = linear(batch["out"], y.transpose(0, 2, 1, 3).reshape(rows, size, -1))

@@ -1,11 +1,12 @@
-"""LESS's trained kernels on disk: small folders that know which model they belong to.
+"""LESS's trained feature maps: what they are for a whole model, and folders of them on disk.
 
     config.json           format, version, model identity, recipe, results
     kernels.safetensors   per layer `layers.N.NAME` int8 with `layers.N.NAME.scale` float32 (one
                           scale per head and output channel), the two diagonals as float32
 
-Trained kernels are rounded to what the file can hold (`rounded`), so a file gives them back bit for
-bit. Bytes: about one per parameter.
+Feature maps (`jaxinfer.nn.feature_map`) are those of arXiv 2402.09398, which calls them kernels; so
+does the file's name. Trained ones are rounded to what the file can hold (`rounded`), so a file
+gives them back bit for bit. Bytes: about one per parameter.
 """
 
 import os
@@ -16,23 +17,27 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
-from jaxinfer.io.int8 import dequantize_rows, quantize_rows
-from jaxinfer.io.model_index import FolderModel, ModelUnavailable, committed_folder
-from jaxinfer.io.safetensors_reader import read_header
-from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.files import (
+    check_destination,
+    one_line,
+    read_json,
+    replacing_folder,
+    shipped_folder,
+    write_json,
+)
+from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-less", 1
-WHAT = "a folder of LESS kernels"
-KERNELS, CONFIG = "kernels.safetensors", "config.json"
+WHAT = "a folder of LESS feature maps"
+WEIGHTS, CONFIG = "kernels.safetensors", "config.json"
 NAMED = {"smollm2-135m": "checkpoints/less-smollm2-135m"}
-"""Kernels that come with the library, by model name."""
+"""Feature maps that come with the library, by model name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LessConfig:
-    """Sizes of the kernels and the identity of their model."""
+    """Sizes of the feature maps and the identity of their model."""
 
     model: str
     fingerprint: str  # of some weights, in bfloat16
@@ -48,9 +53,10 @@ class LessConfig:
     results: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cfg: ModelConfig, params: Params, **rest: Any) -> "LessConfig":
-        """The config of kernels for the model `cfg, params`."""
-        return cls(**_identity(cfg), fingerprint=fingerprint(params), **rest)
+    def of(cls, cfg: ModelConfig, fingerprint: str, **rest: Any) -> "LessConfig":
+        """The config of feature maps for a model, of which `fingerprint` tells the weights
+        (`jaxinfer.models.fingerprint`)."""
+        return cls(**_sizes(cfg), fingerprint=fingerprint, **rest)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every array of a layer, as `jaxinfer.nn.feature_map` has them."""
@@ -69,90 +75,96 @@ class LessConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class LessKernels:
-    """Kernels of every layer; `layers[i]` is what layer i's attention gets as its "cache"."""
+class LessFeatureMaps:
+    """Feature maps of every layer; `layers[i]` is what layer i's attention gets as its "cache"."""
 
     config: LessConfig
     layers: tuple[Params, ...]
 
-    def check(self, cfg: ModelConfig, params: Params | None = None) -> None:
-        """Refuses a model that the kernels were not trained for."""
-        ours, theirs = asdict(self.config), _identity(cfg)
+    def check(self, cfg: ModelConfig, fingerprint: str | None = None) -> None:
+        """Refuses a model that the feature maps were not trained for."""
+        ours, theirs = asdict(self.config), _sizes(cfg)
         wrong = [f"{name} {ours[name]}, not {value}" for name, value in theirs.items()
                  if ours[name] != value]  # fmt: skip
-        if not wrong and params is not None and fingerprint(params) != self.config.fingerprint:
+        if not wrong and fingerprint not in (None, self.config.fingerprint):
             wrong = ["other weights"]
         if wrong:
             raise ValueError(
-                f"these LESS kernels belong to {self.config.model or 'another model'} "
+                f"these LESS feature maps belong to {self.config.model or 'another model'} "
                 f"({'; '.join(wrong)}); train some for this model with `jaxinfer train less`"
             )
 
 
-def rounded(kernels: Params) -> dict[str, np.ndarray]:
-    """A layer's kernels rounded to what the file holds; doing it again changes nothing."""
-    return {name: _decode(*_encode(np.asarray(x, np.float32))) for name, x in kernels.items()}
+def rounded(maps: Params) -> dict[str, np.ndarray]:
+    """A layer's feature maps rounded to what the file holds; doing it again changes nothing."""
+    return {name: _decode(*_encode(np.asarray(x, np.float32))) for name, x in maps.items()}
 
 
-def save_kernels(folder: str | Path, kernels: LessKernels) -> None:
+def save_feature_maps(folder: str | Path, maps: LessFeatureMaps) -> None:
     """Writes a folder, whole or not at all; an older one is replaced, any other refused."""
     from safetensors.numpy import save
 
     folder = Path(folder)
     check_destination(folder, is_less, WHAT)
     tensors: dict[str, np.ndarray] = {}
-    for index, layer in enumerate(kernels.layers):
+    for index, layer in enumerate(maps.layers):
         for name, value in layer["feature_map"].items():
             codes, scale = _encode(np.asarray(value, np.float32))
             tensors[f"layers.{index}.{name}"] = codes
             if scale is not None:
                 tensors[f"layers.{index}.{name}.scale"] = scale
     with replacing_folder(folder) as temporary:
-        (temporary / KERNELS).write_bytes(save(tensors))
-        record = {"format": FORMAT, "format_version": VERSION} | asdict(kernels.config)
+        (temporary / WEIGHTS).write_bytes(save(tensors))
+        record = {"format": FORMAT, "format_version": VERSION} | asdict(maps.config)
         write_json(temporary / CONFIG, record)
 
 
-def load_kernels(source: str | Path, cfg: ModelConfig | None = None) -> LessKernels:
-    """The kernels in a folder, or those that come with the library for a named model.
+def load_feature_maps(source: str | Path, cfg: ModelConfig | None = None) -> LessFeatureMaps:
+    """The feature maps in a folder, or those that come with the library for a named model.
 
-    With `cfg` kernels of another model are refused.
+    With `cfg` those of another model are refused.
     """
     folder = _folder(source)
     data = read_json(folder / CONFIG)
     if data.pop("format", None) != FORMAT or data.pop("format_version", None) != VERSION:
-        raise ValueError(f"{folder} holds no LESS kernels of version {VERSION}; train them again")
+        raise ValueError(
+            f"{folder} holds no LESS feature maps of version {VERSION}; train them again"
+        )
     wanted = {one.name for one in fields(LessConfig)}
     if set(data) != wanted:
         raise ValueError(
             f"{folder / CONFIG} is damaged: fields {sorted(set(data) ^ wanted)} are missing or "
             "unknown"
         )
-    kinds: dict[str, type] = dict.fromkeys(_SIZES, int) | {"recipe": dict, "results": dict}
+    kinds: dict[str, type] = dict.fromkeys(_COUNTS, int) | {"recipe": dict, "results": dict}
     for name, value in data.items():
         kind = kinds.get(name, str)
         if type(value) is not kind or (kind is int and value < 1):
             expected = {int: "a positive integer", dict: "an object", str: "a text"}[kind]
             raise ValueError(f"{folder / CONFIG} is damaged: {name} must be {expected}")
     config = LessConfig(**data)
-    kernels = LessKernels(config, ())
+    maps = LessFeatureMaps(config, ())
     if cfg is not None:
-        kernels.check(cfg)
-    return LessKernels(config, _read(folder / KERNELS, config))
+        maps.check(cfg)
+    return LessFeatureMaps(config, _read(folder / WEIGHTS, config))
 
 
 def _read(path: Path, config: LessConfig) -> tuple[Params, ...]:
-    entries = read_header(path)
-    data = np.memmap(path, np.uint8, mode="r")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
-    def array(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-        entry = entries.get(name)
-        if entry is None or entry.shape != shape or entry.dtype != kind:
-            raise ValueError(f"{path}: expected tensor {name!r} of shape {shape} in {kind}")
-        value = data[entry.start : entry.stop].view(_DTYPES[kind]).reshape(shape)
-        if kind == "F32" and not np.isfinite(value).all():
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a sound safetensors file: {one_line(error)}") from error
+
+    def array(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        value = tensors.get(name)
+        if value is None or value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"{path}: expected tensor {name!r} of {dtype.__name__}{shape}")
+        if not np.isfinite(value).all():
             raise ValueError(f"{path}: tensor {name!r} holds numbers that are not finite")
-        return np.array(value)
+        return value
 
     layers = []
     for index in range(config.num_layers):
@@ -160,16 +172,15 @@ def _read(path: Path, config: LessConfig) -> tuple[Params, ...]:
         for name, shape in config.shapes().items():
             full = f"layers.{index}.{name}"
             if len(shape) == 2:
-                layer[name] = array(full, shape, "F32")
+                layer[name] = array(full, shape, np.float32)
             else:
-                scale = array(f"{full}.scale", (shape[0], 1, shape[2]), "F32")
-                layer[name] = _decode(array(full, shape, "I8"), scale)
+                scale = array(f"{full}.scale", (shape[0], 1, shape[2]), np.float32)
+                layer[name] = _decode(array(full, shape, np.int8), scale)
         layers.append({"feature_map": layer})
     return tuple(layers)
 
 
-_DTYPES = {"F32": np.dtype("<f4"), "I8": np.dtype(np.int8)}
-_SIZES = (
+_COUNTS = (
     *("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"),
     *("hidden", "rank"),
 )
@@ -184,13 +195,13 @@ def _decode(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
     return codes if scale is None else dequantize_rows(codes, scale)
 
 
-def _identity(cfg: ModelConfig) -> dict[str, int]:
+def _sizes(cfg: ModelConfig) -> dict[str, int]:
     names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     return {name: getattr(cfg, name) for name in names}
 
 
 def is_less(folder: Path) -> bool:
-    """Whether a folder holds trained kernels."""
+    """Whether a folder holds trained feature maps."""
     try:
         return read_json(folder / CONFIG).get("format") == FORMAT
     except ValueError:
@@ -199,14 +210,17 @@ def is_less(folder: Path) -> bool:
 
 def _folder(source: str | Path) -> Path:
     if str(source) in NAMED:
-        try:
-            return committed_folder(FolderModel(NAMED[str(source)]))
-        except ModelUnavailable as error:
-            raise ValueError(f"the LESS kernels of {source} are not installed: {error}") from error
+        folder = shipped_folder(NAMED[str(source)])
+        if folder is None:
+            raise ValueError(
+                f"the LESS feature maps of {source} are not installed; run from the source tree, "
+                "or give a folder of feature maps"
+            )
+        return folder
     folder = Path(os.path.expanduser(source))
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"no LESS kernels at {one_line(source, 120)!r}: not one of {', '.join(NAMED)} and no "
-            "folder of kernels; train some with `jaxinfer train less`"
+            f"no LESS feature maps at {one_line(source, 120)!r}: not one of {', '.join(NAMED)} and "
+            "no folder of feature maps; train some with `jaxinfer train less`"
         )
     return folder

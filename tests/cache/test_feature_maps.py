@@ -1,4 +1,4 @@
-"""LESS kernels on disk: exact, small, and only for their own model."""
+"""LESS feature maps on disk: exact, small, and only for their own model."""
 
 import json
 from dataclasses import asdict, replace
@@ -6,21 +6,22 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from jaxinfer.io.less_kernels import (
+from jaxinfer.cache.feature_maps import (
     CONFIG,
-    KERNELS,
+    WEIGHTS,
     LessConfig,
-    LessKernels,
-    load_kernels,
+    LessFeatureMaps,
+    load_feature_maps,
     rounded,
-    save_kernels,
+    save_feature_maps,
 )
+from jaxinfer.models.fingerprint import fingerprint
 from tests.factories import BASE, CONFIGS, params_of
 
 
-def make(seed: int = 0) -> LessKernels:
+def make(seed: int = 0) -> LessFeatureMaps:
     config = LessConfig.of(
-        BASE, params_of("llama"), model="toy", hidden=6, rank=3, recipe={"steps": 1}
+        BASE, fingerprint(params_of("llama")), model="toy", hidden=6, rank=3, recipe={"steps": 1}
     )
     generator = np.random.default_rng(seed)
     layers = []
@@ -33,19 +34,19 @@ def make(seed: int = 0) -> LessKernels:
         }
         values["mix"][0] = 0
         layers.append({"feature_map": rounded(values)})
-    return LessKernels(config, tuple(layers))
+    return LessFeatureMaps(config, tuple(layers))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    save_kernels(tmp_path / "kernels", make())
-    return tmp_path / "kernels"
+    save_feature_maps(tmp_path / "maps", make())
+    return tmp_path / "maps"
 
 
-def test_kernels_come_back_bit_for_bit(folder):
-    kernels, found = make(), load_kernels(folder, BASE)
-    assert found.config == kernels.config
-    for ours, theirs in zip(kernels.layers, found.layers, strict=True):
+def test_feature_maps_come_back_bit_for_bit(folder):
+    maps, found = make(), load_feature_maps(folder, BASE)
+    assert found.config == maps.config
+    for ours, theirs in zip(maps.layers, found.layers, strict=True):
         assert ours["feature_map"].keys() == theirs["feature_map"].keys()
         for name, value in ours["feature_map"].items():
             assert theirs["feature_map"][name].dtype == np.float32
@@ -61,12 +62,12 @@ def test_rounding_is_close_and_final():
 
 
 def test_saving_twice_gives_the_same_bytes_and_about_one_per_parameter(folder, tmp_path):
-    save_kernels(tmp_path / "again", load_kernels(folder))
-    first, second = ((path / KERNELS).read_bytes() for path in (folder, tmp_path / "again"))
+    save_feature_maps(tmp_path / "again", load_feature_maps(folder))
+    first, second = ((path / WEIGHTS).read_bytes() for path in (folder, tmp_path / "again"))
     assert first == second
     config = LessConfig.of(
         replace(BASE, num_heads=9, num_kv_heads=3, head_dim=64, num_layers=30),
-        params_of("llama"), model="smollm2-135m", hidden=64, rank=8,
+        fingerprint(params_of("llama")), model="smollm2-135m", hidden=64, rank=8,
     )  # fmt: skip
     shapes = config.shapes().values()
     codes = sum(int(np.prod(shape)) for shape in shapes)
@@ -74,31 +75,31 @@ def test_saving_twice_gives_the_same_bytes_and_about_one_per_parameter(folder, t
     assert 30 * (codes + scales) < 2 * 2**20
 
 
-def test_kernels_of_another_model_are_refused(folder):
+def test_feature_maps_of_another_model_are_refused(folder):
     with pytest.raises(ValueError, match="belong to toy.*num_kv_heads 2, not 4"):
-        load_kernels(folder, CONFIGS["mpt"])
-    kernels = load_kernels(folder)
-    kernels.check(BASE, params_of("llama"))
-    kernels.check(BASE, params_of("llama", "bfloat16"))
+        load_feature_maps(folder, CONFIGS["mpt"])
+    maps = load_feature_maps(folder)
+    maps.check(BASE, fingerprint(params_of("llama")))
+    maps.check(BASE, fingerprint(params_of("llama", "bfloat16")))
     other = params_of("llama") | {"embed": {"tokens": -params_of("llama")["embed"]["tokens"]}}
     with pytest.raises(ValueError, match="other weights"):
-        kernels.check(BASE, other)
+        maps.check(BASE, fingerprint(other))
 
 
 def test_unknown_names_and_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no LESS kernels at 'nowhere'.*jaxinfer train less"):
-        load_kernels("nowhere")
-    with pytest.raises(ValueError, match="no LESS kernels"):
-        load_kernels(tmp_path)
+    with pytest.raises(ValueError, match="no LESS feature maps at 'nowhere'.*jaxinfer train less"):
+        load_feature_maps("nowhere")
+    with pytest.raises(ValueError, match="no LESS feature maps"):
+        load_feature_maps(tmp_path)
 
 
-def test_only_kernels_are_replaced(folder, tmp_path):
-    save_kernels(folder, make(1))
+def test_only_feature_maps_are_replaced(folder, tmp_path):
+    save_feature_maps(folder, make(1))
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="choose another destination"):
-        save_kernels(mine, make())
+        save_feature_maps(mine, make())
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
 
 
@@ -110,8 +111,8 @@ def damage(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "no LESS kernels of version"),
-        ({"format_version": 99}, "no LESS kernels of version"),
+        ({"format": "other"}, "no LESS feature maps of version"),
+        ({"format_version": 99}, "no LESS feature maps of version"),
         ({"colour": "red"}, "colour"),
         ({"rank": 4}, "expected tensor"),
         ({"rank": 0}, "rank must be a positive integer"),
@@ -124,25 +125,25 @@ def damage(folder, **changes):
 def test_wrong_configs_are_refused(folder, changes, message):
     damage(folder, **changes)
     with pytest.raises(ValueError, match=message):
-        load_kernels(folder)
+        load_feature_maps(folder)
 
 
 def test_damaged_files_are_refused(folder):
-    data = (folder / KERNELS).read_bytes()
-    (folder / KERNELS).write_bytes(data[: len(data) // 2])
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="not a sound safetensors file"):
-        load_kernels(folder)
+        load_feature_maps(folder)
     (folder / CONFIG).write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
-        load_kernels(folder)
+        load_feature_maps(folder)
 
 
 def test_numbers_that_are_not_finite_are_refused(folder, tmp_path):
-    kernels = make()
-    kernels.layers[1]["feature_map"]["scale"][0, 0] = np.nan
-    save_kernels(folder, kernels)
+    maps = make()
+    maps.layers[1]["feature_map"]["scale"][0, 0] = np.nan
+    save_feature_maps(folder, maps)
     with pytest.raises(ValueError, match=r"layers.1.scale.*not finite"):
-        load_kernels(folder)
+        load_feature_maps(folder)
 
 
 def test_a_config_is_plain_data():
