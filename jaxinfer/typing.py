@@ -13,5 +13,8 @@ from typing import Any, TypeAlias
 Leaf: TypeAlias = Any
 """An array, or whatever a tree transformation puts in its place."""
 
+Json: TypeAlias = dict[str, Any]
+"""A parsed JSON object; what it holds is checked where it is read."""
+
 Params: TypeAlias = dict[str, Any]
 """Nested dictionaries of arrays; see `jaxinfer.models.params.abstract_params` for the layout."""

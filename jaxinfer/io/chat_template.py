@@ -31,18 +31,18 @@ _UNBOUNDED_FILTERS = ("center", "indent", "batch", "slice", "wordwrap", "xmlattr
 
 def render_chat(
     template: str,
-    messages: Any,
+    messages: object,
     *,
     add_generation_prompt: bool = True,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, object] | None = None,
 ) -> str:
     """The prompt that `template` makes of `messages` (mappings with "role" and "content")."""
-    check_messages(messages)
+    turns = check_messages(messages)
     try:
         compiled = _compile(template)
         _budget(compiled)
         pieces = compiled.generate(
-            messages=[dict(message) for message in messages],
+            messages=[dict(turn) for turn in turns],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
@@ -56,8 +56,8 @@ def render_chat(
         ) from error
 
 
-def check_messages(messages: Any) -> None:
-    """Raise unless `messages` is a non-empty list of mappings with a role and a content."""
+def check_messages(messages: object) -> Sequence[Mapping[str, object]]:
+    """The messages; ValueError unless they are a list of mappings with a role and a content."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(
             "messages must be a non-empty list of {'role': ..., 'content': ...}, "
@@ -69,6 +69,7 @@ def check_messages(messages: Any) -> None:
                 f"message {index} must be a mapping with 'role' and 'content', "
                 f"got {one_line(repr(message), 80)}"
             )
+    return messages
 
 
 def _bounded(pieces: Iterable[str]) -> Iterable[str]:

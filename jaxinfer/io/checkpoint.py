@@ -13,16 +13,15 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.environment import package_version
 from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
 from jaxinfer.io import orbax
-from jaxinfer.io.dtypes import resolve_dtype
+from jaxinfer.io.dtypes import DType, resolve_dtype
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.models.registry import family_for
-from jaxinfer.typing import Params
+from jaxinfer.typing import Json, Params
 
 FORMAT = "jaxinfer"
 WHAT = "a jaxinfer checkpoint"
@@ -37,7 +36,7 @@ class Checkpoint:
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
 
 
 def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
@@ -71,7 +70,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         write_json(temporary / "config.json", config)
 
 
-def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
+def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoint:
     """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default)."""
     folder = Path(folder)
     data = read_json(folder / "config.json")
@@ -94,7 +93,7 @@ def load_checkpoint_folder(folder: str | Path, dtype: Any = None) -> Checkpoint:
     return Checkpoint(config, params, tokenizer, read_json(path) if path.is_file() else {})
 
 
-def _config(data: Any, folder: Path) -> ModelConfig:
+def _config(data: object, folder: Path) -> ModelConfig:
     if not isinstance(data, dict):
         raise ValueError(f"{folder}: config.json lacks the object 'model'; it is damaged")
     try:
@@ -105,7 +104,7 @@ def _config(data: Any, folder: Path) -> ModelConfig:
     return config
 
 
-def _with_record(provenance: dict[str, Any]) -> dict[str, Any]:
+def _with_record(provenance: Json) -> Json:
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # names only: a checkpoint that is passed on should not tell where its maker keeps files

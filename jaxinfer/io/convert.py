@@ -2,21 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from jaxinfer.files import check_destination
 from jaxinfer.io.checkpoint import WHAT, Checkpoint, is_checkpoint, save_checkpoint
+from jaxinfer.io.dtypes import DType
 from jaxinfer.io.fetch import sha256
 from jaxinfer.io.load import model_path
 from jaxinfer.io.read import read_checkpoint
 from jaxinfer.io.weights import Progress
+from jaxinfer.typing import Json
 
 
 def convert(
     src: str | os.PathLike,
     dst: str | os.PathLike,
     *,
-    dtype: Any = None,
+    dtype: DType = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the model `src` to the folder `dst` and return it.
@@ -39,7 +40,7 @@ def convert(
     return folder
 
 
-def _hashes(path: Path) -> dict[str, Any]:
+def _hashes(path: Path) -> Json:
     if path.is_file():
         return {"source_sha256": sha256(path)}
     files = sorted(path.glob("*.safetensors"))

@@ -4,10 +4,13 @@ Parameters have one of three; integers and 8-bit floats are refused by name, bec
 scales they are not weights.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
+
+DType: TypeAlias = str | np.dtype | type | None
+"""How a dtype is given: its name, a NumPy or JAX type, or None for that of the back end."""
 
 BY_NAME: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -16,7 +19,7 @@ BY_NAME: dict[str, np.dtype] = {
 }
 
 
-def resolve_dtype(dtype: Any = None) -> np.dtype:
+def resolve_dtype(dtype: DType = None) -> np.dtype:
     """The NumPy dtype of a name, a dtype, or None: float32 on CPU, bfloat16 on an accelerator."""
     if dtype is None:
         import jax

@@ -21,6 +21,7 @@ from jaxinfer.io.gguf_config import hf_config
 from jaxinfer.io.gguf_header import TensorInfo, read_header
 from jaxinfer.io.weights import close_quietly, drop_pages
 from jaxinfer.models.registry import config_from_hf
+from jaxinfer.typing import Json
 
 CHUNK_BYTES = 4 * 2**20
 ROPE_FREQS = "rope_freqs.weight"
@@ -45,7 +46,7 @@ class GGUFFile:
         close_quietly(self._data)
 
     @cached_property
-    def hf_config(self) -> dict[str, Any]:
+    def hf_config(self) -> Json:
         """The Hugging Face config.json that describes the same model."""
         factors = self.raw(ROPE_FREQS) if ROPE_FREQS in self.tensors else None
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxinfer.typing import Json
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def hf_config(
-    metadata: dict[str, Any], shapes: Shapes, rope_factors: np.ndarray | None, where: str
-) -> dict[str, Any]:
+def hf_config(metadata: Json, shapes: Shapes, rope_factors: np.ndarray | None, where: str) -> Json:
     """The config of a known architecture; ValueError names a missing key or the architecture."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
@@ -88,7 +88,7 @@ class _Reader:
         return f"blk.0.{suffix}" in self.shapes
 
 
-def _llama(gguf: _Reader) -> dict[str, Any]:
+def _llama(gguf: _Reader) -> Json:
     heads, width = gguf.size("attention.head_count"), gguf.size("embedding_length")
     if gguf.get("expert_count"):
         raise ValueError(f"{gguf.where}: mixture-of-experts models are not implemented")
@@ -119,7 +119,7 @@ def _llama(gguf: _Reader) -> dict[str, Any]:
     return config
 
 
-def _rope_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(gguf: _Reader, config: Json) -> Json | None:
     """Hugging Face's `rope_scaling`, from the keys and defaults that llama.cpp reads.
 
     A factor without a type is linear, and `rope.scale_linear` is the factor's name in old files.
@@ -146,7 +146,7 @@ def _rope_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any] | Non
     return scaling
 
 
-def _llama3_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any]:
+def _llama3_scaling(gguf: _Reader, config: Json) -> Json:
     """The published Llama 3 parameters whose divisors equal the stored ones."""
     stored = np.asarray(gguf.factors, np.float64).reshape(-1)
     half = config["head_dim"] // 2
@@ -170,7 +170,7 @@ def _llama3_scaling(gguf: _Reader, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gpt2(gguf: _Reader) -> dict[str, Any]:
+def _gpt2(gguf: _Reader) -> Json:
     return {
         "model_type": "gpt2",
         "vocab_size": gguf.vocab_size,
@@ -185,7 +185,7 @@ def _gpt2(gguf: _Reader) -> dict[str, Any]:
     }
 
 
-def _gptneox(gguf: _Reader) -> dict[str, Any]:
+def _gptneox(gguf: _Reader) -> Json:
     width, heads = gguf.size("embedding_length"), gguf.size("attention.head_count")
     return {
         "model_type": "gpt_neox",
@@ -205,7 +205,7 @@ def _gptneox(gguf: _Reader) -> dict[str, Any]:
     }
 
 
-def _falcon(gguf: _Reader) -> dict[str, Any]:
+def _falcon(gguf: _Reader) -> Json:
     heads, kv_heads = gguf.size("attention.head_count"), gguf.size("attention.head_count_kv")
     return {
         "model_type": "falcon",
@@ -226,7 +226,7 @@ def _falcon(gguf: _Reader) -> dict[str, Any]:
     }
 
 
-def _mpt(gguf: _Reader) -> dict[str, Any]:
+def _mpt(gguf: _Reader) -> Json:
     return {
         "model_type": "mpt",
         "vocab_size": gguf.vocab_size,
@@ -247,7 +247,7 @@ def _mpt(gguf: _Reader) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES: dict[str, Callable[[_Reader], dict[str, Any]]] = {
+ARCHITECTURES: dict[str, Callable[[_Reader], Json]] = {
     "llama": _llama,
     "qwen2": _llama,
     "qwen3": _llama,

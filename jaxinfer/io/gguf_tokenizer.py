@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from jaxinfer.files import one_line
 from jaxinfer.io.tokenizer import Tokenizer, prepend_token
+from jaxinfer.typing import Json
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -38,7 +39,7 @@ ALIASES = {
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 
 
-def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer | None:
+def tokenizer_from_metadata(metadata: Json, where: str) -> Tokenizer | None:
     """The tokenizer that `metadata` describes; None, with a warning, if its kind is unknown."""
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
@@ -91,7 +92,7 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer |
     )
 
 
-def _list(metadata: dict[str, Any], name: str, kind: type, where: str) -> list:
+def _list(metadata: Json, name: str, kind: type, where: str) -> list:
     value = metadata.get(f"tokenizer.ggml.{name}", [])
     if not isinstance(value, list) or any(not isinstance(entry, kind) for entry in value):
         raise ValueError(f"{where}: tokenizer.ggml.{name} must be a list of {kind.__name__}")
@@ -108,9 +109,7 @@ def _distinct(tokens: list[str]) -> list[str]:
     return result
 
 
-def _byte_level(
-    metadata: dict[str, Any], tokens: list[str], where: str
-) -> tokenizers.Tokenizer | None:
+def _byte_level(metadata: Json, tokens: list[str], where: str) -> tokenizers.Tokenizer | None:
     name = metadata.get("tokenizer.ggml.pre", "default")
     name = ALIASES.get(name, name) if isinstance(name, str) else repr(name)
     if name in ("smollm", "codeshell", "exaone", "starcoder", "refact", "command-r"):
@@ -147,7 +146,7 @@ def _byte_level(
 
 
 def _sentencepiece(
-    metadata: dict[str, Any], tokens: list[str], kinds: list[int], where: str
+    metadata: Json, tokens: list[str], kinds: list[int], where: str
 ) -> tokenizers.Tokenizer:
     scores = _list(metadata, "scores", float, where)
     if len(scores) != len(tokens):

@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from jaxinfer.io.safetensors_reader import Safetensors
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.io.weights import Progress, build_params
 from jaxinfer.models.registry import config_from_hf, family_for
+from jaxinfer.typing import Json
 
 
 def load_hf_folder(
@@ -42,7 +42,7 @@ def load_hf_folder(
     return Checkpoint(config, params, tokenizer, provenance)
 
 
-def read_hf_config(folder: Path) -> dict[str, Any]:
+def read_hf_config(folder: Path) -> Json:
     """The parsed config.json; ValueError if `folder` is not a model folder."""
     path = folder / "config.json"
     if not path.is_file():

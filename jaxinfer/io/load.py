@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from jaxinfer.io.checkpoint import Checkpoint
+from jaxinfer.io.dtypes import DType
 from jaxinfer.io.fetch import model_folder
 from jaxinfer.io.model_index import MODELS
 from jaxinfer.io.read import read_checkpoint
@@ -12,7 +12,7 @@ from jaxinfer.io.weights import Progress
 
 
 def load_checkpoint(
-    source: str | os.PathLike, dtype: Any = None, progress: Progress | None = None
+    source: str | os.PathLike, dtype: DType = None, progress: Progress | None = None
 ) -> Checkpoint:
     """Config, parameters (in `dtype`), tokenizer and provenance of `source`, a name or a path."""
     return read_checkpoint(model_path(source), dtype, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, load_checkpoint_folder
-from jaxinfer.io.dtypes import resolve_dtype
+from jaxinfer.io.dtypes import DType, resolve_dtype
 from jaxinfer.io.gguf import GGUFFile
 from jaxinfer.io.gguf_tokenizer import tokenizer_from_metadata
 from jaxinfer.io.hf import load_hf_folder
@@ -17,7 +17,7 @@ from jaxinfer.models.registry import family_for
 
 
 def read_checkpoint(
-    path: str | Path, dtype: str | np.dtype | None = None, progress: Progress | None = None
+    path: str | Path, dtype: DType = None, progress: Progress | None = None
 ) -> Checkpoint:
     """Config, parameters (in `dtype`), tokenizer and provenance of the checkpoint at `path`.
 

@@ -75,7 +75,7 @@ class Tokenizer:
             raise ValueError(f"token ids must be non-negative, got {min(numbers)}")
         return self.backend.decode(numbers, skip_special_tokens=skip_special)
 
-    def apply_chat_template(self, messages: Any, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages: object, add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, a list of {"role", "content"}; encode it without BOS."""
         if self.chat_template is None:
             raise ValueError(

@@ -160,7 +160,7 @@ def drop_pages(mapping: mmap.mmap, offset: int, count: int) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, start, offset + count - start)
 
 
-def close_quietly(mapping: Any) -> None:
+def close_quietly(mapping: mmap.mmap) -> None:
     """Close a memory map unless arrays still point into it."""
     with contextlib.suppress(BufferError):
         mapping.close()
