@@ -6,16 +6,19 @@ print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import full, h2o, kivi, less, per_layer, streaming
+from jaxinfer.cache.presets import PolicyLike, full, h2o, kivi, less, per_layer, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
-from jaxinfer.decode.generate import Completion, Stats, Stream
+from jaxinfer.decode.results import Completion, Stats
 from jaxinfer.decode.sampling import Sampler
-from jaxinfer.decode.session import Session
+from jaxinfer.decode.scoring import Score
+from jaxinfer.decode.stream import Stream
 from jaxinfer.io.convert import convert
-from jaxinfer.lm import LM, Score
+from jaxinfer.lm import LM
 from jaxinfer.loading import load, load_draft
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.models.stack import Output, commit, forward
+from jaxinfer.names import DraftLike
+from jaxinfer.session import Session
 from jaxinfer.speculative.expected import expected_tokens
 from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
 from jaxinfer.speculative.topology import Topology
@@ -25,9 +28,11 @@ __version__ = "0.1.0"
 __all__ = [
     "LM",
     "Completion",
+    "DraftLike",
     "ModelConfig",
     "Output",
     "Policy",
+    "PolicyLike",
     "RecurrentDraft",
     "RopeConfig",
     "Sampler",

@@ -5,45 +5,28 @@ out = lm.generate(["The capital of France is"], max_new_tokens=16)
 out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import resolve
+from jaxinfer.cache.presets import PolicyLike, resolve
 from jaxinfer.decode import generate as generation
-from jaxinfer.decode.engine import CHUNK, bucket, padded
-from jaxinfer.decode.generate import Completion, Stream
-from jaxinfer.decode.model import Model, Prompt, plain
-from jaxinfer.decode.session import Session
+from jaxinfer.decode import scoring, session_file
+from jaxinfer.decode.model import Model, Prompt, rows_of
+from jaxinfer.decode.options import Flags, Integers, Options, Samplers, Stop
+from jaxinfer.decode.results import Completion
+from jaxinfer.decode.sampling import GREEDY, Sampler
+from jaxinfer.decode.scoring import Score
+from jaxinfer.decode.stream import Stream
 from jaxinfer.models.offload import in_host_memory
 from jaxinfer.models.stack import forward
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-probabilities (nats) of a text's tokens given those before; the first has none."""
-
-    tokens: list[int]
-    log_probs: list[float]
-    cache_bytes: int
-    chunk: int
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-likelihood per scored token, nats."""
-        return -sum(self.log_probs) / max(len(self.log_probs), 1)
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.nll, 700.0))
+from jaxinfer.names import DraftLike, draft_of, policy_of
+from jaxinfer.session import Session
+from jaxinfer.typing import Message
 
 
 @dataclass(eq=False)
@@ -54,36 +37,233 @@ class LM(Model):
         super().__post_init__()
         self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        """Continues every prompt; see `jaxinfer.decode.options.Options` for the options.
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        policy: PolicyLike = None,
+        sampler: Samplers = GREEDY,
+        max_new_tokens: Integers | None = 64,
+        seed: Integers = 0,
+        samples: int = 1,
+        stop: Stop = (),
+        ignore_eos: Flags = False,
+        prefix: Session | None = None,
+        draft: DraftLike = None,
+        sparsity: None = None,
+    ) -> list[Completion]:
+        """Continues every prompt, all as one batch.
 
-        Returns one `Completion` per prompt and sample, samples of a prompt next to each other.
+        `sampler`, `max_new_tokens`, `seed`, `stop` and `ignore_eos` are for all prompts, or a list
+        with one per prompt.
+
+        Args:
+          prompts: a text or a list of token ids, or several of them.
+          policy: how the cache keeps tokens: `ji.kivi()`, a name such as "kivi2", a mapping with
+            "name" and arguments, or a list with one per layer. None keeps every token in full.
+          sampler: how the next token is drawn; the default takes the likeliest.
+          max_new_tokens: where a text ends at the latest.
+          seed: of the draws; a text depends on its own seed only.
+          samples: completions per prompt. Sample i of seed s draws with `fold_in(key(s), i)`, so
+            sample 0 is what one sample gives.
+          stop: a string or a list of strings that end a text before them; the name of a special
+            token, such as "<|im_end|>", ends it at that token. When the list holds a list, it has
+            one entry (a string or a list of strings) per prompt.
+          ignore_eos: go on to the limit.
+          prefix: a session whose tokens come before every prompt, read only once, under its own
+            policy.
+          draft: what guesses ahead (see `ji.speculate`): its result, a smaller model of the same
+            tokenizer, a trained draft, or "prompt-lookup". The text stays the model's own.
+          sparsity: no method yet.
+
+        Returns:
+          One completion per prompt and sample, samples of a prompt next to each other.
+
+        Raises:
+          ValueError: an option is wrong, or the model's positions or the memory do not suffice.
+
+        Example:
+          >>> import jaxinfer as ji
+          >>> lm = ji.load("tiny-llama")
+          >>> out = lm.generate("Once upon a time", max_new_tokens=12, policy="kivi4")
+          >>> out[0].text, out[0].finish_reason
+          (', the first time was the first time of the war.', 'length')
         """
-        return generation.generate(self, _rows(prompts), **options)
+        opts = Options(
+            policy=policy_of(policy),
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            samples=samples,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            prefix=prefix,
+            draft=draft_of(self, draft),
+            sparsity=sparsity,
+        )
+        return generation.generate(self, rows_of(prompts), opts)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Yields the continuation's text as it grows; `close()` cancels, and `completion` is what
-        was made so far."""
-        return generation.stream(self, prompt, **options)
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        policy: PolicyLike = None,
+        sampler: Sampler = GREEDY,
+        max_new_tokens: int | None = 64,
+        seed: int = 0,
+        samples: int = 1,
+        stop: str | Sequence[str] | None = (),
+        ignore_eos: bool = False,
+        prefix: Session | None = None,
+        draft: DraftLike = None,
+        sparsity: None = None,
+    ) -> Stream:
+        """The continuation of one prompt, piece by piece as it is made.
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Completion:
-        """The answer to a conversation, a list of {"role": ..., "content": ...}; options as in
-        `generate`, one sample.
+        Args:
+          prompt: a text or a list of token ids.
+          max_new_tokens: None goes on without end, for policies of fixed memory ("streaming").
+          samples: 1, as a stream is one text.
+          policy, sampler, seed, stop, ignore_eos, prefix, draft, sparsity: as in `generate`.
 
-        It is read from its beginning; a `Session` goes on without that.
+        Returns:
+          An iterator of text. `close()` cancels it, and `completion` is what was made so far.
+
+        Raises:
+          ValueError: as in `generate`, at the call; or the model has no tokenizer.
+
+        Example:
+          >>> import jaxinfer as ji
+          >>> lm = ji.load("tiny-llama")
+          >>> "".join(lm.stream("Once upon a time", max_new_tokens=12))
+          ', the first time was the first time of the war.'
         """
-        if options.get("samples", 1) != 1:
+        opts = Options(
+            policy=policy_of(policy),
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            samples=samples,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            prefix=prefix,
+            draft=draft_of(self, draft),
+            sparsity=sparsity,
+        )
+        return generation.stream(self, prompt, opts)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        policy: PolicyLike = None,
+        sampler: Sampler = GREEDY,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        samples: int = 1,
+        stop: str | Sequence[str] | None = (),
+        ignore_eos: bool = False,
+        draft: DraftLike = None,
+        sparsity: None = None,
+    ) -> Completion:
+        """The answer to a conversation, read from its beginning; a `Session` goes on without that.
+
+        Args:
+          messages: the turns so far, {"role": "user", "content": ...} and so on.
+          samples: 1; for several answers give `chat_tokens(messages)` to `generate`.
+          policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft, sparsity: as in
+            `generate`.
+
+        Returns:
+          The answer.
+
+        Raises:
+          ValueError: as in `generate`; or the model has no chat template.
+
+        Example:
+          >>> import dataclasses, jaxinfer as ji
+          >>> lm = ji.load("tiny-llama")  # which has no template of its own
+          >>> template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+          >>> lm.tokenizer = dataclasses.replace(lm.tokenizer, chat_template=template)
+          >>> lm.chat([{"role": "user", "content": "Once upon a time"}], max_new_tokens=12).text
+          ', the first time was the first time of the war.'
+        """
+        if samples != 1:
             raise ValueError(
-                f"chat gives one answer, got samples={options['samples']!r}; give "
+                f"chat gives one answer, got samples={samples!r}; give "
                 "chat_tokens(messages) to generate"
             )
-        return self.generate([self.chat_tokens(messages)], **options)[0]
+        opts = Options(
+            policy=policy_of(policy),
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            draft=draft_of(self, draft),
+            sparsity=sparsity,
+        )
+        return generation.generate(self, [self.chat_tokens(messages)], opts)[0]
 
-    def ahead(self, draft: Any, run: Any) -> Any:
-        """What makes the steps of a run speculative; `draft` as in `Options`."""
-        from jaxinfer.speculative.speculate import ahead
+    def session(self, policy: PolicyLike = None) -> Session:
+        """Starts a text that goes on turn by turn.
 
-        return ahead(self, draft, run)
+        Args:
+          policy: how its cache keeps tokens, as in `generate`.
+
+        Returns:
+          A live cache to append turns to, generate from, fork and save.
+
+        Raises:
+          ValueError: there is no such policy, or the model cannot have it.
+
+        Example:
+          >>> import jaxinfer as ji
+          >>> chat = ji.load("tiny-llama").session("kivi4")
+          >>> chat.generate("Once upon a time", max_new_tokens=12).text
+          ', the first time was the first time of the war.'
+        """
+        return Session(self, resolve(policy))
+
+    def restore(self, path: str | Path, policy: PolicyLike = None) -> Session:
+        """The session that `Session.save` wrote; a ValueError if under another model or policy."""
+        session = Session(self, resolve(policy))
+        session_file.restore(session, path)
+        return session
+
+    def score(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        policy: PolicyLike = None,
+        chunk: int | None = None,
+    ) -> list[Score]:
+        """Per-token log-probabilities through the cache: context committed, continuation read.
+
+        Args:
+          texts: a text or a list of token ids, or several; each of at least 2 tokens.
+          policy: how the cache keeps tokens, as in `generate`.
+          chunk: tokens that are read at once, each chunk attending to what the policy has kept of
+            those before; None is 512, or 1 for policies that read prompts whole.
+
+        Returns:
+          One score per text.
+
+        Raises:
+          ValueError: a text is too short or too long, or an option is wrong.
+
+        Example:
+          >>> import jaxinfer as ji
+          >>> lm = ji.load("tiny-llama")
+          >>> good, odd = lm.score(["It was the first time.", "Time first the was it."])
+          >>> good.perplexity < odd.perplexity
+          True
+        """
+        resolved = resolve(policy)
+        return [scoring.score(self, self.encode(text), resolved, chunk) for text in rows_of(texts)]
+
+    def logits(self, tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array) -> jax.Array:
+        """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
+        return self._logits(self.params, jnp.asarray(tokens, jnp.int32))
 
     def offloaded(self, stay: int = 0) -> "LM":
         """The same model with its layers, but the first `stay`, in host memory, from where every
@@ -91,83 +271,37 @@ class LM(Model):
         params = in_host_memory(self.params, stay)
         return replace(self, params=params)
 
-    def session(self, policy: Policy | str | None = None) -> Session:
-        """A live cache to append turns to, generate from, fork and save."""
-        return Session(self, resolve(policy))
-
-    def restore(self, path: str | Path, policy: Policy | str | None = None) -> Session:
-        """The session that `Session.save` wrote, for the same model and policy."""
-        return Session.restore(self, path, resolve(policy))
-
-    def logits(self, tokens: Any) -> jax.Array:
-        """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
-        return self._logits(self.params, jnp.asarray(tokens, jnp.int32))
-
-    def score(
-        self,
-        texts: Prompt | Sequence[Prompt],
-        policy: Policy | str | None = None,
-        chunk: int | None = None,
-    ) -> list[Score]:
-        """Per-token log-probabilities through the cache: context committed, continuation read.
-
-        The text is read in chunks of `chunk` tokens (default 512, or 1 for policies that
-        read prompts whole), each attending to what the policy has kept of the chunks before.
-        """
-        policy = resolve(policy)
-        if chunk is None:
-            chunk = CHUNK if policy.prompt == "chunks" else 1
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-        return [self._score(self.encode(text), policy, chunk) for text in _rows(texts)]
-
-    def _score(self, tokens: list[int], policy: Policy, chunk: int) -> Score:
-        if len(tokens) < 2:
-            raise ValueError(f"scoring needs at least 2 tokens, got {len(tokens)}")
-        chunk = min(chunk, bucket(len(tokens), 1))
-        policy = policy.sized(bucket(len(tokens), 1))
-        engine = self.engine.serving(policy)
-        capacity = generation.capacity_for(self, policy, len(tokens), 0)
-        policy.check_room(capacity, 0, len(tokens))
-        generation.check_fits(self, policy, 1, capacity, chunk)
-        cache = engine.new_cache(policy, 1, capacity)
-        cache_bytes = bytes_of(cache.layers)
-        found: list[np.ndarray] = []
-        for first in range(0, len(tokens) - 1, chunk):
-            piece, target = tokens[first : first + chunk], tokens[first + 1 : first + chunk + 1]
-            cache, log_probs = engine.programs["score"](
-                self.config, engine.params, cache, padded([piece], chunk), padded([target], chunk),
-                jnp.asarray([len(piece)], jnp.int32),
-            )  # fmt: skip
-            found.append(np.asarray(log_probs)[0, : len(target)])
-        return Score(tokens, np.concatenate(found).tolist(), cache_bytes, chunk)
-
     def warmup(
         self,
         prompt_lengths: Sequence[int] = (64,),
         batch: int = 1,
         max_new_tokens: int = 64,
-        **options: Any,
+        *,
+        policy: PolicyLike = None,
+        sampler: Sampler = GREEDY,
+        samples: int = 1,
+        draft: DraftLike = None,
     ) -> float:
-        """Compiles what such a generation needs; returns the seconds it took."""
-        before = self.engine.compile_s
-        for length in prompt_lengths:
-            generation.generate(
-                self,
-                [[0] * length] * batch,
-                **{**options, "max_new_tokens": max_new_tokens, "limit": 2, "ignore_eos": True},
-            )
-        return self.engine.compile_s - before
+        """Compiles what such a generation needs, and returns the seconds that it took.
 
+        Args:
+          prompt_lengths: tokens of the prompts that will come; those of one power of two are alike.
+          batch: how many of them at once.
+          max_new_tokens, policy, sampler, samples, draft: as in `generate`.
 
-def _rows(prompts: Any) -> list[Any]:
-    """A list of prompts from one prompt or several."""
-    if isinstance(prompts, str):
-        return [prompts]
-    try:
-        rows = list(plain(prompts))
-    except TypeError:
-        raise ValueError(
-            f"prompts must be texts or lists of token ids, got {prompts!r:.80}"
-        ) from None
-    return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
+        Example:
+          >>> import jaxinfer as ji
+          >>> lm = ji.load("tiny-llama")
+          >>> lm.warmup([16], max_new_tokens=8) > 0
+          True
+        """
+        opts = Options(
+            policy=policy_of(policy),
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            ignore_eos=True,
+            draft=draft_of(self, draft),
+            limit=2,
+        )
+        return generation.warmup(self, prompt_lengths, batch, opts)

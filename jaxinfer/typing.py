@@ -1,4 +1,4 @@
-"""Axis letters and array aliases used in every annotation.
+"""Axis letters, array aliases and the protocols of what comes from outside.
 
 B batch row, T fresh tokens, S stored slots, L layers, N query heads, K key/value heads, G = N / K,
 H head size, D model width, F mlp width, V vocabulary, P positions or pages, R rank, M tree nodes,
@@ -8,7 +8,8 @@ State pytrees (dataclasses that hold arrays) annotate their fields as `Leaf`, wi
 comment: a pytree is also built with shapes, shardings or `None` in place of arrays.
 """
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 Leaf: TypeAlias = Any
 """An array, or whatever a tree transformation puts in its place."""
@@ -18,3 +19,35 @@ Json: TypeAlias = dict[str, Any]
 
 Params: TypeAlias = dict[str, Any]
 """Nested dictionaries of arrays; see `jaxinfer.models.params.abstract_params` for the layout."""
+
+Message: TypeAlias = Mapping[str, object]
+"""One turn of a conversation: {"role": ..., "content": ...}."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What a model needs of a tokenizer; `jaxinfer.io.tokenizer.Tokenizer` is ours."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of a conversation, where there is one."""
+        ...
+
+    def encode(self, text: str, add_special: bool = True) -> Sequence[int]:
+        """Token ids of `text`; with `add_special` also what the model expects around it (BOS)."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of token ids."""
+        ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation."""
+        ...

@@ -120,6 +120,9 @@ class PieceTokenizer:
         data = b"".join(self.pieces[i] for i in ids if i < len(self.pieces))
         return data.decode("utf-8", errors="replace")
 
+    def apply_chat_template(self, messages, add_generation_prompt: bool = True) -> str:
+        raise NotImplementedError("pieces have no template")
+
 
 def scripted_lm(pieces: Sequence[bytes]) -> LM:
     """A model that goes on with the piece after the last one, and with EOS behind the last.

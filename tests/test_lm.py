@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.lm import LM, Score
+from jaxinfer.decode.scoring import Score
+from jaxinfer.lm import LM
 from tests.factories import (
     CONFIGS,
     MODELS,

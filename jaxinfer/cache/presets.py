@@ -8,7 +8,7 @@ layer.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
@@ -17,6 +17,12 @@ from jaxinfer.cache.kivi import Kivi, kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
+
+PolicyLike: TypeAlias = (
+    Policy | str | Mapping[str, object] | Sequence[Policy | str | Mapping[str, object]] | None
+)
+"""How users write a policy: itself, a name, a mapping with "name" and arguments, or a list with one
+of these per layer; None is `full()`."""
 
 
 def full() -> Policy:
@@ -184,20 +190,23 @@ PRESETS: dict[str, Callable[..., Policy]] = {
 }
 
 
-def resolve(policy: Any) -> Policy:
-    """A policy from a policy, a preset's name, a mapping with `name` and arguments, a list with one
-    of these per layer, or None (full)."""
+def resolve(policy: PolicyLike) -> Policy:
+    """The policy that is meant.
+
+    Raises:
+      ValueError: there is no such policy, or it does not take these arguments.
+    """
     if policy is None:
         return full()
     if isinstance(policy, Policy):
         return policy
-    if isinstance(policy, list | tuple):
+    if not isinstance(policy, str | Mapping):
         return per_layer(policy)
     arguments = {"name": policy} if isinstance(policy, str) else dict(policy)
     name = arguments.pop("name", None)
     if name not in PRESETS:
         raise ValueError(f"unknown cache policy {name!r}; known policies: {', '.join(PRESETS)}")
     try:
-        return PRESETS[name](**arguments)
+        return PRESETS[str(name)](**arguments)
     except TypeError as error:
         raise ValueError(f"policy {name!r} does not take these arguments: {error}") from None

@@ -15,8 +15,8 @@ import typer
 from jaxinfer.cli import options as o
 
 if TYPE_CHECKING:
-    from jaxinfer.decode.session import Session
     from jaxinfer.lm import LM
+    from jaxinfer.session import Session
 
 REPLY = "\ue000reply\ue000"  # private-use characters: no text has them
 HELP = "/reset starts again, /save FILE, /restore FILE, /exit"
@@ -145,10 +145,10 @@ class Conversation:
 
 def _end_of(session: "Session") -> str:
     """The text of the end-of-turn token, if the reply ended with one."""
-    last = session.pending[-1:]
-    if not last or last[0] not in session.lm.config.eos_token_ids:
+    last, tokenizer = session.pending[-1:], session.lm.tokenizer
+    if tokenizer is None or not last or last[0] not in session.lm.config.eos_token_ids:
         return ""
-    return session.lm.tokenizer.decode(last, skip_special=False)
+    return tokenizer.decode(last, skip_special=False)
 
 
 def _lines(interactive: bool) -> Iterator[str]:

@@ -8,7 +8,7 @@ import typer
 from jaxinfer.cli import options as o
 
 if TYPE_CHECKING:
-    from jaxinfer.decode.generate import Completion
+    from jaxinfer.decode.results import Completion
     from jaxinfer.lm import LM
 
 

@@ -36,7 +36,7 @@ def info(
         )
 
     from jaxinfer.cli.models import open_model
-    from jaxinfer.decode.generate import check_fits
+    from jaxinfer.decode.capacity import check_fits
     from jaxinfer.inspection.decode_step import inspect_decode
 
     if target is not None and weights is not None:  # in the form that the GPU's kernels read

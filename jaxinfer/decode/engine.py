@@ -63,9 +63,13 @@ class Engine:
                 donate_argnames=("state",),
                 name="decode",
             ),
-            "score": Program(
-                loop.score, static_argnames=("cfg",), donate_argnames=("cache",), name="score"
+            "read": Program(
+                loop.read,
+                static_argnames=("cfg", "keeps"),
+                donate_argnames=("cache",),
+                name="read",
             ),
+            "peek": Program(loop.read, static_argnames=("cfg", "keeps"), name="peek"),
         }
 
     def serving(self, policy: Policy) -> "Engine":

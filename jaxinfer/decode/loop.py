@@ -143,16 +143,19 @@ def token_log_probs(
     )
 
 
-def score(
+def read(
     cfg: ModelConfig,
     params: Params,
     cache: Cache,
     tokens: Int[Array, "B T"],
     targets: Int[Array, "B T"],
     count: Int[Array, " B"],
-) -> tuple[Cache, Float[Array, "B T"]]:
-    """log p(targets[i] | committed tokens, tokens[: i + 1]), and the cache after `count` tokens."""
+    keeps: bool = True,
+) -> tuple[Cache | None, Float[Array, "B T"], Bool[Array, "B T"]]:
+    """log p(targets[i] | committed tokens, tokens[: i + 1]), whether each is the likeliest token,
+    and, if it `keeps` them, the cache after `count` tokens."""
     ctx = chain_context(cache.length, count, tokens.shape[1])
     out = forward(cfg, params, tokens, cache, ctx, logits="none")
-    found, _ = token_log_probs(cfg, params, out.hidden, targets)
-    return commit(cfg, params, cache, out.fresh, None, count, found), found
+    log_probs, best = token_log_probs(cfg, params, out.hidden, targets)
+    after = commit(cfg, params, cache, out.fresh, None, count, log_probs) if keeps else None
+    return after, log_probs, best

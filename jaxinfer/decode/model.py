@@ -4,9 +4,9 @@
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -14,10 +14,11 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
 from jaxinfer.runtime.backend import Backend
-from jaxinfer.typing import Params
+from jaxinfer.typing import Message, Params, Tokenizer
 from pallas_kernels.dispatch import Implementation
 
-Prompt = str | Sequence[int] | np.ndarray | jax.Array
+Prompt: TypeAlias = str | Sequence[int] | np.ndarray | jax.Array
+"""A text, or the ids of its tokens."""
 
 
 @dataclass(eq=False)
@@ -33,7 +34,7 @@ class Model:
 
     config: ModelConfig
     params: Params
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     name: str = ""
     implementation: Implementation | None = None
     engine: Engine = field(init=False, repr=False)
@@ -64,7 +65,7 @@ class Model:
             raise ValueError("the prompt is empty and the model has no BOS token; give some text")
         return tokens
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def chat_prompt(self, messages: Sequence[Message]) -> str:
         """The text of a conversation in the model's chat template."""
         if self.tokenizer is None or self.tokenizer.chat_template is None:
             raise ValueError(
@@ -72,21 +73,32 @@ class Model:
             )
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
 
-    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation; whether there is a BOS is for the template to say."""
         return self.encode(self.chat_prompt(messages), continues=True)
 
 
-def _token_ids(prompt: Any) -> list[int]:
+def rows_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts from one prompt or several."""
+    if isinstance(prompts, str):
+        return [prompts]
+    given = plain(prompts)
+    if not isinstance(given, Iterable):
+        raise ValueError(f"prompts must be texts or lists of token ids, got {prompts!r:.80}")
+    rows = list(given)
+    return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
+
+
+def _token_ids(prompt: Sequence[int] | np.ndarray | jax.Array) -> list[int]:
     tokens = plain(prompt)
     try:
-        return [operator.index(token) for token in tokens]
+        return [operator.index(token) for token in tokens]  # type: ignore[union-attr]
     except TypeError:
         raise ValueError(
             f"a prompt must be a text or a list of token ids, got {tokens!r:.80}"
         ) from None
 
 
-def plain(value: Any) -> Any:
-    """Arrays as lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
+def plain(value: object) -> object:
+    """Arrays and their scalars as Python's own."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | jax.Array) else value

@@ -2,12 +2,33 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeGuard, TypeVar
 
-from jaxinfer.decode.sampling import Sampler
+import jax
+import numpy as np
 
-ENDLESS = 2**31 - 1  # tokens of a stream without end
+from jaxinfer.cache.policy import Policy
+from jaxinfer.decode.capacity import ENDLESS
+from jaxinfer.decode.model import plain
+from jaxinfer.decode.prefix import Prefix
+from jaxinfer.decode.sampling import GREEDY, Sampler
+from jaxinfer.decode.speculation import Draft
+
+Samplers: TypeAlias = Sampler | Sequence[Sampler]
+"""A sampler for all prompts, or one each."""
+
+Integers: TypeAlias = int | Sequence[int] | np.ndarray | jax.Array
+"""A whole number for all prompts, or one each."""
+
+Flags: TypeAlias = bool | Sequence[bool] | np.ndarray | jax.Array
+"""True or False for all prompts, or one each."""
+
+Stop: TypeAlias = str | Sequence[str | Sequence[str]] | None
+"""Strings that end a text: one or several for all prompts, or, when the list holds a list, one
+entry (a string or a list of strings) each."""
+
 KINDS = {int: "a whole number", bool: "True or False", Sampler: "a Sampler"}
+Kind = TypeVar("Kind")
 
 
 class Asked(NamedTuple):
@@ -22,43 +43,35 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `LM.generate`, `LM.stream`, `LM.chat` and of the same methods of a session.
+    """The options of `jaxinfer.lm.LM.generate`, with objects in place of names.
 
-    sampler (`Sampler`), max_new_tokens, seed (whole numbers), ignore_eos (go on to the limit): one
-    for all prompts, or a list with one per prompt; a prompt's text depends on its own seed only.
-    max_new_tokens=None streams without end, for policies of fixed memory. stop: a string or a list
-    of strings that end every text, or, when the list holds a list, one entry (a string or a list of
-    strings) per prompt; the name of a special token, such as "<|im_end|>", ends the text at that
-    token. samples: completions per prompt; sample i of seed s draws with
-    `fold_in(key(s), i)`, so sample 0 is what one sample gives. policy: cache policy (`ji.full()`, a
-    name, a mapping, a list with one per layer). prefix: a `Session` whose tokens come before every
-    prompt, read only once, under its own policy. draft: what guesses ahead, a smaller `LM`,
-    "prompt-lookup" or an object of `ji.speculate`. sparsity: no method yet.
+    policy: None is `full()`, or the prefix's own. draft: None decodes token by token. limit: emit
+    fewer tokens than the buffers hold, for warm-up.
     """
 
-    policy: Any = None
-    sampler: Any = Sampler()
-    max_new_tokens: Any = 64
-    seed: Any = 0
-    samples: Any = 1
-    stop: Any = ()
-    ignore_eos: Any = False
-    prefix: Any = None
-    draft: Any = None
-    sparsity: Any = None
-    limit: int | None = None  # emit fewer tokens than the buffers hold: warm-up
+    policy: Policy | None = None
+    sampler: Samplers = GREEDY
+    max_new_tokens: Integers | None = 64
+    seed: Integers = 0
+    samples: int = 1
+    stop: Stop = ()
+    ignore_eos: Flags = False
+    prefix: Prefix | None = None
+    draft: Draft | None = None
+    sparsity: None = None
+    limit: int | None = None
 
     def __post_init__(self):
         if self.sparsity is not None:
             raise ValueError(f"sparsity={self.sparsity!r} is not supported by this model object")
-        object.__setattr__(self, "samples", _plain(self.samples))
+        object.__setattr__(self, "samples", plain(self.samples))
         if not isinstance(self.samples, int) or self.samples < 1:
             raise ValueError(f"samples must be a whole number, at least 1, got {self.samples!r}")
 
     def per_prompt(self, count: int) -> list[Asked]:
         """The options of each of `count` prompts."""
         limit = ENDLESS if self.max_new_tokens is None else self.max_new_tokens
-        asked = zip(
+        rows = zip(
             _each(self.sampler, count, Sampler, "sampler"),
             _each(limit, count, int, "max_new_tokens"),
             _each(self.seed, count, int, "seed"),
@@ -66,7 +79,7 @@ class Options:
             _stops(self.stop, count),
             strict=True,
         )
-        asked = [Asked(*one) for one in asked]
+        asked = [Asked(*row) for row in rows]
         for one in asked:
             if not 1 <= one.max_new_tokens <= ENDLESS:
                 raise ValueError(
@@ -75,37 +88,34 @@ class Options:
         return asked
 
 
-def parse_options(options: dict[str, Any]) -> Options:
-    known = Options.__dataclass_fields__
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"unknown generation options {unknown}; known are {sorted(known)}")
-    return Options(**options)
-
-
-def _each(value: Any, count: int, kind: type, name: str) -> list[Any]:
+def _each(value: object, count: int, kind: type[Kind], name: str) -> list[Kind]:
     """`count` values from one or a list of so many; arrays count as lists."""
-    value = _plain(value)
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    values = list(map(_plain, value)) if several else [value] * count
-    for one in values:
-        if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
-            raise ValueError(
-                f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {value!r}"
-            )
+    value = plain(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        given = [plain(one) for one in value]
+    else:
+        given = [value] * count
+    values = [one for one in given if _is_a(one, kind)]
+    if len(values) < len(given):
+        raise ValueError(
+            f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {value!r}"
+        )
     _check_count(values, count, name)
     return values
 
 
-def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
-    one_each = isinstance(stop, list | tuple) and any(isinstance(s, list | tuple) for s in stop)
-    if not one_each:
-        return [_strings(stop)] * count
-    _check_count(stop, count, "stop")
-    return [_strings(entry) for entry in stop]
+def _is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
-def _strings(stop: Any) -> tuple[str, ...]:
+def _stops(stop: Stop, count: int) -> list[tuple[str, ...]]:
+    if isinstance(stop, list | tuple) and any(isinstance(s, list | tuple) for s in stop):
+        _check_count(stop, count, "stop")
+        return [_strings(entry) for entry in stop]
+    return [_strings(stop)] * count
+
+
+def _strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if not isinstance(strings, Collection) or not all(isinstance(s, str) for s in strings):
         raise ValueError(
@@ -115,13 +125,8 @@ def _strings(stop: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _check_count(values: Sequence[Any], count: int, name: str) -> None:
+def _check_count(values: Sequence[object], count: int, name: str) -> None:
     if len(values) != count:
         raise ValueError(
             f"{name} has {len(values)} entries for {count} prompts; give one or one each"
         )
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and their scalars as Python's own."""
-    return value.tolist() if hasattr(value, "tolist") else value

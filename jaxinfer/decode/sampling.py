@@ -9,9 +9,9 @@ floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +38,12 @@ class Sampler:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Any = ()
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
 
     def __post_init__(self):
         bias = self.logit_bias
         pairs = bias.items() if isinstance(bias, Mapping) else bias
-        object.__setattr__(self, "logit_bias", tuple(sorted(tuple(pair) for pair in pairs)))
+        object.__setattr__(self, "logit_bias", tuple(sorted((t, v) for t, v in pairs)))
         checks = (
             (self.temperature >= 0, "temperature must be 0 (greedy) or positive", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (all) or positive", self.top_k),
@@ -61,11 +61,16 @@ class Sampler:
         for name in ("temperature", "repetition_penalty"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"{name} must be finite, got inf")
-        for token, value in self.logit_bias:
+        for token, value in self.biases:
             if not value < math.inf:  # -inf forbids the token; NaN fails too
                 raise ValueError(
                     f"logit_bias of token {token} must be a number below inf, got {value}"
                 )
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as it is kept: sorted pairs."""
+        return cast(tuple[tuple[int, float], ...], self.logit_bias)
 
     def log_probs(
         self, logits: Float[Array, "... V"], counts: Int[Array, "... V"] | None = None
@@ -85,6 +90,9 @@ class Sampler:
         plan = SamplerRows.of([self] * rows.shape[0], shape[-1])
         seen = jnp.zeros(rows.shape, bool) if counts is None else counts.reshape(rows.shape) > 0
         return plan.log_probs(rows, seen).reshape(shape)
+
+
+GREEDY = Sampler()
 
 
 class Features(NamedTuple):
@@ -115,16 +123,14 @@ class SamplerRows:
     @classmethod
     def of(cls, samplers: list[Sampler], vocab_size: int) -> "SamplerRows":
         for sampler in samplers:
-            for token, _ in sampler.logit_bias:
+            for token, _ in sampler.biases:
                 if not 0 <= token < vocab_size:
                     raise ValueError(
                         f"logit_bias names token {token}; the vocabulary has {vocab_size}"
                     )
-        width = max(len(s.logit_bias) for s in samplers)
+        width = max(len(s.biases) for s in samplers)
         width = 0 if width == 0 else 1 << (width - 1).bit_length()
-        padded = [
-            list(s.logit_bias) + [(vocab_size, 0.0)] * (width - len(s.logit_bias)) for s in samplers
-        ]
+        padded = [list(s.biases) + [(vocab_size, 0.0)] * (width - len(s.biases)) for s in samplers]
         some = lambda test: any(test(s) for s in samplers)  # noqa: E731
 
         def column(name: str, dtype) -> Array:

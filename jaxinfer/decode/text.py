@@ -3,7 +3,9 @@ borders. Time and memory per token do not grow with the text."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from jaxinfer.typing import Tokenizer
 
 SHORT = 64  # tokens that are decoded together; beyond, the older ones are dropped
 CONTEXT = 16  # tokens that stay then: a leading space may depend on the token before
@@ -12,6 +14,8 @@ LONGEST = 256  # tokens without one whole character are text as they are
 
 @runtime_checkable
 class Decoder(Protocol):
+    """What text needs of a tokenizer."""
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 
 
@@ -76,7 +80,7 @@ class TextStream:
                 return
 
 
-def special_tokens(tokenizer: Any, texts: Iterable[str]) -> dict[str, int]:
+def special_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int]:
     """The ids of those texts that are one special token each, which decoded text does not show."""
     found = {}
     for text in texts:

@@ -6,32 +6,32 @@ piece: within it nothing is evicted or quantised.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from jaxinfer.decode.session import Session
-from jaxinfer.eval.reader import Reading, peek
+from jaxinfer.decode.model import Prompt
+from jaxinfer.decode.prefix import Prefix
+from jaxinfer.decode.scoring import Reading, peek
 
 SCORING = ("rank", "greedy")
 
 
-def candidate_log_probs(session: Session, candidates: Sequence[Any]) -> list[float]:
+def candidate_log_probs(session: Prefix, candidates: Sequence[Prompt]) -> list[float]:
     """log p (nats) of each candidate, text or tokens, after what the session has read."""
     return [float(_read(session, one).log_probs.sum()) for one in candidates]
 
 
-def best_candidate(session: Session, candidates: Sequence[Any]) -> int:
+def best_candidate(session: Prefix, candidates: Sequence[Prompt]) -> int:
     """The index of the likeliest candidate; they should be about equally long."""
     return int(np.argmax(candidate_log_probs(session, candidates)))
 
 
-def greedy_match(session: Session, answer: Any) -> bool:
+def greedy_match(session: Prefix, answer: Prompt) -> bool:
     """Whether greedy decoding would write `answer` next."""
     return bool(_read(session, answer).best.all())
 
 
-def is_right(session: Session, candidates: Sequence[Any], answer: int, scoring: str) -> bool:
+def is_right(session: Prefix, candidates: Sequence[Prompt], answer: int, scoring: str) -> bool:
     """Whether the model picks `candidates[answer]`: by "rank" among them, or "greedy"."""
     if scoring == "rank":
         return best_candidate(session, candidates) == answer
@@ -44,8 +44,8 @@ def check_scoring(scoring: str) -> None:
         raise ValueError(f"scoring must be one of {', '.join(SCORING)}, got {scoring!r}")
 
 
-def _read(session: Session, candidate: Any) -> Reading:
-    tokens = session.lm.encode(candidate, continues=True)
+def _read(session: Prefix, candidate: Prompt) -> Reading:
+    tokens = session.model.encode(candidate, continues=True)
     if not tokens or not session.pending:
         raise ValueError(
             "a continuation needs at least 1 token before and in it; append a prompt first"

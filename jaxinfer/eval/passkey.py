@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxinfer.cache.presets import resolve
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
-from jaxinfer.decode.session import Session
+from jaxinfer.decode.prefix import Prefix
 from jaxinfer.eval.choices import check_scoring, is_right
 
 DIGITS = 5
@@ -129,7 +129,7 @@ def passkey(
 def solve(lm: Any, policy: Any, task: PasskeyTask, scoring: str = "rank") -> bool:
     """Whether the model finds the key when it has read the prompt through the policy."""
     tokens = lm.encode(task.prompt)
-    session = Session(lm, resolve(policy).sized(bucket(len(tokens), SMALLEST_CAPACITY)))
+    session = Prefix(lm, resolve(policy).sized(bucket(len(tokens), SMALLEST_CAPACITY)))
     session.append(tokens)
     return is_right(session, task.candidates, task.answer, scoring)
 

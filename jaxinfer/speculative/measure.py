@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.decode.generate import Run
 from jaxinfer.decode.options import Options
+from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.lm import LM
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, guesses, read

@@ -16,9 +16,12 @@ import numpy as np
 
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, resolve
+from jaxinfer.decode.capacity import capacity_for, check_fits
 from jaxinfer.decode.engine import Engine, bucket
-from jaxinfer.decode.generate import Completion, Run, Stream, capacity_for, check_fits
+from jaxinfer.decode.results import Completion
+from jaxinfer.decode.run import Run
 from jaxinfer.decode.state import DecodeState
+from jaxinfer.decode.stream import Stream
 from jaxinfer.lm import LM
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import (
@@ -59,6 +62,15 @@ class Speculator:
     def score(self, *arguments: Any, **options: Any) -> Any:
         """The target's: a draft changes no probability."""
         return self.target.score(*arguments, **options)
+
+    def plan(self, run: Run) -> "SpeculativeRun | None":
+        """The speculation of a run; None where it does not pay."""
+        if run.model is not self.target:
+            raise ValueError(
+                "the draft was made for another model; call ji.speculate with this one"
+            )
+        topology = self.tree_for(run)
+        return None if topology.nodes == 1 else SpeculativeRun(self, topology, run)
 
     def tree_for(self, run: Run) -> Topology:
         """The tree of a run; a root alone says that speculation does not pay."""
@@ -181,15 +193,6 @@ def check_vocabularies(target: LM, draft: LM) -> None:
         )
 
 
-def ahead(lm: LM, draft: Any, run: Run) -> "SpeculativeRun | None":
-    """The speculation of a run whose option `draft` is this; None where it does not pay."""
-    speculator = draft if isinstance(draft, Speculator) else speculate(lm, draft)
-    if speculator.target is not lm:
-        raise ValueError("the draft was made for another model; call ji.speculate with this one")
-    topology = speculator.tree_for(run)
-    return None if topology.nodes == 1 else SpeculativeRun(speculator, topology, run)
-
-
 class SpeculativeRun:
     """One run's speculation: checks it before anything is compiled, then sets up the draft."""
 
@@ -202,7 +205,7 @@ class SpeculativeRun:
             warnings.warn(
                 f"policy {run.policy.name!r} decides what to keep after every token; with several "
                 "tokens per step the text may differ from plain decoding's",
-                stacklevel=4,
+                stacklevel=3,
             )
         lm, limit = speculator.draft, max(run.limits)
         context = max(map(len, run.contexts))

@@ -25,6 +25,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.files import check_destination, replacing
 from jaxinfer.io.draft import BorrowingDraft
+from jaxinfer.io.tokenizer import Tokenizer
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, guesses, init_cell, read
@@ -342,6 +343,7 @@ def save_trained(
         )
         return
     assert isinstance(student.config, ModelConfig)
+    assert isinstance(target.tokenizer, Tokenizer | None)  # one that can be saved
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained)
     save_checkpoint(
         folder,

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.decode.generate import ENDLESS_BUFFER
+from jaxinfer.decode.run import ENDLESS_BUFFER
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, PieceTokenizer, lm_of, params_of, random_tokens
 
@@ -39,7 +39,7 @@ def test_an_endless_stream_begins_like_a_bounded_text(lm, bounded):
 
 
 def test_an_endless_stream_remembers_its_newest_tokens_only(lm, bounded, monkeypatch):
-    monkeypatch.setattr("jaxinfer.decode.generate.ENDLESS_KEPT", 32)
+    monkeypatch.setattr("jaxinfer.decode.run.ENDLESS_KEPT", 32)
     stream = lm.stream("ABC", max_new_tokens=None, **OPTIONS)
     for _ in itertools.takewhile(lambda _: stream.completion.stats.new_tokens < 200, stream):
         pass
@@ -65,7 +65,7 @@ def test_what_never_ends_cannot_be_returned(lm):
 
 
 def test_an_endless_stream_of_a_session_is_remembered_whole(lm, monkeypatch):
-    monkeypatch.setattr("jaxinfer.decode.generate.ENDLESS_KEPT", 8)
+    monkeypatch.setattr("jaxinfer.decode.run.ENDLESS_KEPT", 8)
     session = lm.session(POLICY)
     text = "".join(itertools.islice(session.stream("ABC", max_new_tokens=None, sampler=WARM), 20))
     held = session.tokens + session.pending

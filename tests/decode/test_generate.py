@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.presets import full
-from jaxinfer.decode.generate import capacity_for
+from jaxinfer.decode.capacity import capacity_for
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
@@ -148,7 +148,8 @@ def test_other_prompts_lengths_and_settings_of_a_bucket_compile_nothing():
         "prefill": 1,
         "init_state": 1,
         "decode": 1,
-        "score": 0,
+        "read": 0,
+        "peek": 0,
     }
     other = replace(WARM, temperature=0.3, top_k=5)
     lm.generate([[1], [2, 3], [4] * 16], max_new_tokens=[9, 16, 3], sampler=other, seed=[4, 5, 6])
@@ -232,7 +233,6 @@ def test_numpy_token_prompts_are_prompts(lm):
         ("text", {}, "has no tokenizer"),
         ([[1, 61]], {}, "token 61 is outside the vocabulary of 61"),
         ([[1, -2]], {}, "token -2 is outside"),
-        ([[1]], {"max_tokens": 3}, "unknown generation options .'max_tokens'.; known are"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be from 1 to .*, got 0"),
         ([[1], [2]], {"max_new_tokens": [3]}, "max_new_tokens has 1 entries for 2 prompts"),
         ([[1], [2]], {"seed": [1, 2, 3]}, "seed has 3 entries for 2 prompts"),
@@ -249,6 +249,11 @@ def test_bad_input_is_refused_with_one_clear_line(lm, prompts, options, message)
     with pytest.raises(ValueError, match=message) as caught:
         lm.generate(prompts, **options)
     assert "\n" not in str(caught.value) and compiled(lm) == before
+
+
+def test_an_unknown_option_is_a_type_error(lm):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_tokens'"):
+        lm.generate([[1]], max_tokens=3)
 
 
 def test_streaming_without_a_tokenizer_is_refused_at_the_call(lm):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from jaxinfer.decode.generate import Run
+from jaxinfer.decode.run import Run
 from jaxinfer.lm import LM
 from jaxinfer.runtime.program import Program
 from tests.factories import lm_of, random_tokens, scripted_lm

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.decode.model import rows_of
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.sampling import Sampler
-from jaxinfer.lm import LM, _rows
+from jaxinfer.lm import LM
 from tests.factories import lm_of, scripted_lm
 
 PIECES = [bytes([c]) for c in b"abcdefghij"]
@@ -88,7 +89,7 @@ def test_wrong_options_are_refused_with_a_value_error(lm, options, message):
 @pytest.mark.parametrize("prompts", [5, None, 1.5])
 def test_what_is_no_prompt_is_refused_with_a_value_error(prompts):
     with pytest.raises(ValueError, match=f"prompts must be texts or lists of .* got {prompts}"):
-        _rows(prompts)
+        rows_of(prompts)
 
 
 @pytest.mark.parametrize("wrong", [[1.5], [[1], [2]], ["x"]])

@@ -128,7 +128,7 @@ def test_several_samples_of_a_session_are_refused(lm):
 def test_a_refused_call_leaves_the_session_usable(lm, wrong):
     session = lm.session()
     session.append(A)
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, TypeError)):
         session.generate([99] if wrong.get("policy") else B, **wrong)
     assert session.generate(**NEW).tokens == whole(lm, A)
 
@@ -221,9 +221,10 @@ def test_a_grown_session_survives_a_file(lm, tmp_path):
 
 
 def test_bfloat16_in_the_gpu_layout_survives_a_file_that_the_cpu_refuses(tmp_path, monkeypatch):
-    lm = LM(CONFIGS["llama"], params_of("llama", "bfloat16"))
+    params = params_of("llama", "bfloat16")
     with monkeypatch.context() as patch:
         patch.setattr("jax.default_backend", lambda: "gpu")
+        lm = LM(CONFIGS["llama"], params)
         session = lm.session()
         session.append(A)
         session.save(tmp_path / "x")
@@ -231,7 +232,7 @@ def test_bfloat16_in_the_gpu_layout_survives_a_file_that_the_cpu_refuses(tmp_pat
         assert restored.cache.layers[0][0].k.dtype == "bfloat16"
         assert restored.generate(**NEW).tokens == session.generate(**NEW).tokens
     with pytest.raises(ValueError, match="has layout 'BKSH'.* have 'BKHS'"):
-        lm.restore(tmp_path / "x")
+        LM(CONFIGS["llama"], params).restore(tmp_path / "x")
 
 
 def test_saving_does_not_change_the_session_and_leaves_one_file(lm, saved):

@@ -84,7 +84,9 @@ def test_a_stop_string_that_does_not_come_changes_nothing(lm):
 
 
 def test_bad_options_of_a_stream_are_refused_at_the_call(lm):
-    with pytest.raises(ValueError, match="unknown generation options"):
+    with pytest.raises(ValueError, match="max_new_tokens must be from 1"):
+        lm.stream("Hello", max_new_tokens=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_tokens'"):
         lm.stream("Hello", max_tokens=3)
 
 

@@ -28,13 +28,16 @@ from tests.factories import BASE, lm_of, params_of, random_tokens, scripted_lm
 class CharTokenizer:
     """Printable ASCII, a character a token; no BOS."""
 
-    chat_template = None
+    chat_template, vocab_size = None, 61
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return [ord(letter) % 61 for letter in text]
 
     def decode(self, ids, skip_special: bool = True) -> str:
         return "".join(chr(65 + i % 26) if i % 5 else " " for i in ids)
+
+    def apply_chat_template(self, messages, add_generation_prompt: bool = True) -> str:
+        raise NotImplementedError("characters have no template")
 
 
 @functools.cache

@@ -62,8 +62,8 @@ class Pair:
     ) -> np.ndarray:
         """[rows], means over `samples` continuations of each document, all in one batch."""
         import jaxinfer as ji
-        from jaxinfer.decode.generate import Run
         from jaxinfer.decode.options import Options
+        from jaxinfer.decode.run import Run
 
         plan = ji.speculate(self.target, self.draft, topology, method=method)
         run = Run(self.target, self.prompts * samples, Options(

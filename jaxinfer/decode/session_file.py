@@ -1,0 +1,86 @@
+"""The file of a session: the leaves of its cache and the tokens that they hold, as safetensors."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache.policy import Cache
+from jaxinfer.decode.prefix import Prefix
+from jaxinfer.files import replacing
+from jaxinfer.models.fingerprint import identity
+
+FORMAT = "jaxinfer-session-1"
+
+
+def save(prefix: Prefix, path: str | Path) -> None:
+    """Writes tokens and cache to one file, which appears whole or not at all."""
+    from safetensors.numpy import save_file
+
+    leaves = [np.asarray(x) for x in jax.tree.leaves(prefix.cache)]  # ends a stream: first
+    arrays = {str(i): x.view(_file_dtype(x.dtype)) for i, x in enumerate(leaves)}
+    state = {"tokens": prefix.tokens, "pending": prefix.pending, "capacity": prefix.capacity}
+    meta = _identity(prefix) | {"state": json.dumps(state)}
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata=meta)
+
+
+def restore(prefix: Prefix, path: str | Path) -> None:
+    """Fills an empty prefix of the same model and policy with what `save` wrote.
+
+    Raises:
+      ValueError: the file is missing, damaged, or of another model or policy.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            meta = file.metadata() or {}
+            for name, mine in _identity(prefix).items():
+                if meta.get(name) != mine:
+                    raise ValueError(
+                        f"it has {name} {meta.get(name)!r}, this model and policy have "
+                        f"{mine!r}; restore it with what saved it"
+                    )
+            state = json.loads(meta["state"])
+            tokens, pending = list(state["tokens"]), list(state["pending"])
+            prefix.capacity = int(state["capacity"])
+            prefix.model.encode(tokens + pending, continues=True)
+            arrays = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+        cache = _filled(prefix, arrays)
+        if cache.length.tolist() != [len(tokens)]:
+            raise ValueError(f"its cache holds {cache.length} tokens, not {len(tokens)}")
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"cannot read session file {path}: {error}") from None
+    prefix.put_back(cache, tokens, pending)
+
+
+def _filled(prefix: Prefix, arrays: list[np.ndarray]) -> Cache:
+    """A cache of the prefix's capacity with these leaves."""
+    new = partial(prefix.engine.new_cache, prefix.policy, 1, prefix.capacity)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(new))
+    expected = [(leaf.shape, _file_dtype(leaf.dtype)) for leaf in leaves]
+    if expected != [(x.shape, x.dtype) for x in arrays]:
+        raise ValueError("its arrays are not those of such a cache")
+    filled = [jnp.asarray(x.view(leaf.dtype)) for x, leaf in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(tree, filled)
+
+
+def _identity(prefix: Prefix) -> dict[str, str]:
+    """What must agree between saving and restoring."""
+    model = prefix.model
+    return {
+        "format": FORMAT,
+        "model": identity(model.config, model.params),
+        "policy": repr(prefix.policy),
+        "dtype": model.engine.dtype,
+        "layout": prefix.engine.backend.layout,
+    }
+
+
+def _file_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype in files: numpy's reader does not know bfloat16, so its bits are kept."""
+    return np.dtype(np.uint16 if dtype == jnp.bfloat16 else dtype)
