@@ -53,13 +53,13 @@ def test_jaxinfer_commands_parse(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_scripts_exist_and_reproduce_commands_parse(page):
+def test_scripts_exist_and_their_commands_parse(page):
     for command in commands(page):
         words = shlex.split(command)
         if words[0] != "python" or words[1].startswith("-"):
             continue
         assert (ROOT / words[1]).is_file(), command
-        if words[1].startswith("tools/reproduce/"):
+        if words[1].startswith(("tools/reproduce/", "tools/data/")):
             parse(script_parser(words[1]), words[2:])
 
 
