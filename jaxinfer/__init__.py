@@ -6,7 +6,16 @@ print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import PolicyLike, full, h2o, kivi, less, per_layer, streaming
+from jaxinfer.cache.presets import (
+    PolicyLike,
+    full,
+    h2o,
+    kivi,
+    less,
+    per_layer,
+    register_policy,
+    streaming,
+)
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.results import Completion, Stats
 from jaxinfer.decode.sampling import Sampler
@@ -15,7 +24,9 @@ from jaxinfer.decode.stream import Stream
 from jaxinfer.io.convert import convert
 from jaxinfer.lm import LM
 from jaxinfer.loading import load, load_draft
+from jaxinfer.models.family import Family
 from jaxinfer.models.recurrent import RecurrentDraft
+from jaxinfer.models.registry import register_family
 from jaxinfer.models.stack import Output, commit, forward
 from jaxinfer.names import DraftLike
 from jaxinfer.session import Session
@@ -29,6 +40,7 @@ __all__ = [
     "LM",
     "Completion",
     "DraftLike",
+    "Family",
     "ModelConfig",
     "Output",
     "Policy",
@@ -54,6 +66,8 @@ __all__ = [
     "load",
     "load_draft",
     "per_layer",
+    "register_family",
+    "register_policy",
     "speculate",
     "streaming",
 ]

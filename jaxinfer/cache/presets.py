@@ -17,6 +17,7 @@ from jaxinfer.cache.kivi import Kivi, kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
+from jaxinfer.plugins import Registry
 
 PolicyLike: TypeAlias = (
     Policy | str | Mapping[str, object] | Sequence[Policy | str | Mapping[str, object]] | None
@@ -179,15 +180,39 @@ def per_layer(policies: Sequence[Policy | str | Mapping[str, Any]]) -> Policy:
     )
 
 
-PRESETS: dict[str, Callable[..., Policy]] = {
-    "full": full,
-    "kivi": kivi,
-    "kivi2": kivi,
-    "kivi4": lambda **options: kivi(**{"bits": 4, **options}),
-    "streaming": streaming,
-    "h2o": h2o,
-    "less": less,
-}
+POLICIES: Registry[Callable[..., Policy]] = Registry(
+    "cache policy",
+    "jaxinfer.policies",
+    {
+        "full": full,
+        "kivi": kivi,
+        "kivi2": kivi,
+        "kivi4": lambda **options: kivi(**{"bits": 4, **options}),
+        "streaming": streaming,
+        "h2o": h2o,
+        "less": less,
+    },
+)
+
+
+def register_policy(name: str, factory: Callable[..., Policy]) -> None:
+    """Makes a policy of your own known by name, also to the command line of this process.
+
+    An installed package does the same for every process with an entry point of the group
+    `jaxinfer.policies` that names the factory.
+
+    Args:
+        name: as in `lm.generate(policy=name)` or `{"name": name, ...}`.
+        factory: returns a `Policy`; its arguments are those of the mapping.
+
+    Raises:
+        ValueError: for a name that is taken.
+
+    Example:
+        >>> import jaxinfer as ji
+        >>> ji.register_policy("short", lambda window=60: ji.streaming(4, window))
+    """
+    POLICIES.register(name, factory)
 
 
 def resolve(policy: PolicyLike) -> Policy:
@@ -204,9 +229,14 @@ def resolve(policy: PolicyLike) -> Policy:
         return per_layer(policy)
     arguments = {"name": policy} if isinstance(policy, str) else dict(policy)
     name = arguments.pop("name", None)
-    if name not in PRESETS:
-        raise ValueError(f"unknown cache policy {name!r}; known policies: {', '.join(PRESETS)}")
+    factory = POLICIES.find(name) if isinstance(name, str) else None
+    if factory is None:
+        known = ", ".join(POLICIES.names())
+        raise ValueError(f"unknown cache policy {name!r}; known policies: {known}")
     try:
-        return PRESETS[str(name)](**arguments)
+        made = factory(**arguments)
     except TypeError as error:
         raise ValueError(f"policy {name!r} does not take these arguments: {error}") from None
+    if not isinstance(made, Policy):
+        raise ValueError(f"the factory of policy {name!r} made no Policy, but {made!r:.80}")
+    return made

@@ -1,7 +1,7 @@
 """The model families by Hugging Face model type.
 
 `config_from_hf` turns a parsed config.json into a `ModelConfig`; `family_for` gives the parameter
-sources. A new family is one file with a `FAMILY` and one line here.
+sources. A new family is one file with a `FAMILY` and one line here, or a package that registers it.
 """
 
 import reprlib
@@ -10,6 +10,7 @@ from typing import Any
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import falcon, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
 from jaxinfer.models.family import Family
+from jaxinfer.plugins import Registry
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
@@ -22,17 +23,35 @@ FAMILIES: tuple[Family, ...] = (
     falcon.FAMILY,
     mpt.FAMILY,
 )
-_BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
+_BY_TYPE: Registry[Family] = Registry(
+    "model family",
+    "jaxinfer.families",
+    {kind: family for family in FAMILIES for kind in family.model_types},
+)
+
+
+def register_family(family: Family) -> None:
+    """Lets `load` read checkpoints of another family, by the model types that it names.
+
+    An installed package does the same with an entry point of the group `jaxinfer.families` for
+    each model type, which names the `Family`.
+
+    Raises:
+        ValueError: for a model type that another family has.
+    """
+    for kind in family.model_types:
+        _BY_TYPE.register(kind, family)
 
 
 def family_for(model_type: Any) -> Family:
     """The family of a config.json's `model_type`, which is also `ModelConfig.family`."""
-    if not isinstance(model_type, str) or model_type not in _BY_TYPE:
+    family = _BY_TYPE.find(model_type) if isinstance(model_type, str) else None
+    if family is None:
         raise ValueError(
             f"model type {reprlib.repr(model_type)} is not implemented; "
-            f"known are {sorted(_BY_TYPE)}"
+            f"known are {sorted(_BY_TYPE.names())}"
         )
-    return _BY_TYPE[model_type]
+    return family
 
 
 def config_from_hf(hf: Any) -> ModelConfig:
@@ -40,6 +59,6 @@ def config_from_hf(hf: Any) -> ModelConfig:
     if not isinstance(hf, dict) or hf.get("model_type") is None:
         raise ValueError(
             f"expected a config.json dictionary with 'model_type', got {reprlib.repr(hf)}; "
-            f"known model types are {sorted(_BY_TYPE)}"
+            f"known model types are {sorted(_BY_TYPE.names())}"
         )
     return family_for(hf["model_type"]).config_from_hf(hf)
