@@ -43,7 +43,7 @@ AS_USERS_DO = (
 def pytest_runtest_setup(item):
     """Lets most tests' engines compile quickly."""
     from jaxinfer.runtime.program import Program
-    from tests.quick import QUICK
+    from jaxinfer.testing.quick import QUICK
 
     path = item.path.relative_to(item.config.rootpath).as_posix()
     full = path.startswith(AS_USERS_DO) or item.get_closest_marker("slow") is not None

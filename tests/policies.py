@@ -1,5 +1,7 @@
 """The policies that the cache tests run over. A new policy adds one line to `MATRIX`.
 
+The promises themselves are checked by `jaxinfer.testing`, here as in other packages.
+
 `easy` is a setting that loses nothing within 64 tokens: it must equal the plain forward pass.
 `hard` is one that evicts, packs or approximates within 20 tokens: it is compared with itself in
 other chunkings, batches and trees. `bytes_per_row` is the documented formula of the allocated bytes
@@ -20,7 +22,7 @@ from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig
-from tests.factories import MODELS
+from tests.factories import CONFIGS, MODELS
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,12 @@ def settings(which: tuple[str, ...] = ("easy", "hard"), smoke: bool = False) -> 
             is_slow = model not in MAIN_MODELS and case.name != "full" and not smoke
             marks = [pytest.mark.slow] if is_slow else []
             out += [
-                pytest.param(model, policy, id=f"{model}-{case.name}-{name}", marks=marks)
+                pytest.param(
+                    model,
+                    with_random_feature_maps(policy, CONFIGS[model]),
+                    id=f"{model}-{case.name}-{name}",
+                    marks=marks,
+                )
                 for name, policy in made.items()
                 if name in which
             ]

@@ -13,6 +13,7 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.decode.scoring import Score
 from jaxinfer.lm import LM
+from jaxinfer.testing.quick import quick_jit
 from tests.factories import (
     CONFIGS,
     MODELS,
@@ -23,7 +24,6 @@ from tests.factories import (
     scripted_lm,
 )
 from tests.policies import MATRIX, with_random_feature_maps
-from tests.quick import quick_jit
 
 TEXT = random_tokens(1, 60, seed=9)[0].tolist()
 

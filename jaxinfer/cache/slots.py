@@ -70,10 +70,10 @@ def swap(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
     return swap_tokens(slots, items, index, reference=_swapped, backend=slots.backend)
 
 
-def get(slots: Slots, index: Int[Array, "B _ A"]) -> Items:
-    """The tokens in the slots `index` [B, K|1, A], all in range; what is not stored is None."""
-    heads = slots.v.shape[1]
-    index = jnp.broadcast_to(index, (index.shape[0], heads, index.shape[2]))
+def get(slots: Slots, index: Int[Array, "_ _ A"]) -> Items:
+    """The tokens in the slots `index` [B|1, K|1, A], all in range; what is not stored is None."""
+    batch, heads = slots.v.shape[:2]
+    index = jnp.broadcast_to(index, (batch, heads, index.shape[2]))
     v = jnp.take_along_axis(slots.v, index[..., None], axis=2)
     if slots.layout == "BKHS":
         k = jnp.take_along_axis(slots.k, index[:, :, None], axis=3).swapaxes(2, 3)
@@ -84,6 +84,11 @@ def get(slots: Slots, index: Int[Array, "B _ A"]) -> Items:
         for x in (slots.pos, slots.attn_weight)
     )
     return Items(k=load(k), v=load(v), pos=pos, attn_weight=attn_weight)
+
+
+def stored_items(slots: Slots) -> Items:
+    """All that is in the slots, also what no tier counts."""
+    return get(slots, jnp.arange(slots.capacity, dtype=jnp.int32)[None, None])
 
 
 def either(which: Bool[Array, "B _ A"], old: Items, new: Items) -> Items:

@@ -16,9 +16,9 @@ from jaxinfer.ops.attention import (
     merge,
 )
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.kivi_lists import KiviLists
 from tests.cache.pushing import pushing
-from tests.quick import quick_jit
 
 K, G, H = 2, 2, 32
 SCALE = 0.3

@@ -13,8 +13,8 @@ from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.policy import Policy
 from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.pushing import committing
-from tests.quick import quick_jit
 
 K, G, H = 2, 2, 8
 SPEC = AttentionSpec(scale=H**-0.5)

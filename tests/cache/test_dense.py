@@ -15,8 +15,9 @@ from jaxinfer.models.stack import init_cache
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.ops.attention import AttentionSpec, finish, log_sum_exp
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.testing.compare import close
+from jaxinfer.testing.stepper import Stepper
 from tests.cache.pushing import pushing
-from tests.cache.stepping import Stepper, close
 from tests.factories import random_tokens
 
 B, K, G, T, H = 3, 2, 2, 2, 4

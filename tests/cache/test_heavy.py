@@ -11,9 +11,9 @@ from jaxinfer.cache.base import Items
 from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.presets import h2o
 from jaxinfer.cache.ring import Ring
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
 from tests.cache.pushing import pushing
-from tests.quick import quick_jit
 
 HEAVY, RECENT = 4, 3
 

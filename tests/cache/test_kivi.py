@@ -18,6 +18,8 @@ from jaxinfer.ops.attention import (
     AttentionSpec,
     finish,
 )
+from jaxinfer.testing.compare import assert_same, close, row_of
+from jaxinfer.testing.stepper import Stepper
 from tests.cache import layer
 from tests.cache.kivi_lists import KiviLists, attention
 from tests.cache.kivi_tiers import (
@@ -41,7 +43,6 @@ from tests.cache.kivi_tiers import (
     tokens_of,
 )
 from tests.cache.layer import Layer, random_qkv
-from tests.cache.stepping import Stepper, assert_same, close, row_of
 from tests.factories import random_tokens
 
 # What is stored

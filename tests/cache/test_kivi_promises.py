@@ -21,6 +21,7 @@ from jaxinfer.ops.attention import (
     merge,
 )
 from jaxinfer.ops.quantize import dequantize, quantize
+from jaxinfer.testing.compare import assert_same
 from tests.cache.kivi_tiers import (
     LAYOUTS,
     TIERS,
@@ -33,7 +34,6 @@ from tests.cache.kivi_tiers import (
     tokens_of,
 )
 from tests.cache.pushing import pushing
-from tests.cache.stepping import assert_same
 
 TEXT = (
     "The old man walked down to the river in the morning, and the boy went with him. They had "

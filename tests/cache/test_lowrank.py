@@ -17,10 +17,10 @@ from jaxinfer.models import stack
 from jaxinfer.models.params import abstract_params
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import NEGATIVE, finish, merge, partial_attention
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated, softmax_attention
 from tests.cache.test_heavy import Simulation
 from tests.factories import CONFIGS
-from tests.quick import quick_jit
 
 RANK = 3
 NOWHERE = jnp.zeros((1, 1), jnp.int32)  # the state forgets positions

@@ -19,6 +19,7 @@ from jaxinfer.models.params import init_params
 from jaxinfer.nn.alibi import mpt_slopes
 from jaxinfer.nn.rope import rotation
 from jaxinfer.ops.attention import finish, merge, partial_attention, sink_partial
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.layer import (
     ROPE,
     SPEC,
@@ -31,7 +32,6 @@ from tests.cache.layer import (
     softmax_attention,
 )
 from tests.factories import CONFIGS, random_tokens
-from tests.quick import quick_jit
 
 SLOPES = mpt_slopes(K * G)
 

@@ -13,9 +13,9 @@ from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.presets import full, h2o, per_layer, streaming
 from jaxinfer.models import stack
 from jaxinfer.models.params import init_params
+from jaxinfer.testing.quick import quick_jit
 from tests.cache.layer import rotated
 from tests.factories import CONFIGS, random_tokens
-from tests.quick import quick_jit
 
 
 @functools.cache

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxinfer import testing
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
-from jaxinfer.decode.engine import Engine, make_requests
-from jaxinfer.decode.sampling import Sampler
 from jaxinfer.inspection import gpu_target, hlo
-from jaxinfer.inspection.decode_step import TOKEN_BUFFER, decode_case, inspect_decode, step_bytes
+from jaxinfer.inspection.decode_step import decode_case, inspect_decode, step_bytes
+from jaxinfer.lm import LM
 from jaxinfer.models.params import abstract_params, count_params, init_params
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.testing.decoding import assert_in_place
 from tests.policies import over, with_random_feature_maps
 from tools.kernels.inspect_steps import SPARSE, row_of
 
@@ -47,8 +48,7 @@ needs_compiler = pytest.mark.skipif(
 def assert_structure(case, executable, batch, capacity, backend):
     leaves = case.cache_leaves
     assert len(leaves) >= 2
-    assert hlo.cache_sized_copies(executable, leaves) == []
-    assert hlo.unaliased_leaves(executable, leaves) == []
+    assert_in_place(executable, leaves, "the policy")
     memory = hlo.memory(executable)
     assert memory.alias_bytes >= bytes_of(case.state.cache)
     block = Backend.of(platform=backend).block or capacity
@@ -184,17 +184,7 @@ STEPPED = {  # state changes within a few steps
 
 @pytest.mark.parametrize("policy", STEPPED.values(), ids=STEPPED)
 def test_one_trace_serves_all_steps_lengths_and_requests(policy):
-    engine = Engine(CFG, init_params(CFG, jax.random.key(0))).serving(policy)
-    for seed, lengths, steps in ((0, (3, 9), 1), (1, (15, 2), 5), (2, (16, 16), 3)):
-        prompts = [[token % CFG.vocab_size for token in range(n)] for n in lengths]
-        requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 60], (), CFG.vocab_size)
-        cache = engine.new_cache(policy, 2, 128)
-        cache, logits = engine.prefill(cache, None, prompts, empty=True)
-        state = engine.init_state(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
-        for _ in range(6):
-            state = engine.decode(requests, state, steps)
-    assert engine.programs["decode"].traces == 1
-    assert engine.programs["init_state"].traces == 1
+    testing.check_one_trace(policy, LM(CFG, init_params(CFG, jax.random.key(0)), name="two layers"))
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from jaxinfer.models.stack import (
 )
 from jaxinfer.speculative.step import tree_context
 from jaxinfer.speculative.topology import Topology
+from jaxinfer.testing.quick import quick_jit
 from tests.factories import BASE, random_tokens
 from tests.models.recurrent_mixer import RunningMean
-from tests.quick import quick_jit
 
 HYBRID = replace(
     BASE,

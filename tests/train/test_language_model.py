@@ -9,8 +9,8 @@ import pytest
 
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward
+from jaxinfer.testing.quick import quick_jit
 from jaxinfer.train.language_model import held_out_loss, next_token_loss, token_losses
-from tests.quick import quick_jit
 from tests.train.tiny_run import CONFIG
 
 LENGTH = 16

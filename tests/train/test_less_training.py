@@ -18,12 +18,12 @@ from jaxinfer.models.stack import forward
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.norm import norm
+from jaxinfer.testing.quick import quick_jit
 from jaxinfer.train.less.data import Harvester, default_policies, text_windows
 from jaxinfer.train.less.objective import Eviction, kept_attention, less_attention
 from jaxinfer.train.less.training import LessRecipe, row_errors, train_less
 from jaxinfer.train.texts import write_source
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
-from tests.quick import quick_jit
 
 CFG = CONFIGS["llama"]
 CONTEXT = 96

@@ -1,0 +1,26 @@
+"""Comparisons of arrays and of trees that say what differs."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def close(dtype: str = "float32") -> dict[str, float]:
+    """Tolerance for logits of size about 10: sums in another order, through two layers."""
+    return {"rtol": 0, "atol": 2e-4 if dtype == "float32" else 0.3}
+
+
+def assert_close(found: Any, expected: Any, what: str, dtype: str = "float32") -> None:
+    """Equal within `close`; `what` says which promise is broken if not."""
+    np.testing.assert_allclose(found, expected, **close(dtype), err_msg=what)
+
+
+def assert_same(found: Any, expected: Any, what: str = "") -> None:
+    """Trees equal in every bit (NaN equals NaN)."""
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, err_msg=what), found, expected)
+
+
+def row_of(tree: Any, row: int) -> Any:
+    """Row `row` of every leaf, as numpy."""
+    return jax.tree.map(lambda x: np.asarray(x)[row], tree)
