@@ -8,12 +8,15 @@ import numpy as np
 
 def close(dtype: str = "float32") -> dict[str, float]:
     """Tolerance for logits of size about 10: sums in another order, through two layers."""
-    return {"rtol": 0, "atol": 2e-4 if dtype == "float32" else 0.3}
+    return {"rtol": 0.0, "atol": 2e-4 if dtype == "float32" else 0.3}
 
 
 def assert_close(found: Any, expected: Any, what: str, dtype: str = "float32") -> None:
     """Equal within `close`; `what` says which promise is broken if not."""
-    np.testing.assert_allclose(found, expected, **close(dtype), err_msg=what)
+    tolerance = close(dtype)
+    np.testing.assert_allclose(
+        found, expected, rtol=tolerance["rtol"], atol=tolerance["atol"], err_msg=what
+    )
 
 
 def assert_same(found: Any, expected: Any, what: str = "") -> None:
