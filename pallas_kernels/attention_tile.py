@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.common import load, power_of_two, store
+from pallas_kernels.common import load, store
+from pallas_kernels.shapes import power_of_two
 from pallas_kernels.softmax_state import NEGATIVE
 
 
 def partials(batch: int, heads: int, splits: int, rows: int, width: int):
-    """What the programs of all splits write: accumulated values, peaks, norms."""
+    """What the programs of all splits write: accumulated values, maxima, sums."""
     shape = (batch, heads, splits, rows)
     return tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, width), shape, shape))
 
@@ -46,6 +47,11 @@ class Scores:
         seen = _entries(self.visible, b, h, node, slots, inside) != 0
         seen = seen & inside[None] & exists[:, None]
         return jnp.where(seen, s, NEGATIVE), seen
+
+
+def ends(stop, batch: int, slots: int):
+    """`stop`, or where there is none the number of slots for every row."""
+    return jnp.full(batch, slots, jnp.int32) if stop is None else stop
 
 
 def load_matrix(ref, place, rows, exists):

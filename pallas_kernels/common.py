@@ -8,7 +8,7 @@ data. Operands are therefore whole arrays that a kernel slices by index, with ma
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,28 +60,3 @@ def exact_dot(a, b):
     """The product with float32 accumulation; float32 operands are not rounded to TF32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return plgpu.dot(a, b, precision=precision)
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `n` and `least`."""
-    return 1 << (max(n, least) - 1).bit_length()
-
-
-def dividing_power(n: int, most: int) -> int:
-    """The largest power of two that divides `n`, at most `most`."""
-    return min(n & -n, most)
-
-
-def blocks_of(n: int, size: int) -> int:
-    """How many blocks of `size` cover `n`."""
-    return -(-n // size)
-
-
-def expect(name: str, x: jax.Array, shape: Sequence[int | None]) -> None:
-    """Raises unless `x` has `shape`; None stands for any size."""
-    fits = x.ndim == len(shape) and all(
-        wanted is None or given == wanted for given, wanted in zip(x.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("_" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(x.shape)}")

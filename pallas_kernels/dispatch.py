@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 
 Implementation = Literal["reference", "triton", "interpret"]
+KeyLayout = Literal["BKHS", "BKSH"]  # of stored keys; kernels read the second
 
 
 def dispatch(
@@ -37,9 +38,13 @@ def check_implementation(name: str | None) -> None:
         raise ValueError(f"implementation must be None, {names}, got {name!r}")
 
 
-def implementation_of(interpret: bool) -> Implementation:
-    """The name of what `dispatch` traces."""
-    return "interpret" if interpret else "triton"
+def check_layout(layout: KeyLayout, implementation: Implementation | None) -> None:
+    """Raises if a kernel is asked for keys in a layout that only references read."""
+    if layout == "BKHS" and implementation != "reference":
+        raise ValueError(
+            'kernels read keys in the layout "BKSH", got "BKHS" with implementation '
+            f"{implementation!r}"
+        )
 
 
 def _once(triton: Callable[..., Any], interpret: bool) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 section 3), in one launch.
 
 A program owns one query row of one (row, key/value head). Splits are added up in the order of their
-slots, whatever order they ran in: the same numbers give the same sums. Given the rest of the keys,
+slots, whatever order they ran in: the same numbers give the same sums. Given the extra keys,
 the same launch adds them and divides, which leaves the attention's output. The plain `jnp` forms
 are `softmax_state.merged` and `softmax_state.attended`.
 """
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
-from pallas_kernels.softmax_state import LEAST, NEGATIVE, ExtraKeys
+from pallas_kernels.common import launch, load, store
+from pallas_kernels.shapes import blocks_of, power_of_two
+from pallas_kernels.softmax_state import LEAST, NEGATIVE, ExtraKeys, Partial
 
 NUMBERS = 4096  # of accumulated values that a program holds at a time
 
@@ -25,36 +26,36 @@ def joined(parts: tuple[Array, Array, Array], extra: ExtraKeys | None, q, *, int
     `extra` of the keys, the attention output over all, in the dtype of `q`."""
     groups, size = q.shape[2:4]
     if extra is not None:
-        acc, peak, norm = parts
-        return attend_splits(acc, peak, norm, extra, q.dtype, interpret=interpret).reshape(q.shape)
+        return attend_splits(*parts, extra, q.dtype, interpret=interpret).reshape(q.shape)
     state = merge_splits(*parts, interpret=interpret)
-    return tuple(x.reshape(*x.shape[:2], groups, size, *x.shape[3:]) for x in state)
+    return Partial(*(x.reshape(*x.shape[:2], groups, size, *x.shape[3:]) for x in state))
 
 
 def merge_splits(
     acc: Float[Array, "B K P R H"],
-    peak: Float[Array, "B K P R"],
-    norm: Float[Array, "B K P R"],
+    largest: Float[Array, "B K P R"],
+    total: Float[Array, "B K P R"],
     *,
     interpret: bool,
-) -> tuple[Float[Array, "B K R H"], Float[Array, "B K R"], Float[Array, "B K R"]]:
+) -> Partial:
     """The softmax state of R query rows over the keys of all P splits; a lone split is that state,
     and nothing is launched."""
     batch, heads, splits, rows, width = acc.shape
     if splits == 1:
-        return acc[:, :, 0], peak[:, :, 0], norm[:, :, 0]
+        return Partial(acc[:, :, 0], largest[:, :, 0], total[:, :, 0])
     shape = (batch, heads, rows)
-    return launch(
-        functools.partial(_kernel, has_rest=False), acc, peak, norm,
+    state = launch(
+        functools.partial(_kernel, has_extra=False), acc, largest, total,
         out=tuple(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, width), shape, shape)),
         grid=(batch * heads, rows), name="merge_splits", interpret=interpret,
     )  # fmt: skip
+    return Partial(*state)
 
 
 def attend_splits(
     acc: Float[Array, "B K P R H"],
-    peak: Float[Array, "B K P R"],
-    norm: Float[Array, "B K P R"],
+    largest: Float[Array, "B K P R"],
+    total: Float[Array, "B K P R"],
     extra: ExtraKeys,
     dtype: jax.typing.DTypeLike,
     *,
@@ -64,7 +65,7 @@ def attend_splits(
     batch, heads, _, rows, width = acc.shape
     state = () if extra.state is None else extra.state
     return launch(
-        functools.partial(_kernel, has_rest=True), acc, peak, norm,
+        functools.partial(_kernel, has_extra=True), acc, largest, total,
         extra.scores.reshape(batch, heads, rows, -1), extra.values,
         *(x.reshape(batch, heads, rows, *x.shape[4:]) for x in state),
         out=jax.ShapeDtypeStruct((batch, heads, rows, width), dtype),
@@ -72,27 +73,27 @@ def attend_splits(
     )  # fmt: skip
 
 
-def _kernel(acc_ref, peak_ref, norm_ref, *refs, has_rest: bool):
+def _kernel(acc_ref, max_ref, sum_ref, *refs, has_extra: bool):
     _, heads, splits, _, width = acc_ref.shape
     b, h, row = pl.program_id(0) // heads, pl.program_id(0) % heads, pl.program_id(1)
     every, columns = jnp.arange(power_of_two(splits)), jnp.arange(power_of_two(width))
     inside = columns < width
 
-    def peaks(part):
-        return load(peak_ref.at[b, h, part, row], mask=part < splits, other=-jnp.inf)
+    def maxima(part):
+        return load(max_ref.at[b, h, part, row], mask=part < splits, other=-jnp.inf)
 
     def values(part, mask):
         return load(acc_ref.at[b, h, part, row, columns[None]], mask=mask, other=0.0)
 
-    peak = peaks(every)
-    norm = load(norm_ref.at[b, h, every, row], mask=every < splits, other=0.0)
-    if not has_rest:
-        top = jnp.max(peak)
-        total = _weighted(splits, inside, lambda part: jnp.exp(peaks(part) - top), values)
-        out_acc_ref, out_peak_ref, out_norm_ref = refs
-        store(out_acc_ref.at[b, h, row, columns], total, mask=inside)
-        store(out_peak_ref.at[b, h, row], top)
-        store(out_norm_ref.at[b, h, row], jnp.sum(norm * jnp.exp(peak - top)))
+    largest = maxima(every)
+    total = load(sum_ref.at[b, h, every, row], mask=every < splits, other=0.0)
+    if not has_extra:
+        top = jnp.max(largest)
+        acc = _weighted(splits, inside, lambda part: jnp.exp(maxima(part) - top), values)
+        out_acc_ref, out_max_ref, out_sum_ref = refs
+        store(out_acc_ref.at[b, h, row, columns], acc, mask=inside)
+        store(out_max_ref.at[b, h, row], top)
+        store(out_sum_ref.at[b, h, row], jnp.sum(total * jnp.exp(largest - top)))
         return
 
     score_ref, value_ref, *state, out_ref = refs
@@ -103,24 +104,26 @@ def _kernel(acc_ref, peak_ref, norm_ref, *refs, has_rest: bool):
         return load(score_ref.at[b, h, row, key], mask=key < fresh, other=NEGATIVE)
 
     def fresh_values(key, mask):
-        return load(value_ref.at[b, h, key, columns[None]], mask=mask, other=0.0).astype(norm.dtype)
+        return load(value_ref.at[b, h, key, columns[None]], mask=mask, other=0.0).astype(
+            total.dtype
+        )
 
     def probability(score):
         return jnp.where(score > NEGATIVE, jnp.exp(score - top), 0.0)
 
-    top = jnp.maximum(jnp.max(peak), jnp.max(scores(keys)))
+    top = jnp.maximum(jnp.max(largest), jnp.max(scores(keys)))
     if state:
-        other_acc_ref, other_peak_ref, other_norm_ref = state
-        other = load(other_peak_ref.at[b, h, row])
+        other_acc_ref, other_max_ref, other_sum_ref = state
+        other = load(other_max_ref.at[b, h, row])
         top = jnp.maximum(top, other)
-    total = _weighted(splits, inside, lambda part: jnp.exp(peaks(part) - top), values)
-    total += _weighted(fresh, inside, lambda key: probability(scores(key)), fresh_values)
-    norm = jnp.sum(norm * jnp.exp(peak - top)) + jnp.sum(probability(scores(keys)))
+    acc = _weighted(splits, inside, lambda part: jnp.exp(maxima(part) - top), values)
+    acc += _weighted(fresh, inside, lambda key: probability(scores(key)), fresh_values)
+    total = jnp.sum(total * jnp.exp(largest - top)) + jnp.sum(probability(scores(keys)))
     if state:
         weight = jnp.exp(other - top)
-        total += weight * load(other_acc_ref.at[b, h, row, columns], mask=inside, other=0.0)
-        norm += weight * load(other_norm_ref.at[b, h, row])
-    out = total / jnp.maximum(norm, LEAST)
+        acc += weight * load(other_acc_ref.at[b, h, row, columns], mask=inside, other=0.0)
+        total += weight * load(other_sum_ref.at[b, h, row])
+    out = acc / jnp.maximum(total, LEAST)
     store(out_ref.at[b, h, row, columns], out.astype(out_ref.dtype), mask=inside)
 
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from pallas_kernels.common import power_of_two
+from pallas_kernels.shapes import power_of_two
 
 C = TypeVar("C")
 Entries = dict[str, dict[str, dict[str, int]]]  # fields by kernel and key

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache import lowrank
 from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.config import RopeConfig
@@ -44,6 +43,11 @@ DISTANCE = np.broadcast_to(np.arange(J - T, J)[:, None] - np.arange(J), (B, 1, T
 read = jax.jit(partial_attention, static_argnums=0)
 join = jax.jit(merge)
 push = jax.jit(LowRank.push, static_argnums=0)
+
+
+def features_of(which: str, maps, x):
+    """phi of queries or psi of keys."""
+    return FeatureMaps.of_params(maps).apply({"params": maps}, x, method=which)
 
 
 def same(found, expected) -> None:
@@ -145,7 +149,7 @@ def check_less_absorbs_to_the_explicit_sum_in_any_order() -> None:
             state, _, _ = push(tier, state, aux, items, count, count, count)
         return state
 
-    features = jax.jit(lowrank.features, static_argnums=0)
+    features = jax.jit(features_of, static_argnums=0)
     phi, psi = (np.asarray(features(*x)) for x in (("query", made, heads_q), ("key", made, k)))
     kept = attended(SPEC, q, k, v, np.broadcast_to(np.arange(J) >= gone, DISTANCE.shape))
     dense = np.exp(np.einsum("bkgth,bkjh->bkgtj", q, k[:, :, gone:]) * SPEC.scale)

@@ -21,6 +21,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.ops.attention import Partial
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
+from pallas_kernels.ordering import write_index as write_index
 from pallas_kernels.softmax_state import ExtraKeys
 
 QueryPhase = Literal["absolute", "in_cache"]
@@ -139,21 +140,6 @@ class Tier:
     def bytes_per_row(self, geometry: Geometry) -> int:
         """Bytes of the state of one row."""
         raise NotImplementedError
-
-
-def write_index(index: Array, capacity: int, *after: Array | None) -> Array:
-    """`index` (at most `capacity`, which means "drop"), made to depend on every array of `after`.
-
-    XLA writes a buffer in place only if it can prove that all reads come first; a data dependency
-    on something computed from the reads proves it. `after` are such things: integers that are never
-    negative (sampled tokens), or floats. The value is unchanged, also when one is NaN.
-    """
-    for one in after:
-        if one is not None:
-            integer = jnp.issubdtype(one.dtype, jnp.integer)
-            unknown = jnp.any(one < 0) if integer else jnp.any(one != one)
-            index = jnp.minimum(index, capacity + unknown.astype(index.dtype))
-    return index
 
 
 def bytes_of(tree: Leaf) -> int:

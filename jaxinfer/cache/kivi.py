@@ -138,10 +138,7 @@ class Kivi(Tier):
     def push(self, state: KiviState, aux, items: Items, ctx: PushContext):
         fresh = stored_like(state.tail, items)
         if self.window is None and has_kernel(state, fresh):
-            new = put_token(
-                state, fresh, ctx.n_in, ctx.count, ctx.after, flush=self.value_flush,
-                put_any=lambda *args: self._push(*args, spills=False)[0],
-            )  # fmt: skip
+            new = put_token(state, fresh, ctx.n_in, ctx.count, ctx.after, flush=self.value_flush)
             return new, None, jnp.zeros_like(ctx.count)
         return self._push(state, fresh, ctx.n_in, ctx.count, ctx.after, ctx.spills)
 

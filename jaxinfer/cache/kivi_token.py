@@ -4,7 +4,6 @@ What it writes is no more than two tokens and, once in R steps, a block of keys;
 is about eleven launches in every layer and step.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ from jaxtyping import Array, Int
 from jaxinfer.cache.base import write_index
 from jaxinfer.cache.slots import Slots
 from jaxinfer.ops.stored_writes import push_token
-from jaxinfer.runtime.backend import Backend
 
 
 def has_kernel(state: Any, fresh: Slots) -> bool:
@@ -31,20 +29,20 @@ def has_kernel(state: Any, fresh: Slots) -> bool:
 
 def put_token(
     state: Any, fresh: Slots, n_in: Int[Array, " B"], count: Int[Array, " B"], after: Array, *,
-    flush: str, put_any: Callable[..., Any],
+    flush: str,
 ) -> Any:  # fmt: skip
-    """`put_any(state, fresh, n_in, count, after)`, which is what other devices do."""
-    backend = state.tail.backend
-
-    def on(backend: Backend, state: Any) -> Any:
-        return replace(state, tail=replace(state.tail, backend=backend))
-
-    def reference(state, fresh, n_in, count):
-        by_xla = replace(backend, implementation="reference")
-        return on(backend, put_any(on(by_xla, state), fresh, n_in, count, count))
-
-    return push_token(
-        state, fresh, n_in,
+    """The `KiviState` with the one token in the slots `fresh` behind the `n_in` ones of each row
+    whose `count` is 1."""
+    keys, values, tail = state.keys, state.values, state.tail
+    new = push_token(
+        keys.half, values.half, tail.k, tail.v, fresh.k, fresh.v, n_in,
         write_index(count, 1, after),  # the kernel writes in place
-        flush=flush, reference=reference, backend=backend,
+        key_bits=keys.format.bits, value_bits=values.format.bits, flush=flush,
+        backend=tail.backend,
     )  # fmt: skip
+    return replace(
+        state,
+        keys=keys.of(new.keys),
+        values=values.of(new.values),
+        tail=replace(tail, k=new.tail_k, v=new.tail_v),
+    )

@@ -11,7 +11,6 @@ The maps see keys and queries as attention does, rotated; they are `FeatureMaps`
 `jaxinfer.nn.feature_map`, learned by `jaxinfer.train.less.training`.
 """
 
-import functools
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array
 from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
 from jaxinfer.cache.context import PushContext
 from jaxinfer.config import ModelConfig
-from jaxinfer.ops.attention import NEGATIVE, AttentionSpec, Partial
+from jaxinfer.ops.attention import AttentionSpec, Partial
 from jaxinfer.ops.stored import attend_low_rank
 from jaxinfer.ops.stored_writes import absorb
 from jaxinfer.runtime.backend import Backend
@@ -50,10 +49,7 @@ class FeatureSegment:
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         state = self.state
-        return attend_low_rank(
-            q, state.num, state.den, self.aux, reference=functools.partial(_partial, self.rank),
-            backend=state.backend,
-        )  # fmt: skip
+        return attend_low_rank(q, state.num, state.den, self.aux, backend=state.backend)
 
     def output(self, spec, q, mask_fn, extra):
         raise TypeError("a low-rank state does not end a softmax")
@@ -90,45 +86,13 @@ class LowRank(Tier):
         num, den = absorb(
             state.num, state.den, items.k, items.v,
             write_index(ctx.count, items.v.shape[2], ctx.after),  # the kernel writes in place
-            _feature_map(aux), reference=_absorbed, backend=state.backend,
+            _feature_map(aux), backend=state.backend,
         )  # fmt: skip
         return replace(state, num=num, den=den), None, jnp.zeros_like(ctx.count)
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         numbers = geometry.num_kv_heads * self.rank * (geometry.head_dim + 1)
         return numbers * _dtype(geometry).itemsize
-
-
-def _partial(rank: int, q: Array, num: Array, den: Array, maps: Params) -> Partial:
-    batch, kv_heads, group, size, width = q.shape
-    phi = features("query", maps, q.reshape(batch, kv_heads * group, size, width))
-    phi = phi.reshape(batch, kv_heads, group, size, rank)
-    total = jnp.einsum("bkgtr,bkr->bkgt", phi, den)
-    some = total > 0  # else the identity of the merge
-    total = jnp.where(some, total, 1.0)
-    acc = jnp.einsum("bkgtr,bkrh->bkgth", phi, num) / total[..., None]
-    return Partial(
-        jnp.where(some[..., None], acc, 0.0),
-        jnp.where(some, jnp.log(total), NEGATIVE),
-        some.astype(total.dtype),
-    )
-
-
-def _absorbed(num: Array, den: Array, k: Array, v: Array, count: Array, maps: Params):
-    psi = features("key", maps, k)
-    gone = jnp.arange(v.shape[2], dtype=jnp.int32) < count[:, None, None]
-    # A select, not a product: rows beyond `count` may hold anything, and nothing leaks.
-    psi = jnp.where(gone[..., None], psi, 0.0)
-    values = jnp.where(gone[..., None], v.astype(num.dtype), 0.0)
-    return num + jnp.einsum("bkar,bkah->bkrh", psi, values), den + psi.sum(axis=2)
-
-
-def features(which: str, maps: Params, x: Array) -> Array:
-    """phi of queries or psi of keys, [B, N or K, T, R]."""
-    from jaxinfer.nn.feature_map import FeatureMaps  # flax is slow to import
-
-    module = FeatureMaps.of_params(maps)
-    return jnp.asarray(module.apply({"params": maps}, x, method=which))
 
 
 def _dtype(geometry: Geometry) -> jnp.dtype:

@@ -25,12 +25,13 @@ from jaxinfer.ops.attention import (
     merge,
     partial_attention,
 )
-from jaxinfer.ops.quantize import dequantize, pack, quantize, unpack
-from jaxinfer.ops.stored import attend_packed, ended
+from jaxinfer.ops.quantize import dequantize, pack, put_runs, quantize, unpack
+from jaxinfer.ops.stored import attend_packed
 from jaxinfer.ops.stored_writes import write_packed
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
-from pallas_kernels.softmax_state import ExtraKeys
+from pallas_kernels.kivi_attention.api import PackedHalf, supported
+from pallas_kernels.softmax_state import ExtraKeys, attended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,6 @@ class Format:
 
     def has_kernel(self, width: int) -> bool:
         """Whether kernels read and write such a half of heads of size `width` ("BKSH")."""
-        from pallas_kernels.kivi_attention.api import supported
-
         usual = "channel" if self.packs_tokens else "token"
         return self.grouping == usual and supported(self.bits, self.group, width)
 
@@ -81,13 +80,11 @@ class Packed:
         return self.words.shape[f.token_axis] * (32 // f.bits if along_tokens else 1)
 
     @property
-    def half(self) -> Any:
+    def half(self) -> PackedHalf:
         """The leaves as the kernels take them."""
-        from pallas_kernels.kivi_attention.api import PackedHalf
-
         return PackedHalf(self.words, self.scale, self.zero)
 
-    def of(self, half: Any) -> "Packed":
+    def of(self, half: PackedHalf) -> "Packed":
         """The leaves `half` in this format."""
         return replace(self, words=half.words, scale=half.scale, zero=half.zero)
 
@@ -120,21 +117,12 @@ class Packed:
     def put(self, index: Int[Array, "B M"], new: "Packed") -> "Packed":
         """With run m of `new` written at run `index[b, m]`; too large an index writes nothing.
 
-        `new` consists of M runs of equal size. Axes stay in place: XLA CPU updates the reshaped
-        leaves without a copy.
+        `new` consists of M runs of equal size.
         """
         if not self.tokens:
             return self
         axis = self.format.token_axis
-        size = new.tokens // index.shape[1]
-        rows = jnp.arange(index.shape[0])[:, None]
-        where = (rows, *(slice(None),) * (axis - 1), index)
-
-        def write(x, y):
-            runs = jnp.moveaxis(new._runs(y, size), axis, 1)
-            return self._runs(x, size).at[where].set(runs, mode="drop").reshape(x.shape)
-
-        return jax.tree.map(write, self, new)
+        return jax.tree.map(lambda x, y: put_runs(x, y, index, axis), self, new)
 
     def pad(self, tokens: int) -> "Packed":
         """With room for `tokens`."""
@@ -206,16 +194,11 @@ def write(
 
 def _written_by_kernel(packed: Packed, x: Array, index: Array, backend: Backend):
     form = packed.format
-
-    def reference(half, x, index):
-        return packed.of(half).put(index, encode(form, x)).half
-
     written = packed.of(
         write_packed(
-            packed.half, x, index, bits=form.bits, per_channel=form.packs_tokens,
-            reference=reference, backend=backend,
+            packed.half, x, index, bits=form.bits, per_channel=form.packs_tokens, backend=backend
         )
-    )  # fmt: skip
+    )
     # One launch reads all of `x` and writes all of `written`: any element of it comes after.
     return written, evidence(jax.tree.map(lambda leaf: leaf[:1, :1, :1, :1], written))
 
@@ -330,17 +313,10 @@ class PackedSegment:
         """On a GPU: by the kernel, which unpacks in registers, where it knows the formats."""
         key_form, value_form = self.keys.format, self.values.format
         distance, visible = mask_fn(self.pos, self.ok)
-        keys, values = self.keys.half, self.values.half
-
-        def reference(q, keys, values, distance, visible):
-            packed = self.keys.of(keys), self.values.of(values)
-            k, v = (decode(x.span(0, self.capacity), q.dtype.name) for x in packed)
-            return partial_attention(spec, q, k, v, distance, visible, self.backend.layout)
-
         if all(form.has_kernel(q.shape[-1]) for form in (key_form, value_form)):
             return attend_packed(
-                spec, q, keys, values, distance, visible, self.stop, extra, key_bits=key_form.bits,
-                value_bits=value_form.bits, reference=reference, backend=self.backend,
+                spec, q, self.keys.half, self.values.half, distance, visible, self.stop, extra,
+                key_bits=key_form.bits, value_bits=value_form.bits, backend=self.backend,
             )  # fmt: skip
         if self.backend.implementation in ("triton", "interpret"):
             raise ValueError(
@@ -348,8 +324,10 @@ class PackedSegment:
                 f"of 16 to 128, got {key_form} and {value_form}; without `implementation` they are "
                 "read by XLA"
             )
-        state = reference(q, keys, values, distance, visible)
-        return state if extra is None else ended(state, extra, q)
+        packed = self.keys, self.values
+        k, v = (decode(x.span(0, self.capacity), q.dtype.name) for x in packed)
+        state = partial_attention(spec, q, k, v, distance, visible, self.backend.layout)
+        return state if extra is None else attended(state, extra, q.dtype)
 
     def _dtype(self, q: Array) -> str:
         """Of unpacked numbers: XLA CPU has no bfloat16 arithmetic and would convert twice."""

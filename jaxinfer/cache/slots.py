@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxinfer.cache.base import Geometry, Items, write_index
+from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.ops.stored_writes import swap_tokens, write_tokens
-from jaxinfer.runtime.backend import Backend, KeyLayout
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
+from pallas_kernels.dispatch import KeyLayout
+from pallas_kernels.put_tokens.reference import as_floats, as_stored, take
 
 
 @jax.tree_util.register_dataclass
@@ -62,28 +64,30 @@ def put(slots: Slots, items: Items, index: Array) -> Slots:
 
     Of all reads of the slots `index` need not depend on those that the stored attention weights do.
     """
-    return write_tokens(slots, items, index, reference=_scattered, backend=slots.backend)
+    # The pass for the weights read the keys; XLA must see that before they are overwritten.
+    after = () if slots.attn_weight is None else (slots.attn_weight,)
+    new = write_tokens(*_arrays(slots, items), index, after, backend=slots.backend)
+    return replace(slots, **new)
 
 
 def swap(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
     """`put`, and of each token what is not kept: what lay in its slot, or itself if dropped."""
-    return swap_tokens(slots, items, index, reference=_swapped, backend=slots.backend)
+    after = () if slots.attn_weight is None else (slots.attn_weight,)
+    new, left = swap_tokens(*_arrays(slots, items), index, after, backend=slots.backend)
+    return replace(slots, **new), replace(items, **left)
 
 
 def get(slots: Slots, index: Int[Array, "_ _ A"]) -> Items:
     """The tokens in the slots `index` [B|1, K|1, A], all in range; what is not stored is None."""
-    batch, heads = slots.v.shape[:2]
-    index = jnp.broadcast_to(index, (batch, heads, index.shape[2]))
-    v = jnp.take_along_axis(slots.v, index[..., None], axis=2)
-    if slots.layout == "BKHS":
-        k = jnp.take_along_axis(slots.k, index[:, :, None], axis=3).swapaxes(2, 3)
-    else:
-        k = jnp.take_along_axis(slots.k, index[..., None], axis=2)
     pos, attn_weight = (
-        None if x is None else jnp.take_along_axis(x, index, axis=2)
-        for x in (slots.pos, slots.attn_weight)
+        None if x is None else take(x, index, 2) for x in (slots.pos, slots.attn_weight)
     )
-    return Items(k=load(k), v=load(v), pos=pos, attn_weight=attn_weight)
+    return Items(
+        k=load(take(slots.k, index, 3 if slots.layout == "BKHS" else 2)),
+        v=load(take(slots.v, index, 2)),
+        pos=pos,
+        attn_weight=attn_weight,
+    )
 
 
 def stored_items(slots: Slots) -> Items:
@@ -103,41 +107,11 @@ def either(which: Bool[Array, "B _ A"], old: Items, new: Items) -> Items:
     return jax.tree.map(choose, replace(old, **lacking), new)
 
 
-def _scattered(slots: Slots, items: Items, index: Array) -> Slots:
-    # The pass for the weights read the keys; XLA must see that before they are overwritten.
-    index = write_index(index, slots.capacity, slots.attn_weight)
-    rows = jnp.arange(index.shape[0])
-    if index.ndim == 2 and slots.layout == "BKSH":
-        # XLA:GPU writes one element per index on its own, but a run of heads by a loop of updates.
-        index = jnp.broadcast_to(index[:, None], (*items.v.shape[:2], index.shape[1]))
-    if index.ndim == 2:
-        lead = (rows[:, None], slice(None))
-    else:
-        lead = (rows[:, None, None], jnp.arange(index.shape[1])[None, :, None])
-
-    def write(name: str, *between: slice) -> Array:
-        old, new = getattr(slots, name), store(getattr(items, name), getattr(slots, name).dtype)
-        if index.ndim == 2:
-            new = jnp.moveaxis(new, 2, 1)  # [B, A, K, ...]
-        elif new.ndim == 3:
-            new = jnp.broadcast_to(new, index.shape)
-        return old.at[(*lead, *between, index)].set(new, mode="drop")
-
-    more = {
-        name: write(name) for name in ("attn_weight", "pos") if getattr(slots, name) is not None
-    }
-    between = (slice(None),) if slots.layout == "BKHS" else ()
-    return replace(slots, k=write("k", *between), v=write("v"), **more)
-
-
-def _swapped(slots: Slots, items: Items, index: Array) -> tuple[Slots, Items]:
-    by_head = index if index.ndim == 3 else index[:, None]
-    old = get(slots, jnp.minimum(by_head, slots.capacity - 1))
-    # Read once: XLA:GPU would repeat the gather for each of its users, of which only those that
-    # `write_index` knows of are sure to come before the write.
-    left = jax.lax.optimization_barrier(either(by_head < slots.capacity, old, items))
-    index = write_index(index, slots.capacity, left.k, left.v)
-    return _scattered(slots, items, index), left
+def _arrays(slots: Slots, items: Items) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What the slots keep, and the same of the items."""
+    names = [x for x in ("k", "v", "attn_weight", "pos") if getattr(slots, x) is not None]
+    stored, tokens = ({name: getattr(of, name) for name in names} for of in (slots, items))
+    return stored, tokens
 
 
 def storage_dtype(geometry: Geometry, dtype: str | None = None) -> jnp.dtype:
@@ -149,14 +123,9 @@ def storage_dtype(geometry: Geometry, dtype: str | None = None) -> jnp.dtype:
 
 def load(x: Array) -> Array:
     """Stored numbers as floats."""
-    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+    return as_floats(x)
 
 
 def store(x: Array, dtype: jnp.dtype) -> Array:
     """Floats as stored numbers."""
-    if dtype == jnp.uint16:
-        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-    if dtype == jnp.float16 and x.dtype != dtype:  # the largest number, not infinity
-        wide = jnp.promote_types(x.dtype, jnp.float32)  # bfloat16 would round the limit up
-        x = jnp.clip(x.astype(wide), -65504.0, 65504.0)
-    return x.astype(dtype)
+    return as_stored(x, dtype)

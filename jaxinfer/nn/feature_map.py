@@ -12,6 +12,7 @@ the rotated queries and keys, not scaled. Extra letters: E width of the hidden l
 This file imports flax, which is slow: import it inside functions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.typing import Params
+from pallas_kernels.less_state.reference import key_features, query_features
 
 START = 1e-4  # of both diagonal scalings
 
@@ -28,10 +30,6 @@ def _per_head(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "heads inp
     """Glorot-uniform in the last two axes."""
     bound = (6 / (shape[-2] + shape[-1])) ** 0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
 
 
 class FeatureMaps(nn.Module):
@@ -72,21 +70,12 @@ class FeatureMaps(nn.Module):
 
     def query(self, q: Float[Array, "B N T H"], train: bool = False) -> Float[Array, "B N T R"]:
         """phi(q); with `train` the rng "dropout" is needed."""
-        return jnp.abs(self._two_layers(q, self.query_inner, self.query_outer, train))
+        return query_features(q, self.query_inner, self.query_outer, self._drop(train))
 
     def key(self, k: Float[Array, "B K T H"], train: bool = False) -> Float[Array, "B K T R"]:
         """psi(k)."""
-        u = self._two_layers(k, self.key_inner, self.key_outer, train)
-        u = u * jnp.abs(self.scale)[:, None]
-        mixed = jnp.einsum("bktr,krs->bkts", u, self.mix)
-        return jnp.abs(u + mixed * self.mix_scale[:, None])
+        maps = self.key_inner, self.key_outer, self.mix, self.scale, self.mix_scale
+        return key_features(k, *maps, self._drop(train))
 
-    def _two_layers(self, x: Array, inner: Array, outer: Array, train: bool) -> Array:
-        # Heads first: XLA CPU differentiates batched products with inner batch axes 3 times slower.
-        batch, heads, size, width = x.shape
-        x = x.astype(jnp.result_type(x, jnp.float32))
-        x = x.transpose(1, 0, 2, 3).reshape(heads, batch * size, width)
-        x = jnp.einsum("nth,nhe->nte", x, inner)
-        x = _gelu(self.drop(x, deterministic=not train))
-        x = _gelu(jnp.einsum("nte,ner->ntr", x, outer))
-        return x.reshape(heads, batch, size, self.rank).transpose(1, 0, 2, 3)
+    def _drop(self, train: bool) -> Callable[[Array], Array]:
+        return lambda x: self.drop(x, deterministic=not train)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.nn.quantized import PackedWeight, StoredWeight, packed_products
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import dispatch, implementation_of
+from pallas_kernels.skinny_matmul import skinny_matmul
 
 SINGLE_ROWS, CACHED_BYTES = 8, 1 << 19  # rows one by one, of a weight that a core's cache holds
 # Rows, and numbers of a weight. The sparse block's kernel, which reads weights like this one, took
@@ -42,30 +42,19 @@ def linears(
     """`linear` of each; few rows (`is_skinny`) by one kernel on a CUDA device.
 
     Without a `backend` floating weights are multiplied by XLA, since the kernel has no gradient,
-    and stored ones by their kernel on a CUDA device.
+    and stored ones by their kernel on a CUDA device. The kernel has a reference of its own beside
+    `product`, whose forms for XLA CPU neither accumulate the bias in float32 nor take several
+    weights.
     """
 
-    def reference(x, many):
-        found = products(x, [params["weight"] for params in many], backend)
-        return tuple(
-            y + params["bias"] if "bias" in params else y
-            for y, params in zip(found, many, strict=True)
-        )
-
-    def kernel(x, many, *, interpret):
-        from pallas_kernels.skinny_matmul import skinny_matmul
-
-        found = skinny_matmul(
-            x.reshape(-1, x.shape[-1]), [params["weight"] for params in many],
-            [params.get("bias") for params in many],
-            implementation=implementation_of(interpret),
-        )  # fmt: skip
-        return tuple(y.reshape(*x.shape[:-1], -1) for y in found)
-
-    many = tuple(many)
-    if backend is None or not is_skinny(x, many):
-        return reference(x, many)
-    return tuple(dispatch(backend.implementation, reference, kernel, x, many))
+    weights = [params["weight"] for params in many]
+    if backend is not None and backend.has_kernels and is_skinny(x, many):
+        biases = [params.get("bias") for params in many]
+        return skinny_matmul(x, weights, biases, implementation=backend.implementation)
+    found = products(x, weights, backend)
+    return tuple(
+        y + params["bias"] if "bias" in params else y for y, params in zip(found, many, strict=True)
+    )
 
 
 def is_skinny(x: Float[Array, "... I"], many: Sequence[Params]) -> bool:

@@ -8,7 +8,7 @@ from jaxinfer.nn.linear import is_skinny, linear, linears
 from jaxinfer.nn.sparse_mlp import SparseMlp
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import dispatch, implementation_of
+from pallas_kernels.skinny_matmul import feed_forward_hidden
 
 
 def feed_forward(
@@ -35,21 +35,11 @@ def _hidden(
 ) -> Array:
     used = (params["up"], params["gate"]) if is_gated else (params["up"],)
 
-    def reference(x, used, backend=None):
-        up, *gate = linears(used, x, backend)
-        return activate(cfg.activation, gate[0]) * up if gate else activate(cfg.activation, up)
-
-    def kernel(x, used, *, interpret):
-        from pallas_kernels.skinny_matmul import feed_forward_hidden
-
+    if backend is not None and backend.has_kernels and is_skinny(x, used):
         up, gate = (*used, {})[:2]
-        y = feed_forward_hidden(
-            x.reshape(-1, x.shape[-1]), up["weight"], gate.get("weight"),
-            activation=cfg.activation, up_bias=up.get("bias"), gate_bias=gate.get("bias"),
-            implementation=implementation_of(interpret),
+        return feed_forward_hidden(
+            x, up["weight"], gate.get("weight"), activation=cfg.activation, up_bias=up.get("bias"),
+            gate_bias=gate.get("bias"), implementation=backend.implementation,
         )  # fmt: skip
-        return y.reshape(*x.shape[:-1], -1)
-
-    if backend is None or not is_skinny(x, used):
-        return reference(x, used, backend)
-    return dispatch(backend.implementation, reference, kernel, x, used)
+    up, *gate = linears(used, x, backend)
+    return activate(cfg.activation, gate[0]) * up if gate else activate(cfg.activation, up)

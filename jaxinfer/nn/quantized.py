@@ -8,7 +8,7 @@ Two forms, because the machines differ:
 - `PackedWeight`, for a GPU: codes of 4 or 8 bits with one scale per group of inputs, read by the
   kernel `pallas_kernels.weight_matmul`; activations keep 16 bits.
 
-Kernels are imported where they are traced: a CPU never pays for Pallas. XLA CPU multiplies int8
+XLA CPU multiplies int8
 fast where the weight is the left operand: 8 rows then take the time of two (jax 0.10.2, AVX2,
 576 x 1536 and 576 x 49152), which is what trees of guesses need.
 """
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.runtime.backend import Backend
+from pallas_kernels.weight_matmul import dequantize_rows, dequantize_weight, weight_matmuls
 
 MEMORY_BOUND_ROWS = 64  # more activations than this are worth a weight in full
 
@@ -109,8 +110,6 @@ class PackedWeight(StoredWeight):
         return packed_products(x, (self,), backend)[0]
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
-        from pallas_kernels.weight_matmul import dequantize_rows
-
         return dequantize_rows(self.packed, indices).astype(self.dtype)
 
 
@@ -118,8 +117,6 @@ def packed_products(
     x: Float[Array, "... I"], weights: Sequence[PackedWeight], backend: Backend | None = None
 ) -> tuple[Float[Array, "... _"], ...]:
     """`product` of each; those of one form in one launch."""
-    from pallas_kernels.weight_matmul import dequantize_weight, weight_matmuls
-
     rows = x.reshape(-1, x.shape[-1])
     forms = {(w.packed.bits, w.packed.group) for w in weights}
     if len(forms) > 1:

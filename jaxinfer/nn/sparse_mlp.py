@@ -22,6 +22,7 @@ from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 from pallas_kernels.dispatch import Implementation
+from pallas_kernels.sparse_mlp import sparse_mlp
 
 LISTED = 64  # tokens
 
@@ -107,8 +108,6 @@ class SparseMlp:
     def _listed(
         self, cfg: ModelConfig, rows: Array, best: Array, implementation: Implementation | None
     ) -> Array:
-        from pallas_kernels.sparse_mlp import sparse_mlp
-
         if len(rows) == 1:  # a list already, which saves a GPU four launches
             blocks, count, row_mask = best[0], jnp.int32(self.kept), None
         else:

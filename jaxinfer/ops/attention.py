@@ -4,26 +4,19 @@ A `Partial` is what one segment of keys contributes to a softmax: the weighted v
 running maximum and the running normaliser, all float32. `merge` is associative, so stored tokens,
 packed tokens and the fresh tokens of a call are attended to apart and merged (flash decoding, arXiv
 2311.01282, section 3). Extra letter: J keys of one segment, G query heads per key/value head.
-Queries come grouped, [B, K, G, T, H]. The matrix products read keys and values in their storage
-dtype and accumulate in float32; where inputs are float64 (a check of the algebra) so is everything.
+Queries come grouped, [B, K, G, T, H]. The products are those of
+`pallas_kernels.dense_attention.reference`, the oracle of the GPU kernels.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinfer.runtime.backend import KeyLayout
-from pallas_kernels.softmax_state import LEAST, NEGATIVE
-
-
-class Partial(NamedTuple):
-    """A softmax over some keys: `acc / sum` is its output, `max + log(sum)` its log-sum-exp."""
-
-    acc: Float[Array, "B K G T H"]
-    max: Float[Array, "B K G T"]
-    sum: Float[Array, "B K G T"]
+from pallas_kernels.dense_attention import reference
+from pallas_kernels.dispatch import KeyLayout
+from pallas_kernels.softmax_state import LEAST, NEGATIVE, Partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +28,11 @@ class AttentionSpec:
     softcap: float | None = None
     window: int | None = None
     slopes: tuple[float, ...] | None = None
+
+    @property
+    def of_scores(self) -> dict[str, Any]:
+        """What the functions of `pallas_kernels` take."""
+        return {"scale": self.scale, "softcap": self.softcap, "slopes": self.slopes}
 
 
 def empty_partial(q: Float[Array, "B K G T H"]) -> Partial:
@@ -80,20 +78,8 @@ def scores(
     distance: Int[Array, "#B _ T J"],
     layout: KeyLayout,
 ) -> Float[Array, "B K G T J"]:
-    """Scaled dot products, soft-capped and ALiBi-biased; `distance` is query minus key position.
-
-    ALiBi is `-slope * distance` (arXiv 2108.12409), which equals the usual bias by key position up
-    to a constant that the softmax removes.
-    """
-    dims = "bkgth,bkhj->bkgtj" if layout == "BKHS" else "bkgth,bkjh->bkgtj"
-    dtype = jnp.result_type(q, k, jnp.float32)
-    s = jnp.einsum(dims, q, k, preferred_element_type=dtype) * spec.scale
-    if spec.softcap is not None:
-        s = spec.softcap * jnp.tanh(s / spec.softcap)
-    if spec.slopes is not None:
-        slopes = jnp.asarray(spec.slopes, dtype).reshape(1, q.shape[1], q.shape[2], 1, 1)
-        s = s - slopes * distance[:, :, None].astype(dtype)
-    return s
+    """Scaled dot products, soft-capped and ALiBi-biased; `distance` is query minus key position."""
+    return reference.scores(q, k, distance, layout=layout, **spec.of_scores)
 
 
 def partial_attention(
@@ -106,13 +92,7 @@ def partial_attention(
     layout: KeyLayout = "BKSH",
 ) -> Partial:
     """The softmax state of `q` over `k, v`, restricted to `visible`."""
-    s = scores(spec, q, k, distance, layout)
-    mask = visible[:, :, None]
-    s = jnp.where(mask, s, NEGATIVE)  # before the exponential: no overflow, so no NaN in gradients
-    top = jnp.max(s, axis=-1)
-    p = jnp.where(mask, jnp.exp(s - top[..., None]), 0.0)
-    acc = jnp.einsum("bkgtj,bkjh->bkgth", p.astype(v.dtype), v, preferred_element_type=s.dtype)
-    return Partial(acc, top, p.sum(axis=-1))
+    return reference.dense_attention(q, k, v, visible, distance, layout=layout, **spec.of_scores)
 
 
 def key_weights(
@@ -124,10 +104,6 @@ def key_weights(
     lse: Float[Array, "B K G T"],
     layout: KeyLayout = "BKSH",
 ) -> Float[Array, "B K T J"]:
-    """The probability that each query gives each key, summed over the group's query heads.
-
-    A second pass over the keys once the log-sum-exp over all segments is known; the sum over all
-    keys of all segments is G for every query.
-    """
-    s = scores(spec, q, k, distance, layout)
-    return jnp.where(visible, jnp.exp(s - lse[..., None]).sum(axis=2), 0.0)
+    """The probability that each query gives each key, summed over the group's query heads; a
+    second pass, once the log-sum-exp over all segments is known."""
+    return reference.key_weights(q, k, visible, lse, distance, layout=layout, **spec.of_scores)

@@ -1,23 +1,23 @@
 """Attention over stored tokens: Pallas kernels on a CUDA device, XLA anywhere else.
 
-The kernels read caches in the layout that GPUs have here ("BKSH"). `Backend.implementation` None
-decides when a program is lowered; "reference", "triton" and "interpret" name one, which nothing
-replaces. Where a kernel does not exist for a format (odd head sizes, ablations of KIVI's grouping),
-None is XLA on every device, and naming "triton" or "interpret" is an error. The
-kernels are imported where a program is traced for them: a CPU never pays for Pallas.
+`backend` says which, and `pallas_kernels.dispatch.dispatch` chooses: with the implementation None
+when a program is lowered; "reference", "triton" and "interpret" name one, which nothing replaces.
+Where a kernel does not exist for a format (odd head sizes, ablations of KIVI's grouping), None is
+XLA on every device, and naming "triton" or "interpret" is an error.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinfer.ops.attention import AttentionSpec, Partial, key_weights, partial_attention
+from jaxinfer.ops.attention import AttentionSpec, Partial
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
-from pallas_kernels.dispatch import dispatch, implementation_of
-from pallas_kernels.softmax_state import ExtraKeys, attended
+from pallas_kernels import dense_attention as dense
+from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
+from pallas_kernels.less_state import low_rank_read
+from pallas_kernels.softmax_state import ExtraKeys
 
 
 def attend_stored(
@@ -25,22 +25,11 @@ def attend_stored(
     stop: Array, extra: ExtraKeys | None = None, *, backend: Backend,
 ) -> Any:  # fmt: skip
     """`partial_attention` over slots of which none from `stop` (i32[]) on is visible; given the
-    `extra` of the keys, the attention output over all, in the dtype of `q`."""
-
-    def reference(q, k, v, distance, visible, stop, extra):
-        del stop
-        return ended(partial_attention(spec, q, k, v, distance, visible, backend.layout), extra, q)
-
-    def kernel(q, k, v, distance, visible, stop, extra, *, interpret):
-        from pallas_kernels.dense_attention import dense_attention
-
-        return dense_attention(
-            q, k, v, *_masks(spec, q, distance, visible, stop), extra,
-            implementation=implementation_of(interpret), **_form(spec),
-        )  # fmt: skip
-
-    args = q, k, v, distance, visible, stop, extra
-    return _as_partial(dispatch(backend.implementation, reference, kernel, *args))
+    `extra` keys, the attention output over all, in the dtype of `q`."""
+    return dense.dense_attention(
+        q, k, v, visible, distance, _rows(stop, q, backend), extra, layout=backend.layout,
+        implementation=backend.implementation, **spec.of_scores,
+    )  # fmt: skip
 
 
 def stored_weights(
@@ -48,81 +37,34 @@ def stored_weights(
     lse: Float[Array, "B K G T"], stop: Array, *, backend: Backend,
 ) -> Float[Array, "B K T S"]:  # fmt: skip
     """`key_weights` of such slots."""
-
-    def reference(q, k, distance, visible, lse, stop):
-        del stop
-        return key_weights(spec, q, k, distance, visible, lse, backend.layout)
-
-    def kernel(q, k, distance, visible, lse, stop, *, interpret):
-        from pallas_kernels.dense_attention import key_weights
-
-        visible, distance, stop = _masks(spec, q, distance, visible, stop)
-        return key_weights(
-            q, k, visible, lse, distance, stop, implementation=implementation_of(interpret),
-            **_form(spec),
-        )  # fmt: skip
-
-    args = q, k, distance, visible, lse, stop
-    return dispatch(backend.implementation, reference, kernel, *args)
+    return dense.key_weights(
+        q, k, visible, lse, distance, _rows(stop, q, backend), layout=backend.layout,
+        implementation=backend.implementation, **spec.of_scores,
+    )  # fmt: skip
 
 
 def attend_packed(
-    spec: AttentionSpec, q: Array, keys: Any, values: Any, distance: Array,
+    spec: AttentionSpec, q: Array, keys: PackedHalf, values: PackedHalf, distance: Array,
     visible: Array, stop: Array, extra: ExtraKeys | None = None, *, key_bits: int, value_bits: int,
-    reference, backend: Backend,
+    backend: Backend,
 ) -> Any:  # fmt: skip
-    """Attention over codes, `PackedHalf`s of `pallas_kernels.kivi_attention`, with `extra` as in
-    `attend_stored`; `reference` of queries, codes and masks unpacks and attends."""
-
-    def unpacking(q, keys, values, distance, visible, stop, extra):
-        del stop
-        return ended(reference(q, keys, values, distance, visible), extra, q)
-
-    def kernel(q, keys, values, distance, visible, stop, extra, *, interpret):
-        from pallas_kernels.kivi_attention import kivi_attention
-
-        return kivi_attention(
-            q, keys, values, *_masks(spec, q, distance, visible, stop), extra, key_bits=key_bits,
-            value_bits=value_bits, implementation=implementation_of(interpret), **_form(spec),
-        )  # fmt: skip
-
-    args = q, keys, values, distance, visible, stop, extra
-    return _as_partial(dispatch(backend.implementation, unpacking, kernel, *args))
+    """Attention over codes, with `stop` and `extra` as in `attend_stored`."""
+    return kivi_attention(
+        q, keys, values, visible, distance, _rows(stop, q, backend), extra, key_bits=key_bits,
+        value_bits=value_bits, implementation=backend.implementation, **spec.of_scores,
+    )  # fmt: skip
 
 
 def attend_low_rank(
-    q: Array, num: Array, den: Array, kernels: Params, *, reference: Callable[..., Any],
-    backend: Backend,
-) -> Partial:  # fmt: skip
-    """LESS's state (float32) as queries see it through their feature map; `reference` of the four
-    gives the same."""
-
-    def kernel(q, num, den, kernels, *, interpret):
-        from pallas_kernels.less_state import low_rank_read
-
-        maps = kernels["query_inner"], kernels["query_outer"]
-        return low_rank_read(q, num, den, *maps, implementation=implementation_of(interpret))
-
-    def unnamed(*args):
-        return tuple(reference(*args))
-
-    return Partial(*dispatch(backend.implementation, unnamed, kernel, q, num, den, kernels))
+    q: Array, num: Array, den: Array, feature_maps: Params, *, backend: Backend
+) -> Partial:
+    """LESS's state as queries see it through their feature map."""
+    maps = feature_maps["query_inner"], feature_maps["query_outer"]
+    return low_rank_read(q, num, den, *maps, implementation=backend.implementation)
 
 
-def ended(state: Partial, extra: ExtraKeys | None, q: Array) -> Any:
-    """The state as a tuple, or with the `extra` of the keys the attention output."""
-    return tuple(state) if extra is None else attended(state, extra, q.dtype)
-
-
-def _as_partial(found: Any) -> Any:
-    """What `dispatch` returned: a state is a tuple there."""
-    return Partial(*found) if isinstance(found, tuple | list) else found
-
-
-def _masks(spec: AttentionSpec, q: Array, distance: Array, visible: Array, stop: Array):
-    rows = jnp.broadcast_to(stop.astype(jnp.int32), q.shape[:1])
-    return visible, (None if spec.slopes is None else distance), rows
-
-
-def _form(spec: AttentionSpec) -> dict:
-    return {"scale": spec.scale, "softcap": spec.softcap, "slopes": spec.slopes}
+def _rows(stop: Array, q: Array, backend: Backend) -> Array | None:
+    """`stop` for each row, which saves a kernel reads; XLA masks by visibility alone."""
+    if not backend.has_kernels:
+        return None
+    return jnp.broadcast_to(stop.astype(jnp.int32), q.shape[:1])

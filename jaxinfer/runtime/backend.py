@@ -1,13 +1,11 @@
 """How a device stores a cache and computes with it: one value that travels through a step."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 
-from pallas_kernels.dispatch import Implementation, check_implementation
+from pallas_kernels.dispatch import Implementation, KeyLayout, check_implementation, check_layout
 
-KeyLayout = Literal["BKHS", "BKSH"]
 CPU_BLOCK = 128  # slots
 
 
@@ -27,11 +25,7 @@ class Backend:
     implementation: Implementation | None = "reference"
 
     def __post_init__(self):
-        if self.layout == "BKHS" and self.implementation != "reference":
-            raise ValueError(
-                'kernels read keys in the layout "BKSH", got "BKHS" with implementation '
-                f"{self.implementation!r}"
-            )
+        check_layout(self.layout, self.implementation)
 
     @classmethod
     def of(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.common import power_of_two
+from pallas_kernels.shapes import power_of_two
 from pallas_kernels.tuned import around
 
 THREADS, MOST = 32, 16  # of a warp; warps of a program

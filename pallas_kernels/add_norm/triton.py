@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.common import launch, load, power_of_two, store
+from pallas_kernels.common import launch, load, store
+from pallas_kernels.shapes import power_of_two
 
 
 def add_norm(x, delta, scale, bias, *, kind, eps, config, interpret):

@@ -12,13 +12,15 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.attention_tile import (
     Scores,
+    ends,
     load_matrix,
     partials,
     store_matrix,
 )
-from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
+from pallas_kernels.common import exact_dot, launch, load, store
 from pallas_kernels.dense_attention.configs import Config
 from pallas_kernels.merge_splits import joined
+from pallas_kernels.shapes import blocks_of, power_of_two
 from pallas_kernels.softmax_state import NEGATIVE
 
 
@@ -32,8 +34,8 @@ def dense_attention(
         _partial_kernel, config=config, size=size, groups=groups, scale=scale, softcap=softcap
     )
     parts = launch(
-        kernel, q.reshape(batch, heads, rows, width), k, v, visible.astype(jnp.int8), stop,
-        *_extra(distance, slopes),
+        kernel, q.reshape(batch, heads, rows, width), k, v, visible.astype(jnp.int8),
+        ends(stop, batch, k.shape[2]), *_extra(distance, slopes),
         out=partials(batch, heads, splits, rows, width),
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
         name="dense_attention", warps=config.warps, stages=config.stages, interpret=interpret,
@@ -42,7 +44,7 @@ def dense_attention(
 
 
 def key_weights(
-    q, k, visible, distance, lse, stop, *, config: Config, interpret: bool, scale, softcap, slopes
+    q, k, visible, lse, distance, stop, *, config: Config, interpret: bool, scale, softcap, slopes
 ):
     batch, heads, _, size, _ = q.shape
     slots, nodes = k.shape[2], min(power_of_two(size, least=16), config.rows)
@@ -50,7 +52,8 @@ def key_weights(
         _weights_kernel, config=config, nodes=nodes, scale=scale, softcap=softcap
     )
     return launch(
-        kernel, q, k, visible.astype(jnp.int8), lse, stop, *_extra(distance, slopes),
+        kernel, q, k, visible.astype(jnp.int8), lse, ends(stop, batch, slots),
+        *_extra(distance, slopes),
         out=jax.ShapeDtypeStruct((batch, heads, size, slots), jnp.float32),
         grid=(batch * heads, blocks_of(size, nodes), blocks_of(slots, config.keys)),
         name="key_weights", warps=config.warps, stages=config.stages, interpret=interpret,
@@ -65,7 +68,7 @@ def _extra(distance, slopes):
 def _partial_kernel(
     q_ref, k_ref, v_ref, visible_ref, stop_ref, *refs, config, size, groups, scale, softcap
 ):
-    *alibi, acc_ref, peak_ref, norm_ref = refs
+    *alibi, acc_ref, max_ref, sum_ref = refs
     scores = Scores(
         visible=visible_ref, alibi=alibi, groups=groups, size=size, scale=scale, softcap=softcap
     )
@@ -80,19 +83,19 @@ def _partial_kernel(
     last = jnp.minimum((split + 1) * part, tiles)
 
     def body(i, carry):
-        acc, peak, norm = carry
+        acc, largest, total = carry
         slots = i * config.keys + jnp.arange(config.keys)
         inside = slots < stop
         k = load_matrix(k_ref, (b, h), slots, inside).astype(q.dtype)
         s, seen = scores.of(exact_dot(q, k.T), b, h, rows, exists, slots, inside)
-        new = jnp.maximum(peak, jnp.max(s, axis=1))
+        new = jnp.maximum(largest, jnp.max(s, axis=1))
         p = jnp.where(seen, jnp.exp(s - new[:, None]), 0.0)
-        old = jnp.exp(peak - new)
+        old = jnp.exp(largest - new)
         v = load_matrix(v_ref, (b, h), slots, inside).astype(q.dtype)
         acc = acc * old[:, None] + exact_dot(p.astype(v.dtype), v)
-        return acc, new, norm * old + jnp.sum(p, axis=1)
+        return acc, new, total * old + jnp.sum(p, axis=1)
 
-    acc, peak, norm = jax.lax.fori_loop(
+    acc, largest, total = jax.lax.fori_loop(
         split * part, last, body,
         (
             jnp.zeros((config.rows, power_of_two(width, least=16)), jnp.float32),
@@ -101,8 +104,8 @@ def _partial_kernel(
         ),
     )  # fmt: skip
     store_matrix(acc_ref, (b, h, split), rows, exists, acc)
-    store(peak_ref.at[b, h, split, rows], peak, mask=exists)
-    store(norm_ref.at[b, h, split, rows], norm, mask=exists)
+    store(max_ref.at[b, h, split, rows], largest, mask=exists)
+    store(sum_ref.at[b, h, split, rows], total, mask=exists)
 
 
 def _weights_kernel(

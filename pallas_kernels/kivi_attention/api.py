@@ -13,12 +13,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import expect
-from pallas_kernels.dense_attention.api import Partial, checked
+from pallas_kernels.dense_attention.api import checked
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.kivi_attention import reference, triton
+from pallas_kernels.kivi_attention import reference
 from pallas_kernels.kivi_attention.configs import Config, heuristic
-from pallas_kernels.softmax_state import ExtraKeys
+from pallas_kernels.shapes import expect
+from pallas_kernels.softmax_state import ExtraKeys, Partial
 from pallas_kernels.tuned import choose
 
 BITS = (2, 4, 8)
@@ -67,17 +67,16 @@ def kivi_attention(
     slots = visible.shape[-1]
     check_half("keys", keys, key_bits, (batch, heads), slots, width, token_words=True)
     check_half("values", values, value_bits, (batch, heads), slots, width, token_words=False)
-    args, spec = checked(q, slots, visible, distance, stop, scale, softcap, slopes)
+    distance, spec = checked(q, slots, visible, distance, stop, scale, softcap, slopes)
     config = config or choose(
         "kivi_attention", heuristic, batch, heads, groups * size, slots, width, q.dtype.itemsize,
         key_bits, value_bits=value_bits,
     )  # fmt: skip
     spec |= {"key_bits": key_bits, "value_bits": value_bits}
-    visible, distance, stop = args
     return dispatch(
         implementation,
         functools.partial(reference.kivi_attention, **spec),
-        functools.partial(triton.kivi_attention, config=config, **spec),
+        functools.partial(_kivi_attention, config=config, **spec),
         q, *keys, *values, visible, distance, stop, extra,
     )  # fmt: skip
 
@@ -118,3 +117,9 @@ def check_half(
     if width & (width - 1):
         raise ValueError(f"the head size must be a power of two, got {width}")
     return group
+
+
+def _kivi_attention(*args, **options):
+    from pallas_kernels.kivi_attention import triton  # a CPU never pays for Pallas
+
+    return triton.kivi_attention(*args, **options)

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.attention_tile import partials
-from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
+from pallas_kernels.attention_tile import ends, partials
+from pallas_kernels.common import exact_dot, launch, load, store
 from pallas_kernels.kivi_attention.codes import exp2, numbers, unit_and_offset
 from pallas_kernels.kivi_attention.configs import WORDS, Config
 from pallas_kernels.merge_splits import joined
+from pallas_kernels.shapes import blocks_of
 from pallas_kernels.softmax_state import NEGATIVE
 
 LOG2E = 1.4426950408889634
@@ -44,7 +45,7 @@ def kivi_attention(
     )  # fmt: skip
     parts = launch(
         kernel, q.reshape(batch, heads, rows, width), k_words, k_scale, k_zero, v_words, v_scale,
-        v_zero, as_bits(visible, 32 // key_bits), stop,
+        v_zero, as_bits(visible, 32 // key_bits), ends(stop, batch, slots),
         *shifts(key_bits, value_bits, width, config), *alibi,
         out=partials(batch, heads, splits, rows, width),
         grid=(batch * heads, blocks_of(rows, config.rows), splits),
@@ -81,7 +82,7 @@ def _kernel(
     q_ref, kw_ref, ks_ref, kz_ref, vw_ref, vs_ref, vz_ref, visible_ref, stop_ref, turn_ref,
     part_ref, *refs, key_bits, value_bits, config, size, groups, slots, scale, softcap, interpret,
 ):  # fmt: skip
-    *alibi, acc_ref, peak_ref, norm_ref = refs
+    *alibi, acc_ref, max_ref, sum_ref = refs
     heads, width = q_ref.shape[1], q_ref.shape[3]
     b, h = pl.program_id(0) // heads, pl.program_id(0) % heads
     split = pl.program_id(2)
@@ -148,7 +149,7 @@ def _kernel(
         return x * LOG2E
 
     def body(n, carry):
-        *acc, peak, norm = carry
+        *acc, largest, total = carry
         tile, turn = n // turns, n % turns
         word = tile * WORDS + jnp.arange(WORDS)
         seen = _entries(visible_ref, b, h, word, rows % size, word * count < stop)
@@ -159,12 +160,12 @@ def _kernel(
             x = scored(x, word * count + turn * lanes + lane)
             is_seen = ((seen >> jnp.uint32(lane)) & 1) != 0
             found.append(jnp.where(is_seen & (lane < below)[:, None], x, -jnp.inf))
-        top = jnp.maximum(peak, jnp.max(functools.reduce(jnp.maximum, found), axis=0))
-        old = exp2(peak - top, interpret=interpret)
-        acc, norm = [a * old[None] for a in acc], norm * old[None]
+        top = jnp.maximum(largest, jnp.max(functools.reduce(jnp.maximum, found), axis=0))
+        old = exp2(largest - top, interpret=interpret)
+        acc, total = [a * old[None] for a in acc], total * old[None]
         for lane, x in enumerate(found):
             p = exp2(x - top[None], interpret=interpret)
-            norm += p
+            total += p
             w, unit, offset = values(word * count + turn * lanes + lane, tile)
             acc = [
                 a + exact_dot(
@@ -172,7 +173,7 @@ def _kernel(
                 )
                 for code, a in enumerate(acc)
             ]  # fmt: skip
-        return *acc, top, norm
+        return *acc, top, total
 
     def values(slot, tile):
         """Words of the tokens, one row for each part of them, with their units and offsets."""
@@ -193,7 +194,7 @@ def _kernel(
         )
         return w, unit, offset
 
-    *acc, peak, norm = jax.lax.fori_loop(
+    *acc, largest, total = jax.lax.fori_loop(
         first * turns, last * turns, body,
         (
             *([jnp.zeros((parts * words, config.rows), jnp.float32)] * codes),
@@ -207,9 +208,9 @@ def _kernel(
             acc_ref.at[b, h, split, rows[None], channel[:, None]], found,
             mask=_rows_mask(channel, exists),
         )  # fmt: skip
-    peak = jnp.where(peak == NEGATIVE, NEGATIVE, peak / LOG2E)  # nothing was seen
-    store(peak_ref.at[b, h, split, rows], peak, mask=exists)
-    store(norm_ref.at[b, h, split, rows], jnp.sum(norm, axis=0), mask=exists)
+    largest = jnp.where(largest == NEGATIVE, NEGATIVE, largest / LOG2E)  # nothing was seen
+    store(max_ref.at[b, h, split, rows], largest, mask=exists)
+    store(sum_ref.at[b, h, split, rows], jnp.sum(total, axis=0), mask=exists)
 
 
 def _rows_mask(channels, exists):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention.api import PackedHalf, check_half
-from pallas_kernels.kivi_push import reference, triton
+from pallas_kernels.kivi_push import reference
 from pallas_kernels.kivi_push.configs import Config
+from pallas_kernels.shapes import expect
 from pallas_kernels.tuned import choose
 
 
@@ -88,7 +88,13 @@ def kivi_push(
     written = dispatch(
         implementation,
         functools.partial(reference.kivi_push, **spec),
-        functools.partial(triton.kivi_push, config=config, **spec),
+        functools.partial(_kivi_push, config=config, **spec),
         *keys, *values, tail_k, tail_v, k, v, stored, count,
     )  # fmt: skip
     return Pushed(PackedHalf(*written[:3]), PackedHalf(*written[3:6]), *written[6:])
+
+
+def _kivi_push(*args, **options):
+    from pallas_kernels.kivi_push import triton  # a CPU never pays for Pallas
+
+    return triton.kivi_push(*args, **options)

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from pallas_kernels.kivi_attention.reference import unpacked
-from pallas_kernels.quantize_pack.reference import packed, quantize_pack, quantized
+from pallas_kernels.quantization import pack, quantize
+from pallas_kernels.quantize_pack.reference import quantize_pack
 
 NOWHERE = jnp.iinfo(jnp.int32).max
 
@@ -30,8 +31,8 @@ def kivi_push(
     if flush == "sliding":
         leaving = jnp.take_along_axis(tail_v, slot[:, None, None, None], axis=2)
         place = jnp.where(takes & (stored >= residual), stored - residual, NOWHERE)[:, None]
-        codes, scale, zero = quantized(new_k, key_bits, key_group, 2, k_scale.dtype)
-        read = unpacked(packed(codes, key_bits, 2), scale, zero, key_bits, token_words=True)
+        codes, scale, zero = quantize(new_k, key_bits, key_group, 2, k_scale.dtype.name)
+        read = unpacked(pack(codes, key_bits, 2), scale, zero, key_bits, token_words=True)
         new_k = jnp.where(completes[:, None, None, None], rounded(read, tail_k.dtype), new_k)
     values = quantize_pack(
         v_words, v_scale, v_zero, leaving, place, bits=value_bits, group=value_group, axis=3

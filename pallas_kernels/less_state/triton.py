@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.activation import gelu
-from pallas_kernels.common import blocks_of, exact_dot, launch, load, power_of_two, store
+from pallas_kernels.common import exact_dot, launch, load, store
 from pallas_kernels.less_state.configs import Config
-from pallas_kernels.less_state.reference import NEGATIVE
+from pallas_kernels.shapes import blocks_of, power_of_two
+from pallas_kernels.softmax_state import NEGATIVE, Partial
 
 ELEMENTS = 4096  # of the state in registers at a time; at 8192 an H200 spills (R 16, H 128)
 
@@ -22,12 +23,13 @@ def low_rank_read(q, num, den, inner, outer, *, config: Config, interpret):
     batch, heads, groups, size, width = q.shape
     shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     numbers = jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
-    return launch(
+    state = launch(
         functools.partial(_read_kernel, config=config), q, num, den, inner, outer,
         out=(shape, numbers, numbers),
         grid=(heads * groups, blocks_of(batch * size, config.rows)),
         name="low_rank_read", warps=config.warps, stages=config.stages, interpret=interpret,
     )  # fmt: skip
+    return Partial(*state)
 
 
 def low_rank_update(num, den, k, v, count, *weights, config: Config, interpret):
@@ -44,7 +46,7 @@ def low_rank_update(num, den, k, v, count, *weights, config: Config, interpret):
 
 
 def _read_kernel(
-    q_ref, num_ref, den_ref, inner_ref, outer_ref, acc_ref, peak_ref, norm_ref, *, config
+    q_ref, num_ref, den_ref, inner_ref, outer_ref, acc_ref, max_ref, sum_ref, *, config
 ):
     batch, _, groups, size, width = q_ref.shape
     head, rank = pl.program_id(0), num_ref.shape[2]
@@ -71,8 +73,8 @@ def _read_kernel(
     some = total > 0
     total = jnp.where(some, total, 1.0)
     store(acc_ref.at[at_q], jnp.where(some[:, None], acc / total[:, None], 0.0), mask=mask)
-    store(peak_ref.at[b, k, g, t], jnp.where(some, jnp.log(total), NEGATIVE), mask=inside)
-    store(norm_ref.at[b, k, g, t], some.astype(jnp.float32), mask=inside)
+    store(max_ref.at[b, k, g, t], jnp.where(some, jnp.log(total), NEGATIVE), mask=inside)
+    store(sum_ref.at[b, k, g, t], some.astype(jnp.float32), mask=inside)
 
 
 def _update_kernel(

@@ -15,10 +15,10 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.modal_step import reference, triton
+from pallas_kernels.modal_step import reference
 from pallas_kernels.modal_step.configs import Config, heuristic
+from pallas_kernels.shapes import expect
 from pallas_kernels.tuned import choose
 
 
@@ -56,7 +56,7 @@ def modal_step(
     return dispatch(
         implementation,
         reference.modal_step,
-        functools.partial(triton.modal_step, config=config),
+        functools.partial(_modal_step, config=config),
         state_re, state_im, u, *filters,
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def hyena_step(
     return dispatch(
         implementation,
         reference.hyena_step,
-        functools.partial(triton.hyena_step, config=config),
+        functools.partial(_hyena_step, config=config),
         p, past, taps, bias, state_re, state_im, *filters,
     )  # fmt: skip
 
@@ -122,3 +122,15 @@ def _check(state_re: Array, state_im: Array, filters: tuple, batch: int, channel
                 f"{name} must be float32, got {x.dtype}; keep modal filters and their state out of "
                 "any cast"
             )
+
+
+def _hyena_step(*args, **options):
+    from pallas_kernels.modal_step import triton  # a CPU never pays for Pallas
+
+    return triton.hyena_step(*args, **options)
+
+
+def _modal_step(*args, **options):
+    from pallas_kernels.modal_step import triton  # a CPU never pays for Pallas
+
+    return triton.modal_step(*args, **options)

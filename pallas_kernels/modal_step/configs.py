@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
-from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.shapes import blocks_of, power_of_two
 from pallas_kernels.tuned import near
 
 ELEMENTS = 1024  # of a tile of modes: two states and four coefficients stay in registers

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.common import blocks_of, launch, load, store
+from pallas_kernels.common import launch, load, store
 from pallas_kernels.modal_step.configs import Config
+from pallas_kernels.shapes import blocks_of
 
 
 def modal_step(state_re, state_im, u, *filters, config: Config, interpret):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.common import power_of_two
+from pallas_kernels.shapes import power_of_two
 from pallas_kernels.tuned import around, near
 
 MOST = 16  # tokens of a program: a prompt's chunk has thousands of tokens

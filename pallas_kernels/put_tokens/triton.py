@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.common import blocks_of, launch, load, power_of_two, store
+from pallas_kernels.common import launch, load, store
 from pallas_kernels.put_tokens.configs import Config
 from pallas_kernels.put_tokens.reference import as_stored
+from pallas_kernels.shapes import blocks_of, power_of_two
 
 
 def put_tokens(stored, tokens, index, *, config: Config, interpret: bool):

@@ -11,11 +11,11 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
 from pallas_kernels.kivi_attention.api import PackedHalf, check_half
-from pallas_kernels.quantize_pack import reference, triton
+from pallas_kernels.quantize_pack import reference
 from pallas_kernels.quantize_pack.configs import Config
+from pallas_kernels.shapes import expect
 from pallas_kernels.tuned import choose
 
 
@@ -49,7 +49,13 @@ def quantize_pack(
     written = dispatch(
         implementation,
         functools.partial(reference.quantize_pack, **spec),
-        functools.partial(triton.quantize_pack, config=config, **spec),
+        functools.partial(_quantize_pack, config=config, **spec),
         *half, x, index.astype(jnp.int32),
     )  # fmt: skip
     return PackedHalf(*written)
+
+
+def _quantize_pack(*args, **options):
+    from pallas_kernels.quantize_pack import triton  # a CPU never pays for Pallas
+
+    return triton.quantize_pack(*args, **options)

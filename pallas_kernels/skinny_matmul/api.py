@@ -13,28 +13,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.activation import check_activation
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.skinny_matmul import reference, triton
+from pallas_kernels.shapes import expect
+from pallas_kernels.skinny_matmul import reference
 from pallas_kernels.skinny_matmul.configs import Config, heuristic
 from pallas_kernels.tuned import choose
 
 
 def skinny_matmul(
-    x: Float[Array, "R I"],
+    x: Float[Array, "... I"],
     weights: Sequence[Array],
     biases: Sequence[Array | None] | None = None,
     *,
     config: Config | None = None,
     implementation: Implementation | None = None,
-) -> tuple[Float[Array, "R _"], ...]:
+) -> tuple[Float[Array, "... _"], ...]:
     """`x @ w.T + b` for each weight and its bias (None: no bias), in the dtype of `x`.
 
     Sums are float32 and are rounded once, with the bias. Results do not depend on the run: each is
     the sum of one program. Made for R up to 16; more rows read the weights once for each 16.
 
     Args:
-      x: float[R, I].
+      x: float[..., I]; R are all rows.
       weights: float[O, I] each, of one dtype; O may differ.
       biases: float[O] or None for each weight.
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
@@ -49,7 +49,7 @@ def skinny_matmul(
 
 
 def feed_forward_hidden(
-    x: Float[Array, "R I"],
+    x: Float[Array, "... I"],
     up: Array,
     gate: Array | None = None,
     *,
@@ -58,7 +58,7 @@ def feed_forward_hidden(
     gate_bias: Array | None = None,
     config: Config | None = None,
     implementation: Implementation | None = None,
-) -> Float[Array, "R O"]:
+) -> Float[Array, "... O"]:
     """`act(gate(x)) * up(x)`, or `act(up(x))` without a gate: what a feed-forward block multiplies
     with its last weight.
 
@@ -77,7 +77,8 @@ def feed_forward_hidden(
 
 def _run(x, weights, biases, names, jobs, activation, config, implementation):
     """`jobs` says how many of the weights, in order, go into each result."""
-    expect("x", x, (None, None))
+    lead = x.shape[:-1]
+    x = x.reshape(-1, x.shape[-1])
     if len(biases) != len(weights) or not weights:
         raise ValueError(
             f"each of at least one weight has a bias or None, got {len(weights)} weights and "
@@ -100,9 +101,16 @@ def _run(x, weights, biases, names, jobs, activation, config, implementation):
         together=together,
     )  # fmt: skip
     form = {"jobs": jobs, "activation": activation, "dtype": str(x.dtype)}
-    return dispatch(
+    found = dispatch(
         implementation,
         functools.partial(reference.skinny_matmul, **form),
-        functools.partial(triton.skinny_matmul, config=config, **form),
+        functools.partial(_skinny_matmul, config=config, **form),
         x.astype(weights[0].dtype), weights, biases,
     )  # fmt: skip
+    return tuple(y.reshape(*lead, -1) for y in found)
+
+
+def _skinny_matmul(*args, **options):
+    from pallas_kernels.skinny_matmul import triton  # a CPU never pays for Pallas
+
+    return triton.skinny_matmul(*args, **options)

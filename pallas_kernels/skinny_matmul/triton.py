@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.activation import KERNEL
-from pallas_kernels.common import blocks_of, exact_dot, launch, load, store
+from pallas_kernels.common import exact_dot, launch, load, store
+from pallas_kernels.shapes import blocks_of
 from pallas_kernels.skinny_matmul.configs import Config
 
 

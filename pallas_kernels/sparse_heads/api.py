@@ -8,17 +8,14 @@ entries of a list.
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.sparse_heads import reference, triton
+from pallas_kernels.shapes import expect
+from pallas_kernels.softmax_state import Partial
+from pallas_kernels.sparse_heads import reference
 from pallas_kernels.sparse_heads.configs import Config, heuristic
 from pallas_kernels.tuned import choose
-
-Partial = tuple[
-    Float[Array, "B K G H"], Float[Array, "B K G"], Float[Array, "B K G"]
-]  # accumulated values, peak, norm
 
 
 def sparse_heads(
@@ -35,8 +32,8 @@ def sparse_heads(
 ) -> Partial:
     """The softmax state, in float32, of one token's selected heads over the slots below `length`.
 
-    `acc / norm` is the attention output and `peak + log(norm)` its log-sum-exp. Heads that are not
-    selected have the identity: acc 0, peak -1e30, norm 0. Their keys and values are not read.
+    Heads that are not selected have the identity: acc 0, max -1e30, sum 0. Their keys and values
+    are not read.
 
     Args:
       q: float[B, K, G, H].
@@ -47,7 +44,7 @@ def sparse_heads(
       count: int[B].
       scale: what scores are multiplied by.
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
-      implementation: see `common.dispatch`.
+      implementation: see `pallas_kernels.dispatch.dispatch`.
 
     Raises:
       ValueError: if a shape or dtype does not fit.
@@ -70,6 +67,12 @@ def sparse_heads(
     return dispatch(
         implementation,
         functools.partial(reference.sparse_heads, scale=scale),
-        functools.partial(triton.sparse_heads, scale=scale, config=config),
+        functools.partial(_sparse_heads, scale=scale, config=config),
         q, k, v, *(x.astype(jnp.int32) for x in (length, groups, count)),
     )  # fmt: skip
+
+
+def _sparse_heads(*args, **options):
+    from pallas_kernels.sparse_heads import triton  # a CPU never pays for Pallas
+
+    return triton.sparse_heads(*args, **options)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.common import blocks_of, power_of_two
+from pallas_kernels.shapes import blocks_of, power_of_two
 from pallas_kernels.tuned import around, near
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200

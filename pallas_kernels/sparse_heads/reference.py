@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30  # finite, so that the difference of two empty peaks is 0
+from pallas_kernels.softmax_state import NEGATIVE, Partial
 
 
 def sparse_heads(
@@ -21,11 +21,11 @@ def sparse_heads(
     mask = seen[:, :, None]
     s = jnp.einsum("bkgh,bksh->bkgs", q, k, preferred_element_type=jnp.float32) * scale
     s = jnp.where(mask, s, NEGATIVE)
-    peak = s.max(axis=-1)
-    p = jnp.where(mask, jnp.exp(s - peak[..., None]), 0.0)
+    top = s.max(axis=-1)
+    p = jnp.where(mask, jnp.exp(s - top[..., None]), 0.0)
     clean = jnp.where(seen[..., None], v, 0)  # what is not seen may be NaN
     acc = jnp.einsum("bkgs,bksh->bkgh", p.astype(v.dtype), clean, preferred_element_type=p.dtype)
-    return acc, peak, p.sum(axis=-1)
+    return Partial(acc, top, p.sum(axis=-1))
 
 
 def selected(

@@ -16,8 +16,9 @@ from pallas_kernels.attention_tile import (
     partials,
     store_matrix,
 )
-from pallas_kernels.common import exact_dot, launch, load, power_of_two, store
+from pallas_kernels.common import exact_dot, launch, load, store
 from pallas_kernels.merge_splits import merge_splits
+from pallas_kernels.shapes import power_of_two
 from pallas_kernels.softmax_state import NEGATIVE
 from pallas_kernels.sparse_heads.configs import Config
 
@@ -35,7 +36,7 @@ def sparse_heads(q, k, v, length, groups, count, *, config: Config, interpret, s
 
 
 def _kernel(
-    q_ref, k_ref, v_ref, length_ref, groups_ref, count_ref, acc_ref, peak_ref, norm_ref,
+    q_ref, k_ref, v_ref, length_ref, groups_ref, count_ref, acc_ref, max_ref, sum_ref,
     *, config, scale,
 ):  # fmt: skip
     _, heads, rows, width = q_ref.shape
@@ -53,19 +54,19 @@ def _kernel(
     q = load_matrix(q_ref, (b, h), row, exists & (stop > 0))
 
     def body(i, carry):
-        acc, peak, norm = carry
+        acc, largest, total = carry
         slot = i * config.keys + jnp.arange(config.keys)
         inside = slot < stop
         k = load_matrix(k_ref, (b, h), slot, inside)
         s = jnp.where(inside[None], exact_dot(q, k.T) * scale, NEGATIVE)
-        new = jnp.maximum(peak, jnp.max(s, axis=1))
+        new = jnp.maximum(largest, jnp.max(s, axis=1))
         p = jnp.where(inside[None], jnp.exp(s - new[:, None]), 0.0)
-        old = jnp.exp(peak - new)
+        old = jnp.exp(largest - new)
         v = load_matrix(v_ref, (b, h), slot, inside)
         return (
             acc * old[:, None] + exact_dot(p.astype(v.dtype), v),
             new,
-            norm * old + jnp.sum(p, axis=1),
+            total * old + jnp.sum(p, axis=1),
         )
 
     empty = (
@@ -73,10 +74,10 @@ def _kernel(
         jnp.full((len(row),), NEGATIVE, jnp.float32),
         jnp.zeros((len(row),), jnp.float32),
     )
-    acc, peak, norm = jax.lax.fori_loop(first, jnp.minimum(first + part, tiles), body, empty)
+    acc, largest, total = jax.lax.fori_loop(first, jnp.minimum(first + part, tiles), body, empty)
     store_matrix(acc_ref, (b, h, split), row, exists, acc)
-    store(peak_ref.at[b, h, split, row], peak, mask=exists)
-    store(norm_ref.at[b, h, split, row], norm, mask=exists)
+    store(max_ref.at[b, h, split, row], largest, mask=exists)
+    store(sum_ref.at[b, h, split, row], total, mask=exists)
 
 
 def _is_listed(groups_ref, count_ref, b, h):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.activation import check_activation
-from pallas_kernels.common import expect
 from pallas_kernels.dispatch import Implementation, dispatch
-from pallas_kernels.sparse_mlp import reference, triton
+from pallas_kernels.shapes import expect
+from pallas_kernels.sparse_mlp import reference
 from pallas_kernels.sparse_mlp.configs import Config, heuristic
 from pallas_kernels.tuned import choose
 
@@ -54,7 +54,7 @@ def sparse_mlp(
         to it, so a row's result does not depend on who shares the list. Without it they do.
       up_bias, gate_bias: float[F]. down_bias: float[D].
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
-      implementation: see `common.dispatch`.
+      implementation: see `pallas_kernels.dispatch.dispatch`.
 
     Raises:
       ValueError: if a shape, a dtype or a name does not fit.
@@ -75,7 +75,7 @@ def sparse_mlp(
         implementation,
         functools.partial(reference.sparse_mlp, block_size=block_size, activation=activation),
         functools.partial(
-            triton.sparse_mlp,
+            _sparse_mlp,
             block_size=block_size,
             activation=activation,
             config=config,
@@ -121,3 +121,9 @@ def _check(x, gate, up, down, blocks, count, row_mask, block_size, activation) -
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"{name} must be integers, got {index.dtype}")
     check_activation(activation)
+
+
+def _sparse_mlp(*args, **options):
+    from pallas_kernels.sparse_mlp import triton  # a CPU never pays for Pallas
+
+    return triton.sparse_mlp(*args, **options)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import blocks_of, expect
 from pallas_kernels.dispatch import Implementation, dispatch
+from pallas_kernels.shapes import blocks_of, expect
 from pallas_kernels.tuned import choose
-from pallas_kernels.weight_matmul import reference, triton
+from pallas_kernels.weight_matmul import reference
 from pallas_kernels.weight_matmul.configs import Config, heuristic
 from pallas_kernels.weight_matmul.reference import QuantizedWeight, words_of
 
@@ -59,7 +59,7 @@ def weight_matmuls(
     return dispatch(
         implementation,
         reference.weight_matmuls,
-        functools.partial(triton.weight_matmul, config=config),
+        functools.partial(_weight_matmul, config=config),
         x, weights,
     )  # fmt: skip
 
@@ -74,3 +74,9 @@ def _check(x: Array, weight: QuantizedWeight) -> None:
         expect("weight.zero", weight.zero, (groups, outputs))
     if weight.codes.dtype != jnp.uint32:
         raise ValueError(f"weight.codes must be words of uint32, got {weight.codes.dtype}")
+
+
+def _weight_matmul(*args, **options):
+    from pallas_kernels.weight_matmul import triton  # a CPU never pays for Pallas
+
+    return triton.weight_matmul(*args, **options)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.common import blocks_of
+from pallas_kernels.shapes import blocks_of
 from pallas_kernels.tuned import around, near
 
 WARPS = 8 * 132  # as many as run at once on an H100 or H200, by their registers

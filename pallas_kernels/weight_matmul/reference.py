@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import blocks_of
+from pallas_kernels.shapes import blocks_of
 
 BITS, GROUPS = (4, 8), (16, 32, 64, 128)  # one dot takes a group: 16 at least, registers at most
 SCALE_DTYPES = ("bfloat16", "float16")

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.common import blocks_of, launch, load, store
+from pallas_kernels.common import launch, load, store
+from pallas_kernels.shapes import blocks_of
 from pallas_kernels.weight_matmul.configs import Config
 from pallas_kernels.weight_matmul.reference import QuantizedWeight
 

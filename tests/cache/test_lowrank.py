@@ -18,14 +18,22 @@ from jaxinfer.models.params import abstract_params
 from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.ops.attention import NEGATIVE, finish, merge, partial_attention
 from jaxinfer.testing.quick import quick_jit
+from pallas_kernels.less_state import reference
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated, softmax_attention
 from tests.cache.test_heavy import Simulation
 from tests.factories import CONFIGS
 
 RANK = 3
 NOWHERE = jnp.zeros((1, 1), jnp.int32)  # the state forgets positions
-features = quick_jit(lowrank.features)
 BASES = {"h2o": h2o(4, 3), "streaming": streaming(2, 5), "window": streaming(0, 6)}
+
+
+def features_of(which: str, maps, x):
+    """phi of queries or psi of keys."""
+    return FeatureMaps.of_params(maps).apply({"params": maps}, x, method=which)
+
+
+features = quick_jit(features_of)
 
 
 def over(base):
@@ -179,19 +187,24 @@ def test_an_oracle_map_gives_full_attention(base, monkeypatch):
     q, k, v = random_qkv(tokens)
     kr = jnp.asarray(np.stack([rotated(k[0][:, t], t) for t in range(tokens)], axis=1), jnp.float32)
 
-    def oracle(which, kernels, x):
-        if which == "key":  # one-hot in the token
-            return jax.nn.one_hot(jnp.argmax(jnp.einsum("bkah,kth->bkat", x, kr) * 2
-                                  - (kr**2).sum(-1)[None, :, None], axis=-1), tokens)  # fmt: skip
+    def psi(x, *maps):  # one-hot in the token
+        return jax.nn.one_hot(jnp.argmax(jnp.einsum("bkah,kth->bkat", x, kr) * 2
+                              - (kr**2).sum(-1)[None, :, None], axis=-1), tokens)  # fmt: skip
+
+    def phi(x, *maps):
         scores = jnp.einsum("bkgth,kjh->bkgtj", x.reshape(x.shape[0], K, G, *x.shape[2:]), kr)
         return jnp.exp(scores * SPEC.scale).reshape(*x.shape[:3], tokens)
 
-    monkeypatch.setattr(lowrank, "features", oracle)
+    monkeypatch.setattr(reference, "query_features", phi)
+    monkeypatch.setattr(reference, "key_features", psi)
+    maps = FeatureMaps(K * G, K, H, 16, tokens).init(
+        jax.random.key(0), *(jnp.asarray(x, jnp.float32) for x in (q, k))
+    )["params"]
     policy = replace(base, name="oracle", tiers=(*base.tiers, LowRank(rank=tokens)))
     if base.positions == "in_cache":  # distances in the cache would differ from the full ones
         policy = replace(policy, positions="absolute", tiers=(*streaming(
             base.sinks, base.window, positions="absolute").tiers, policy.tiers[-1]))  # fmt: skip
-    found = Layer(policy, aux=kernels()).stream(q, k, v)
+    found = Layer(policy, aux={"feature_map": maps}).stream(q, k, v)
     qr = np.stack([rotated(q[0][:, t], t) for t in range(tokens)], axis=1)
     for t in range(tokens):
         for n in range(K * G):
@@ -214,13 +227,7 @@ def test_extreme_logits_stay_finite_and_right(shift, noise):
     state = lowrank.LowRankState(
         num=jnp.asarray(num, jnp.float32)[None, None, None], den=jnp.full((1, 1, 1), den)
     )
-    segment = lowrank.FeatureSegment(state=state, aux={}, rank=1)
-    original = lowrank.features
-    try:
-        lowrank.features = lambda which, aux, x: jnp.full((*x.shape[:3], 1), phi)
-        low = segment.partial(SPEC, q, NOWHERE, None)
-    finally:
-        lowrank.features = original
+    low = reference.seen(jnp.full((1, 1, 1, 1, 1), phi), state.num, state.den)
     found = np.asarray(finish(merge(tokens, low)))[0, 0, 0, 0]
     logits = (np.asarray(k, np.float64)[0, 0] @ np.ones(H)) * SPEC.scale
     top = max(logits.max(), np.log(phi * den))

@@ -36,7 +36,7 @@ def agree(run: Callable[..., Any], *args: Any, tolerance: float = 1e-5) -> None:
             np.testing.assert_array_equal(b, a)
             continue
         a, b = a.astype(np.float32), b.astype(np.float32)
-        empty = a == NEGATIVE  # peaks of queries that see nothing, which would set the scale
+        empty = a == NEGATIVE  # maxima of queries that see nothing, which would set the scale
         np.testing.assert_array_equal(b[empty], NEGATIVE)
         a, b = np.where(empty, 0, a), np.where(empty, 0, b)
         assert np.isfinite(a).all()

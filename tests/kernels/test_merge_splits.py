@@ -15,23 +15,23 @@ from pallas_kernels.softmax_state import ExtraKeys, attended, merged
 from tests.kernels.checking import NEGATIVE, agree, compiles_without_spills, lowers_for_cuda
 
 
-def run(acc, peak, norm, implementation=None):
-    return dispatch(implementation, merged, merge_splits, acc, peak, norm)
+def run(acc, top, total, implementation=None):
+    return dispatch(implementation, merged, merge_splits, acc, top, total)
 
 
-def run_to_the_end(acc, peak, norm, extra, implementation=None):
+def run_to_the_end(acc, top, total, extra, implementation=None):
     """In bfloat16, as a model's queries are; `extra` as of one query per row."""
     size = acc.shape[0], acc.shape[1], acc.shape[3], 1, acc.shape[4]
 
-    def reference(acc, peak, norm, extra):
-        state = tuple(x.reshape(*size[:4], *x.shape[3:]) for x in merged(acc, peak, norm))
+    def reference(acc, top, total, extra):
+        state = tuple(x.reshape(*size[:4], *x.shape[3:]) for x in merged(acc, top, total))
         return attended(state, extra, jnp.bfloat16)
 
-    def kernel(acc, peak, norm, extra, *, interpret):
-        found = attend_splits(acc, peak, norm, extra, jnp.bfloat16, interpret=interpret)
+    def kernel(acc, top, total, extra, *, interpret):
+        found = attend_splits(acc, top, total, extra, jnp.bfloat16, interpret=interpret)
         return found.reshape(size)
 
-    return dispatch(implementation, reference, kernel, acc, peak, norm, extra)
+    return dispatch(implementation, reference, kernel, acc, top, total, extra)
 
 
 def rest_of(seed: int, size, fresh: int, *, state: bool):
@@ -51,9 +51,9 @@ def splits_of(seed: int, *shape: int):
     rng = np.random.default_rng(seed)
     empty = rng.random(shape[:-1]) < rng.choice([0.0, 0.3, 1.0])
     acc = np.where(empty[..., None], 0, rng.normal(size=shape))
-    peak = np.where(empty, NEGATIVE, 10 * rng.normal(size=shape[:-1]))
-    norm = np.where(empty, 0, rng.uniform(1, 50, shape[:-1]))
-    return tuple(jnp.asarray(x, jnp.float32) for x in (acc, peak, norm))
+    top = np.where(empty, NEGATIVE, 10 * rng.normal(size=shape[:-1]))
+    total = np.where(empty, 0, rng.uniform(1, 50, shape[:-1]))
+    return tuple(jnp.asarray(x, jnp.float32) for x in (acc, top, total))
 
 
 SIZES = [
@@ -78,8 +78,8 @@ def test_with_the_rest_of_the_keys_it_gives_the_output(size, fresh, state):
 
 def test_queries_that_saw_nothing_get_zero():
     size = (1, 2, 3, 4, 16)
-    acc, peak, norm = splits_of(1, *size)
-    empty = jnp.zeros_like(acc), jnp.full_like(peak, NEGATIVE), jnp.zeros_like(norm)
+    acc, top, total = splits_of(1, *size)
+    empty = jnp.zeros_like(acc), jnp.full_like(top, NEGATIVE), jnp.zeros_like(total)
     extra = rest_of(1, size, 2, state=False)
     extra = extra._replace(scores=jnp.full_like(extra.scores, NEGATIVE))
     found = run_to_the_end(*empty, extra, implementation="interpret")
@@ -87,8 +87,8 @@ def test_queries_that_saw_nothing_get_zero():
 
 
 def test_splits_that_saw_nothing_change_nothing():
-    acc, peak, norm = splits_of(1, 1, 2, 3, 4, 16)
-    lone = tuple(x.at[:, :, 1:].set(y) for x, y in ((acc, 0), (peak, NEGATIVE), (norm, 0)))
+    acc, top, total = splits_of(1, 1, 2, 3, 4, 16)
+    lone = tuple(x.at[:, :, 1:].set(y) for x, y in ((acc, 0), (top, NEGATIVE), (total, 0)))
     for found, given in zip(run(*lone, implementation="interpret"), lone, strict=True):
         np.testing.assert_array_equal(found, given[:, :, 0])
 

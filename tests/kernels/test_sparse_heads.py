@@ -51,9 +51,9 @@ def test_the_kernel_agrees_with_its_reference(seed):
     args, options, _, tolerance = problem(seed)
 
     def run(*args, implementation):
-        acc, peak, norm = sparse_heads(*args, **options, implementation=implementation)
-        empty = peak == -1e30  # apart: next to it, any difference of two peaks is small
-        return acc, jnp.where(empty, 0, peak), norm, empty
+        acc, top, norms = sparse_heads(*args, **options, implementation=implementation)
+        empty = top == -1e30  # apart: next to it, any difference of two maxima is small
+        return acc, jnp.where(empty, 0, top), norms, empty
 
     agree(run, *args, tolerance=tolerance)
 
@@ -61,18 +61,18 @@ def test_the_kernel_agrees_with_its_reference(seed):
 @pytest.mark.parametrize("seed", [*range(3, 9), *ALL[6:]])
 def test_the_reference_is_attention_with_a_mask(seed):
     args, options, seen, tolerance = problem(seed)
-    acc, peak, norm = sparse_heads(*args, scale=options["scale"], implementation="reference")
+    acc, top, norms = sparse_heads(*args, scale=options["scale"], implementation="reference")
     q, k, v = (np.nan_to_num(np.asarray(x, np.float64)) for x in args[:3])
     scores = np.einsum("bkgh,bksh->bkgs", q, k) * options["scale"]
     weights = np.where(seen[:, :, None], np.exp(scores), 0)
     total = weights.sum(axis=-1)
     some = np.broadcast_to(seen.any(axis=-1)[..., None], total.shape)
     expected = np.einsum("bkgs,bksh->bkgh", weights, v)[some] / total[some][:, None]
-    found = np.asarray(acc)[some] / np.asarray(norm)[some][:, None]
+    found = np.asarray(acc)[some] / np.asarray(norms)[some][:, None]
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
-    lse = np.asarray(peak + jnp.log(norm))[some]
+    lse = np.asarray(top + jnp.log(norms))[some]
     np.testing.assert_allclose(lse, np.log(total[some]), rtol=0, atol=tolerance)
-    for x, identity in ((acc, 0), (peak, np.float32(-1e30)), (norm, 0)):
+    for x, identity in ((acc, 0), (top, np.float32(-1e30)), (norms, 0)):
         assert (np.asarray(x)[~some] == identity).all()
 
 
