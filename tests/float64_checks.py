@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.base import Geometry, Items
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.config import RopeConfig
 from jaxinfer.nn.alibi import mpt_slopes
@@ -146,7 +147,8 @@ def check_less_absorbs_to_the_explicit_sum_in_any_order() -> None:
             taken = np.roll(order, -first)  # what lies behind `count` must not enter
             items = Items(k=k[:, :, taken], v=v[:, :, taken], pos=jnp.asarray(taken)[None, None])
             count = jnp.full((B,), last - first, jnp.int32)
-            state, _, _ = push(tier, state, aux, items, count, count, count)
+            ctx = PushContext(n_in=count, count=count, after=count, length=count)
+            state, _, _ = push(tier, state, aux, items, ctx)
         return state
 
     features = jax.jit(features_of, static_argnums=0)
