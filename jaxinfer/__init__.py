@@ -1,8 +1,10 @@
-"""jaxinfer: compiler-centric LLM inference in JAX.
+"""Language-model inference in JAX.
 
-import jaxinfer as ji
-lm = ji.load("smollm2-135m")
-print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
+Example:
+    import jaxinfer as ji
+
+    lm = ji.load("smollm2-135m")
+    print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
 from jaxinfer.cache.policy import Policy

@@ -12,12 +12,22 @@ from functools import cached_property
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
+
+from jaxinfer.cache.presets import PolicyLike
+from jaxinfer.decode.model import Prompt
+from jaxinfer.names import DraftLike
 
 CODE = re.compile(r"(``.*?``|`[^`]*`)", re.DOTALL)
 ACCIDENTS = re.compile(r"([*|]|(?<=\w)_(?!\w))")
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Note")
 FIELD = "Alias for field number"
 MODULES = re.compile(r"\b(?:jaxlib\._jax|jax\._src\.\w+|jax)\.(?=[A-Z])")
+
+ALIASES = {
+    stringify_annotation(alias, "smart"): name
+    for name, alias in {"PolicyLike": PolicyLike, "DraftLike": DraftLike, "Prompt": Prompt}.items()
+}
 
 
 def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -42,7 +52,9 @@ def restored(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 def signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, text: str | None, result: str | None
 ) -> tuple[str | None, str | None]:
-    """The signature without the modules in which jax defines its types."""
+    """The signature with aliases by name, and jax's types without the modules that define them."""
+    for union, alias in ALIASES.items():
+        text = text and text.replace(union, alias)
     return text and MODULES.sub("", text), result and MODULES.sub("", result)
 
 
@@ -51,7 +63,7 @@ def code_blocks(lines: list[str]) -> Iterator[str]:
     in_section = in_code = False
     previous = ""
     for line in lines:
-        indented = line.startswith("    ")
+        indented = line.startswith(" ")
         if line.strip() and not indented:
             in_section = line.endswith(":") and line.rstrip(":") in SECTIONS
             in_code = line in ("Example:", "Examples:")
@@ -63,7 +75,7 @@ def code_blocks(lines: list[str]) -> Iterator[str]:
             in_code = True
         if in_code and indented:
             line = line.replace("\\", "")
-            if previous.strip() and not previous.startswith("    "):
+            if previous.strip() and not previous.startswith(" "):
                 yield ""
         yield line
         previous = line
