@@ -1,6 +1,6 @@
 """The texts behind the recorded perplexities, as their packages have them.
 
-The project's own sources (`jaxinfer.train.texts`) are cleaned for training; a perplexity depends on
+The project's own sources (`jaxinfer.texts`) are cleaned for training; a perplexity depends on
 every line break, so these are the raw files. Each is fetched once, into the user's cache folder;
 where that cannot be done the test is skipped.
 """

@@ -43,8 +43,9 @@ def less(
     from jaxinfer.cli.models import note, open_model
     from jaxinfer.files import check_destination
     from jaxinfer.progress import bars
-    from jaxinfer.train.less.data import text_windows
-    from jaxinfer.train.less.training import LessRecipe, train_less
+    from jaxinfer.train.less.recipe import LessRecipe
+    from jaxinfer.train.less.training import train_less
+    from jaxinfer.train.windows import text_windows
 
     recipe = LessRecipe(
         hidden=hidden,
@@ -128,8 +129,9 @@ def draft(
 
     from jaxinfer.cli.models import note, open_model
     from jaxinfer.progress import bars
-    from jaxinfer.train.draft import DraftRecipe, check_out, save_trained, train_draft
-    from jaxinfer.train.less.data import text_windows
+    from jaxinfer.train.draft.recipe import DraftRecipe
+    from jaxinfer.train.draft.training import check_out, save_trained, train_draft
+    from jaxinfer.train.windows import text_windows
 
     recipe = DraftRecipe(
         recurrent=recurrent, layers=layers, width=width, vocabulary=vocabulary,

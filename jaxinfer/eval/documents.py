@@ -1,6 +1,6 @@
 """Texts to evaluate on: whole documents, blocks of tokens, and one long stream of them.
 
-Only held-out documents are read (see `jaxinfer.train.texts`): nothing here was ever trained on by
+Only held-out documents are read (see `jaxinfer.texts`): nothing here was ever trained on by
 this project's own tools.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.train.texts import read_source
+from jaxinfer.texts import read_source
 
 DEFAULT_SOURCE = "essays"
 

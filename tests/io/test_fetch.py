@@ -149,7 +149,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("value", ["~/mine", "~nobody-of-this-name/mine"])
 def test_there_is_one_cache_folder_and_it_knows_the_home_folder(monkeypatch, value):
-    from jaxinfer.train.texts import texts_folder
+    from jaxinfer.texts import texts_folder
 
     monkeypatch.delenv("JAXINFER_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", value)

@@ -13,15 +13,10 @@ from jaxinfer.cli.models import open_draft
 from jaxinfer.io.draft import as_stored, read_draft
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.topology import Topology
-from jaxinfer.train.draft import (
-    DraftRecipe,
-    check_out,
-    new_student,
-    own_text,
-    save_trained,
-    target_states,
-    train_draft,
-)
+from jaxinfer.train.draft.recipe import DraftRecipe
+from jaxinfer.train.draft.student import new_student
+from jaxinfer.train.draft.target_data import own_text, target_states
+from jaxinfer.train.draft.training import check_out, save_trained, train_draft
 from jaxinfer.train.loop import read_log
 from tests.factories import lm_of, random_tokens
 

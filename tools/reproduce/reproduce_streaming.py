@@ -59,7 +59,7 @@ def stream(
     from jaxinfer.eval.memory import policy_bytes
     from jaxinfer.eval.stream import recompute_perplexity, stream_perplexity
     from jaxinfer.eval.tables import Row
-    from jaxinfer.train.texts import available_sources, read_source
+    from jaxinfer.texts import available_sources, read_source
 
     lm = ji.load(model)
     sources = source or ["anarchism"]

@@ -1,4 +1,4 @@
-"""What LESS's feature maps learn from: texts, and the activations of one frozen layer at a time.
+"""What LESS's feature maps learn from: the activations of one frozen layer at a time.
 
 The model is walked through layer by layer: the hidden states of all sequences are kept, each layer
 reads its queries, keys, values and attention outputs from them and hands on the next states. Memory
@@ -8,7 +8,6 @@ Extra letters: Q sequences, P eviction policies.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,49 +24,6 @@ from jaxinfer.nn.norm import norm
 from jaxinfer.nn.rope import rotate
 from jaxinfer.train.less.objective import Eviction, kept_attention, leaving_order
 from jaxinfer.typing import Params
-
-# How often a window is taken from each source, relative to the others; mostly prose.
-MIXTURE = {"anarchism": 3, "brown": 4, "kjv": 1, "devil": 1, "pydoc": 2}
-SKIPPED_PREFIXES = ("library/", "using/", "extending/")  # pages of reference lists
-CHARACTERS_PER_TOKEN = 10  # more than any text needs
-
-
-def text_windows(
-    encode: Callable[[str], Sequence[int]],
-    sequences: int,
-    context: int,
-    *,
-    seed: int = 0,
-    sources: Sequence[str] | None = None,
-    folder: Path | None = None,
-) -> np.ndarray:
-    """i32[Q, T]: windows from random places of the training texts, each begun at a word."""
-    from jaxinfer.train.texts import available_sources, read_source
-
-    names = sources or [name for name in MIXTURE if name in available_sources(folder)]
-    if not names:
-        raise ValueError("no texts found; run `python tools/data/fetch_texts.py` first")
-    texts = [
-        "\n".join(
-            document.text
-            for document in read_source(name, "train", folder)
-            if not document.name.startswith(SKIPPED_PREFIXES)
-        )
-        for name in names
-    ]
-    generator = np.random.default_rng(seed)
-    weights = np.array([MIXTURE.get(name, 1) for name in names], float)
-    rows, span = [], CHARACTERS_PER_TOKEN * context
-    for _ in range(50 * sequences):
-        text = texts[generator.choice(len(texts), p=weights / weights.sum())]
-        place = int(generator.integers(max(1, len(text) - span)))
-        piece = text[place : place + span].split(maxsplit=1)[-1]
-        tokens = encode(piece)[:context]
-        if len(tokens) == context:
-            rows.append(tokens)
-        if len(rows) == sequences:
-            return np.asarray(rows, np.int32)
-    raise ValueError(f"the texts are too short for windows of {context} tokens; lower the context")
 
 
 @dataclass(frozen=True, kw_only=True)

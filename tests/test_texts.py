@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxinfer.train.texts import read_source, split_of, texts_folder, write_source
+from jaxinfer.texts import read_source, split_of, texts_folder, write_source
 from tools.data.text_parsers import detokenise, unwrap
 
 
