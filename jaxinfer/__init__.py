@@ -32,9 +32,13 @@ from jaxinfer.models.registry import register_family
 from jaxinfer.models.stack import Output, commit, forward
 from jaxinfer.names import DraftLike
 from jaxinfer.session import Session
-from jaxinfer.speculative.expected import expected_tokens
-from jaxinfer.speculative.speculate import Speculator, early_exit, speculate
-from jaxinfer.speculative.topology import Topology
+from jaxinfer.speculative import (
+    Speculator,
+    Topology,
+    early_exit,
+    expected_tokens,
+    speculate,
+)
 
 __version__ = "0.1.0"
 

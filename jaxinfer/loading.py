@@ -12,7 +12,7 @@ from jaxinfer.models.quantize import check_format, quantize_params, quantize_wei
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.runtime.backend import Backend
-from jaxinfer.speculative.speculate import PROMPT_LOOKUP, early_exit
+from jaxinfer.speculative.drafts import PROMPT_LOOKUP, early_exit
 from pallas_kernels.dispatch import Implementation
 
 DRAFTS = {name: f"checkpoints/{name}" for name in ("draft-smollm2-135m", "draft-tiny-llama")}

@@ -7,6 +7,7 @@ from jaxinfer.cache.presets import PolicyLike, resolve
 from jaxinfer.decode.model import Model
 from jaxinfer.decode.speculation import Draft
 from jaxinfer.models.recurrent import RecurrentDraft
+from jaxinfer.speculative.speculate import speculate
 
 DraftLike: TypeAlias = Draft | Model | RecurrentDraft | str | None
 """How users write a draft: what `ji.speculate` returns, a smaller model of the same tokenizer, a
@@ -30,6 +31,4 @@ def draft_of(model: Model, draft: DraftLike) -> Draft | None:
     """
     if draft is None or isinstance(draft, Draft):
         return draft
-    from jaxinfer.speculative.speculate import speculate
-
-    return speculate(model, draft)  # type: ignore[arg-type]
+    return speculate(model, draft)

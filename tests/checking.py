@@ -16,6 +16,8 @@ REFUSES_ITSELF = {
     "jaxinfer.loading",
     "jaxinfer.names",
     "jaxinfer.session",
+    "jaxinfer.speculative.speculate",
+    "jaxinfer.speculative.speculator",
 }
 
 

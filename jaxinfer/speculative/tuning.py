@@ -16,25 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinfer.cache.presets import resolve
+from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig
+from jaxinfer.decode.model import Model, Prompt
+from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.files import cache_folder, read_json, write_json
-from jaxinfer.lm import LM
 from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.offload import PCIE4
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
-from jaxinfer.speculative.measure import (
-    SIZES,
-    measure_acceptance,
-    measure_step,
-    measure_times,
-    online_acceptance,
-)
+from jaxinfer.speculative.acceptance_rates import measure_acceptance, online_acceptance
 from jaxinfer.speculative.optimizer import Choice, choose
 from jaxinfer.speculative.prompts import PROMPTS
+from jaxinfer.speculative.step_times import SIZES, measure_step, measure_times
 from jaxinfer.speculative.topology import Topology
 
 MOST_LEVELS = 10
@@ -74,14 +71,14 @@ class Tuned:
 
 
 def tune(
-    target: LM,
-    draft: LM | RecurrentDraft | None,
+    target: Model,
+    draft: Model | RecurrentDraft | None,
     sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
     *,
-    policy: Any = None,
-    draft_policy: Any = None,
+    policy: Policy | None = None,
+    draft_policy: Policy | None = None,
     sizes: Sequence[int] = SIZES,
-    prompts: Sequence[Any] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     new_tokens: int = 64,
     fresh: bool = False,
 ) -> Tuned:
@@ -90,8 +87,9 @@ def tune(
 
     Takes minutes the first time, most of it compilation.
     """
+    policy = full() if policy is None else policy
     settings: list[Any] = [
-        repr(x) for x in (sampler, resolve(policy), draft_policy, tuple(sizes), new_tokens)
+        repr(x) for x in (sampler, policy, draft_policy, tuple(sizes), new_tokens)
     ]
     settings.append(identity(target.config, target.params))
     settings.append("prompt-lookup" if draft is None else identity(draft.config, draft.params))
@@ -123,6 +121,22 @@ def tune(
     return tuned
 
 
+@dataclass(frozen=True)
+class FastestTree:
+    """Chooses the tree of a run by what `tune` has measured for its sampler and policy."""
+
+    target: Model
+    draft: Model | RecurrentDraft | None
+    draft_policy: Policy | None = None
+
+    def __call__(self, run: Run) -> Topology:
+        tuned = tune(
+            self.target, self.draft, run.samplers[0], policy=run.policy,
+            draft_policy=self.draft_policy,
+        )  # fmt: skip
+        return tuned.choice().topology
+
+
 def tried(tuned: Tuned, step: Callable[[Topology], float]) -> Tuned:
     """With the draft passes of the tree that is chosen: they draw more than those of a chain.
 
@@ -139,14 +153,16 @@ def tried(tuned: Tuned, step: Callable[[Topology], float]) -> Tuned:
     return tuned
 
 
-def roofline(tuned: Tuned, target: LM, draft: LM | RecurrentDraft | None, device: str) -> Tuned:
+def roofline(
+    tuned: Tuned, target: Model, draft: Model | RecurrentDraft | None, device: str
+) -> Tuned:
     """The same pair on a device that is not here: bf16 weights are read once per step, and n nodes
     cost the operations of n tokens (arXiv 2402.12374, section 4.1)."""
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; described are {', '.join(DEVICES)}")
     target_rate, draft_rate, operations = DEVICES[device]
 
-    def milliseconds(lm: LM | RecurrentDraft, nodes: int, bandwidth: float) -> float:
+    def milliseconds(lm: Model | RecurrentDraft, nodes: int, bandwidth: float) -> float:
         params, embed = dict(lm.params), lm.params["embed"]
         params["embed"] = () if "head" in params else embed["tokens"]  # else a few rows are read
         size = size_of(params)

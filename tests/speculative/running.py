@@ -15,7 +15,8 @@ from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, init_cell
 from jaxinfer.speculative.drafters import LookupState, ModelState
-from jaxinfer.speculative.speculate import early_exit, speculate
+from jaxinfer.speculative.drafts import early_exit
+from jaxinfer.speculative.speculate import speculate
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 from tests.factories import BASE

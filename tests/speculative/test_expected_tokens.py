@@ -11,8 +11,8 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.speculative.acceptance_formulas import exact_acceptance, sequoia_acceptance
+from jaxinfer.speculative.acceptance_rates import measure_acceptance, rank_acceptance
 from jaxinfer.speculative.expected import expected_tokens
-from jaxinfer.speculative.measure import measure_acceptance, rank_acceptance
 from jaxinfer.speculative.speculate import speculate
 from jaxinfer.speculative.topology import Topology
 from tests.factories import BASE

@@ -9,7 +9,7 @@ import jaxinfer as ji
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.models.recurrent import guesses, read
 from jaxinfer.models.stack import forward
-from jaxinfer.speculative.measure import measure_acceptance
+from jaxinfer.speculative.acceptance_rates import measure_acceptance
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.tuning import roofline, tune
 from tests.factories import lm_of

@@ -7,9 +7,9 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.decode.sampling import Sampler
-from jaxinfer.speculative import measure, tuning
+from jaxinfer.speculative import step_times, tuning
 from jaxinfer.speculative.acceptance import Acceptance
-from jaxinfer.speculative.measure import measure_step, measure_times
+from jaxinfer.speculative.step_times import measure_step, measure_times
 from jaxinfer.speculative.tuning import Tuned, roofline, tried, tune
 from tests.factories import lm_of, scripted_lm
 
@@ -79,7 +79,7 @@ def test_a_chosen_tree_that_costs_more_than_forecast_is_given_up_or_made_shallow
 
 
 def test_a_step_is_timed_with_the_tree_that_was_chosen(monkeypatch):
-    monkeypatch.setattr(measure, "ROUNDS", 1)
+    monkeypatch.setattr(step_times, "ROUNDS", 1)
     lm = lm_of()
     ratio = measure_step(lm, ji.early_exit(lm, 1), Sampler(), ji.Topology.chain(3))
     assert 0 < ratio < 1000
@@ -92,12 +92,12 @@ def test_a_machine_whose_clock_changes_is_timed_in_its_own_plain_steps(monkeypat
             cost *= 1 + 0.1 * plan.topology.nodes + 0.4 * (plan.draft is not None)
         return lambda: cost * (1 + next(clock) % 3)
 
-    monkeypatch.setattr(measure, "_steps", steps)
+    monkeypatch.setattr(step_times, "_steps", steps)
     lm = lm_of()
     times, passes = measure_times(lm, ji.early_exit(lm, 1), Sampler(), sizes=(2, 8))
     assert times[1] in (2.0, 4.0, 6.0)
     assert times[2] / times[1] == pytest.approx(1.2) and times[8] / times[1] == pytest.approx(1.8)
-    assert passes / times[1] == pytest.approx(0.4 / measure.PASSES)
+    assert passes / times[1] == pytest.approx(0.4 / step_times.PASSES)
 
 
 def test_a_roofline_is_flat_until_operations_count():

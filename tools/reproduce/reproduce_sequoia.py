@@ -48,7 +48,7 @@ class Pair:
         self.names = {"target": target, "draft": draft, "rows": rows, "tokens": tokens}
 
     def acceptance(self, sampler):
-        from jaxinfer.speculative.measure import measure_acceptance, online_acceptance
+        from jaxinfer.speculative.acceptance_rates import measure_acceptance, online_acceptance
         from jaxinfer.speculative.topology import Topology
 
         if isinstance(self.draft, str):

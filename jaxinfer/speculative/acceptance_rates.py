@@ -1,13 +1,11 @@
-"""Measures what the choice of a tree needs: acceptance on the target's own text, and times.
+"""How often a draft's guesses are accepted, measured on the target's own text.
 
-Acceptance is measured by the Rao-Blackwell estimator (arXiv 2402.12374, section 3.2): children are
-drawn, but instead of accepting or rejecting them their probabilities of it are added up, which
-needs some fifty times fewer samples than counting.
+By the Rao-Blackwell estimator (arXiv 2402.12374, section 3.2): children are drawn, but instead of
+accepting or rejecting them their probabilities of it are added up, which needs some fifty times
+fewer samples than counting.
 """
 
-import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +13,29 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.decode.generate import generate
+from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler, SamplerRows
-from jaxinfer.lm import LM
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.models.stack import forward
-from jaxinfer.nn.quantized import size_of
 from jaxinfer.speculative.acceptance import Acceptance
+from jaxinfer.speculative.drafts import PROMPT_LOOKUP
 from jaxinfer.speculative.proposal import USED, draw_children, support
-from jaxinfer.speculative.speculate import PROMPT_LOOKUP, Speculator, speculate
+from jaxinfer.speculative.speculator import Speculator
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Residual
 from jaxinfer.typing import Params
 
 POSITIONS = 64  # whose logits exist at a time
 DEPTHS = 8  # to which a recurrent draft is measured
-SIZES = (2, 3, 4, 6, 8, 12, 16)  # of trees whose verification is timed on a CPU
-STEPS, LARGE = 32, 30_000_000  # that are timed at once; a quarter of them for larger models
-ROUNDS = 15  # of timing; a third of them for larger models
-PASSES = 4  # draft passes of the chain whose time, without the verification's, gives one pass
 
 
 def measure_acceptance(
-    target: LM,
-    draft: LM | RecurrentDraft,
-    prompts: Sequence[Any],
+    target: Model,
+    draft: Model | RecurrentDraft,
+    prompts: Sequence[Prompt],
     sampler: Sampler,
     *,
     width: int = 16,
@@ -55,9 +50,8 @@ def measure_acceptance(
     recurrent draft knows less the deeper it guesses: its ranks are measured by depth.
     """
     rows = [target.encode(prompt) for prompt in prompts]
-    made = target.generate(
-        rows, sampler=sampler, max_new_tokens=new_tokens, seed=list(range(seed, seed + len(rows)))
-    )
+    seeds = list(range(seed, seed + len(rows)))
+    made = generate(target, rows, Options(sampler=sampler, max_new_tokens=new_tokens, seed=seeds))
     size = min(size, draft.config.vocab_size)
     width = min(width, size)
     total, count = np.zeros((1, width)), 0
@@ -87,26 +81,28 @@ def measure_acceptance(
 
 
 def online_acceptance(
-    target: LM,
-    prompts: Sequence[Any],
+    target: Model,
+    prompts: Sequence[Prompt],
     sampler: Sampler,
     topology: Topology,
     *,
-    draft: "LM | str" = PROMPT_LOOKUP,
+    draft: Model | RecurrentDraft | None = None,
     new_tokens: int = 64,
     seed: int = 0,
 ) -> Acceptance:
     """How often each rank is accepted at each depth, counted while speculating with `topology`.
 
-    Depths that were hardly reached are left out.
+    `draft` None is prompt lookup. Depths that were hardly reached are left out.
     """
-    plan = speculate(target, draft, topology)
+    speculator = Speculator.of(target, draft, topology)
     counts = np.zeros((1, 1), np.int64)
     for number, prompt in enumerate(prompts):
         run = Run(
             target,
             [prompt],
-            Options(sampler=sampler, max_new_tokens=new_tokens, seed=seed + number, draft=plan),
+            Options(
+                sampler=sampler, max_new_tokens=new_tokens, seed=seed + number, draft=speculator
+            ),
         )
         run.finish()
         assert run.state is not None
@@ -118,7 +114,7 @@ def online_acceptance(
         p=tuple(tuple(row) for row in p.tolist()),
         temperature=sampler.temperature,
         top_p=sampler.top_p,
-        pair=(target.name, draft if isinstance(draft, str) else draft.name),
+        pair=(target.name, PROMPT_LOOKUP if draft is None else draft.name),
         samples=int(tried[0]),
         seed=seed,
     )
@@ -188,89 +184,3 @@ def rank_acceptance(
         residual = residual.without(offered, outside)
         log_q = log_q.at[rows, place].set(USED)
     return jnp.stack(found, axis=1)
-
-
-def measure_times(
-    target: LM,
-    draft: LM | RecurrentDraft | None,
-    sampler: Sampler,
-    *,
-    policy: Any = None,
-    draft_policy: Any = None,
-    sizes: Sequence[int] = SIZES,
-    context: int = 128,
-) -> tuple[dict[int, float], float]:
-    """Milliseconds of a step with n nodes for each n of `sizes` (1: plain decoding), and of one
-    draft pass, for one row behind `context` tokens.
-
-    The target's part is timed with prompt lookup, whose drafting costs nothing: reading n nodes,
-    the verdict, the commit.
-    """
-    trees = {n: Topology.chain(n) for n in sizes}
-    plans: dict[Any, Speculator | None] = {1: None}
-    plans |= {n: speculate(target, "prompt-lookup", tree) for n, tree in trees.items()}
-    if draft is not None:
-        deep = Topology.chain(PASSES + 1)
-        plans["drafted"] = speculate(target, draft, deep, policy=draft_policy)
-        plans["alone"] = speculate(target, "prompt-lookup", deep)
-    plain, cost = _in_plain_steps(target, plans, sampler, policy, context)
-    passes = 0.0
-    if draft is not None:
-        passes = max(plain * (cost.pop("drafted") - cost.pop("alone")) / PASSES, 1e-3)
-    return {n: plain * steps for n, steps in cost.items()}, passes
-
-
-def measure_step(
-    target: LM,
-    draft: LM | RecurrentDraft,
-    sampler: Sampler,
-    topology: Topology,
-    *,
-    policy: Any = None,
-    draft_policy: Any = None,
-    context: int = 128,
-) -> float:
-    """The time of a whole step with this tree in plain steps."""
-    plans = {1: None, "tree": speculate(target, draft, topology, policy=draft_policy)}
-    return _in_plain_steps(target, plans, sampler, policy, context)[1]["tree"]
-
-
-def _in_plain_steps(
-    target: LM, plans: dict[Any, Speculator | None], sampler: Sampler, policy: Any, context: int
-) -> tuple[float, dict[Any, float]]:
-    """Milliseconds of plan 1, plain decoding, and the cost of a step of each plan in plain ones.
-
-    Medians over interleaved rounds, of ratios within a round: a machine whose clock changes does
-    not keep one speed for as long as all of them take.
-    """
-    runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
-    for step in runs.values():
-        step()  # compiles
-    rounds = ROUNDS if size_of(target.params) < LARGE else ROUNDS // 3
-    times = [{name: step() for name, step in runs.items()} for _ in range(rounds)]
-    cost = {name: statistics.median(found[name] / found[1] for found in times) for name in plans}
-    return statistics.median(found[1] for found in times), cost
-
-
-def _steps(
-    target: LM, plan: Speculator | None, sampler: Sampler, policy: Any, context: int
-) -> Callable[[], float]:
-    """A function that runs a few steps and returns the milliseconds of one."""
-    cfg = target.config
-    steps = STEPS if size_of(target.params) < LARGE else STEPS // 4
-    context = min(context, cfg.max_positions // 4)
-    new = min(256, cfg.max_positions // 2)
-    prompt = np.random.default_rng(0).integers(0, cfg.vocab_size, context).tolist()
-    options = Options(
-        policy=policy, sampler=sampler, max_new_tokens=new, draft=plan, ignore_eos=True
-    )
-
-    def once() -> float:
-        run = Run(target, [prompt], options)
-        pieces = run.pieces(steps)
-        next(pieces)
-        before, first = run.times["decode"], run.steps
-        next(pieces)  # a text may end before so many steps
-        return 1000 * (run.times["decode"] - before) / (run.steps - first)
-
-    return once
