@@ -35,6 +35,12 @@ def reference(lm):
     return torch_llama(lm)
 
 
+@pytest.fixture(scope="module")
+def greedy(lm):
+    """The plain greedy continuations of all prompts, one batch for every test that needs one."""
+    return lm.generate(PROMPTS, max_new_tokens=64, ignore_eos=True)
+
+
 def test_logits_equal_transformers_in_full(lm, reference):
     import torch
 
@@ -45,11 +51,10 @@ def test_logits_equal_transformers_in_full(lm, reference):
     assert difference < 1e-4 * np.abs(expected).max()
 
 
-def test_greedy_text_is_token_identical_to_transformers_on_eight_prompts(lm, reference):
+def test_greedy_text_is_token_identical_to_transformers_on_eight_prompts(lm, greedy, reference):
     import torch
 
-    ours = lm.generate(PROMPTS, max_new_tokens=64, ignore_eos=True)
-    for prompt, completion in zip(PROMPTS, ours, strict=True):
+    for prompt, completion in zip(PROMPTS, greedy, strict=True):
         tokens = lm.encode(prompt)
         with torch.no_grad():
             # One forward over our text gives every greedy choice of the reference at once.
@@ -63,14 +68,13 @@ def test_greedy_text_is_token_identical_to_transformers_on_eight_prompts(lm, ref
             assert gap < 1e-4 * np.abs(row).max()
 
 
-def test_the_trained_draft_gives_the_same_text_in_fewer_steps(lm):
+def test_the_trained_draft_gives_the_same_text_in_fewer_steps(lm, greedy):
     draft = ji.load_draft(lm, "draft-smollm2-135m")
     assert isinstance(draft, ji.RecurrentDraft)
     tree = ji.Topology.optimal([0.35, 0.1, 0.06, 0.04], nodes=8, levels=3)
-    prompt, options = PROMPTS[5], {"max_new_tokens": 64, "ignore_eos": True}
-    (plain,) = lm.generate([prompt], **options)
-    (guessed,) = ji.speculate(lm, draft, tree).generate([prompt], **options)
-    assert guessed.tokens == plain.tokens
+    options = {"max_new_tokens": 64, "ignore_eos": True}
+    (guessed,) = ji.speculate(lm, draft, tree).generate([PROMPTS[5]], **options)
+    assert guessed.tokens == greedy[5].tokens
     assert guessed.stats.tokens_per_step > 1.3
 
 
