@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
 from jaxinfer.cache.heavy import Heavy
-from jaxinfer.cache.kivi import Kivi, kivi
+from jaxinfer.cache.kivi import Kivi
+from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens

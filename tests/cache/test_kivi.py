@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.kivi import Kivi, kivi
+from jaxinfer.cache.kivi import Kivi
+from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.cache.packed import decode
 from jaxinfer.cache.presets import full, per_layer
 from jaxinfer.models.stack import cache_geometry

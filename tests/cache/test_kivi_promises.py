@@ -9,7 +9,8 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cache.base import Geometry, Items, bytes_of
-from jaxinfer.cache.kivi import READ_BLOCK, Kivi, kivi
+from jaxinfer.cache.kivi import READ_BLOCK, Kivi
+from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.config import RopeConfig
 from jaxinfer.eval import perplexity
 from jaxinfer.inspection import hlo
