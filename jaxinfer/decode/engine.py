@@ -75,7 +75,9 @@ class Engine:
     def serving(self, policy: Policy) -> "Engine":
         """The engine with the policy's feature maps among its parameters; programs are shared."""
         if policy.feature_maps is not None:
-            policy.feature_maps.check(self.config, fingerprint(self.params))
+            shapes_only = isinstance(jax.tree.leaves(self.params)[0], jax.ShapeDtypeStruct)
+            found = None if shapes_only else fingerprint(self.params)
+            policy.feature_maps.check(self.config, found)
         return replace(self, params=with_feature_maps(self.params, policy))
 
     @property
