@@ -63,15 +63,14 @@ class LM(Model):
             "name" and arguments, or a list with one per layer. None keeps every token in full.
           sampler: how the next token is drawn; the default takes the likeliest.
           max_new_tokens: where a text ends at the latest.
-          seed: of the draws; a text depends on its own seed only.
+          seed: of the draws; a text depends on its own only.
           samples: completions per prompt. Sample i of seed s draws with `fold_in(key(s), i)`, so
             sample 0 is what one sample gives.
           stop: a string or a list of strings that end a text before them; the name of a special
             token, such as "<|im_end|>", ends it at that token. When the list holds a list, it has
             one entry (a string or a list of strings) per prompt.
           ignore_eos: go on to the limit.
-          prefix: a session whose tokens come before every prompt, read only once, under its own
-            policy.
+          prefix: a session whose text comes before every prompt, read only once.
           draft: what guesses ahead (see `ji.speculate`): its result, a smaller model of the same
             tokenizer, a trained draft, or "prompt-lookup". The text stays the model's own.
           sparsity: no method yet.
@@ -85,8 +84,8 @@ class LM(Model):
         Example:
           >>> import jaxinfer as ji
           >>> lm = ji.load("tiny-llama")
-          >>> out = lm.generate("Once upon a time", max_new_tokens=12, policy="kivi4")
-          >>> out[0].text, out[0].finish_reason
+          >>> out = lm.generate("Once upon a time", max_new_tokens=12, policy="kivi4")[0]
+          >>> out.text, out.finish_reason
           (', the first time was the first time of the war.', 'length')
         """
         opts = Options(
@@ -171,8 +170,7 @@ class LM(Model):
         Args:
           messages: the turns so far, {"role": "user", "content": ...} and so on.
           samples: 1; for several answers give `chat_tokens(messages)` to `generate`.
-          policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft, sparsity: as in
-            `generate`.
+          policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft: as in `generate`.
 
         Returns:
           The answer.
@@ -206,13 +204,10 @@ class LM(Model):
         return generation.generate(self, [self.chat_tokens(messages)], opts)[0]
 
     def session(self, policy: PolicyLike = None) -> Session:
-        """Starts a text that goes on turn by turn.
+        """A live cache to append turns to, generate from, fork and save.
 
         Args:
-          policy: how its cache keeps tokens, as in `generate`.
-
-        Returns:
-          A live cache to append turns to, generate from, fork and save.
+          policy: how it keeps tokens, as in `generate`.
 
         Raises:
           ValueError: there is no such policy, or the model cannot have it.
@@ -227,9 +222,7 @@ class LM(Model):
 
     def restore(self, path: str | Path, policy: PolicyLike = None) -> Session:
         """The session that `Session.save` wrote; a ValueError if under another model or policy."""
-        session = Session(self, resolve(policy))
-        session_file.restore(session, path)
-        return session
+        return session_file.restore(Session(self, resolve(policy)), path)
 
     def score(
         self,
@@ -268,8 +261,7 @@ class LM(Model):
     def offloaded(self, stay: int = 0) -> "LM":
         """The same model with its layers, but the first `stay`, in host memory, from where every
         step fetches them: for models that the device cannot hold. Put a draft in front of it."""
-        params = in_host_memory(self.params, stay)
-        return replace(self, params=params)
+        return replace(self, params=in_host_memory(self.params, stay))
 
     def warmup(
         self,

@@ -1,1 +1,38 @@
-"""Sampling, the compiled decode loop, generation and sessions."""
+"""Decoding: a `Model` under `Options` makes a `Run`, whose rows end as `Completion`s.
+
+`jaxinfer.lm.LM` is the facade above this room. An extension writes a `Draft`, or drives a `Run`.
+"""
+
+from jaxinfer.decode.engine import Engine
+from jaxinfer.decode.loop import Step
+from jaxinfer.decode.model import Model, Prompt
+from jaxinfer.decode.options import Options
+from jaxinfer.decode.prefix import Prefix
+from jaxinfer.decode.results import Completion, Stats
+from jaxinfer.decode.run import Run
+from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.decode.scoring import Reading, Score
+from jaxinfer.decode.speculation import Draft, Plan
+from jaxinfer.decode.state import DecodeState, Requests
+from jaxinfer.decode.stream import Stream
+
+__all__ = [
+    "Completion",
+    "DecodeState",
+    "Draft",
+    "Engine",
+    "Model",
+    "Options",
+    "Plan",
+    "Prefix",
+    "Prompt",
+    "Reading",
+    "Requests",
+    "Run",
+    "Sampler",
+    "SamplerRows",
+    "Score",
+    "Stats",
+    "Step",
+    "Stream",
+]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.policy import Cache
-from jaxinfer.decode.prefix import Prefix
+from jaxinfer.decode.prefix import Own, Prefix
 from jaxinfer.files import replacing
 from jaxinfer.models.fingerprint import identity
 
@@ -28,8 +28,8 @@ def save(prefix: Prefix, path: str | Path) -> None:
         save_file(arrays, temporary, metadata=meta)
 
 
-def restore(prefix: Prefix, path: str | Path) -> None:
-    """Fills an empty prefix of the same model and policy with what `save` wrote.
+def restore(prefix: Own, path: str | Path) -> Own:
+    """An empty prefix of the same model and policy, filled with what `save` wrote.
 
     Raises:
       ValueError: the file is missing, damaged, or of another model or policy.
@@ -56,6 +56,7 @@ def restore(prefix: Prefix, path: str | Path) -> None:
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"cannot read session file {path}: {error}") from None
     prefix.put_back(cache, tokens, pending)
+    return prefix
 
 
 def _filled(prefix: Prefix, arrays: list[np.ndarray]) -> Cache:
