@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from jaxinfer.io.draft import is_draft, read_draft
+from jaxinfer.io.dtypes import DType
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.io.model_index import FolderModel, committed_folder
 from jaxinfer.io.weights import Progress
@@ -24,7 +25,7 @@ FEW = 6_000_000  # XLA CPU: 5.0 million alike, 9.3 million slower in full, 0.7 m
 def load(
     source: str | os.PathLike[str],
     *,
-    dtype: str | None = None,
+    dtype: DType = None,
     weights: str | None = None,
     implementation: Implementation | None = None,
     progress: Progress | None = None,
@@ -33,7 +34,7 @@ def load(
 
     Args:
       source: a name such as "smollm2-135m" (fetched once, then kept), or a path.
-      dtype: "float32", "bfloat16" or "float16"; None is float32 on CPU, bfloat16 on a GPU.
+      dtype: "float32", "bfloat16" or "float16", also as NumPy's or JAX's; None is float32 on CPU, bfloat16 on a GPU.
       weights: "int8" or "int4" stores the weights of layers and head in so many bits; norms, biases
         and all arithmetic keep `dtype`. On a CPU "int8" is for speed (activations are rounded to 8
         bits too) and "int4" for memory alone. The floating weights are in memory until then.
@@ -72,7 +73,7 @@ def load_draft(
     target: LM,
     source: str,
     *,
-    dtype: str | None = None,
+    dtype: DType = None,
     weights: str | None = None,
     implementation: Implementation | None = None,
     progress: Progress | None = None,

@@ -8,13 +8,15 @@ know the template, and a restored session needs no list of its messages.
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.decoding import Decoding, Keywords, with_decoding
 
 if TYPE_CHECKING:
+    from jaxinfer.cache.policy import Policy
     from jaxinfer.lm import LM
     from jaxinfer.session import Session
 
@@ -22,44 +24,27 @@ REPLY = "\ue000reply\ue000"  # private-use characters: no text has them
 HELP = "/reset starts again, /save FILE, /restore FILE, /exit"
 
 
+@with_decoding
 def chat(
-    model: o.ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
     restore: Annotated[
         str | None, typer.Option("--restore", help="Go on with a conversation from /save.")
     ] = None,
-    policy: o.PolicyOption = "full",
-    policy_args: o.PolicyArgsOption = "",
-    temperature: o.TemperatureOption = 0.0,
-    top_k: o.TopKOption = 0,
-    top_p: o.TopPOption = 1.0,
-    min_p: o.MinPOption = 0.0,
-    repetition_penalty: o.PenaltyOption = 1.0,
-    logit_bias: o.BiasOption = [],  # noqa: B006 (typer copies it)
-    seed: o.SeedOption = 0,
+    *,
+    decoding: Decoding,
     max_new_tokens: o.TokensOption = 512,
-    stop: o.StopOption = [],  # noqa: B006
-    dtype: o.DtypeOption = None,
-    weights: o.WeightsOption = None,
-    draft: o.DraftOption = None,
-    tree: o.TreeOption = None,
-    sparsity: o.SparsityOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Talk with a model; each line of standard input is one message.
 
     Commands: /reset starts again, /save FILE, /restore FILE, /exit. Ctrl-C ends a reply early.
     """
-    o.refuse_planned(sparsity)
-    sampler = o.make_sampler(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
-    chosen = o.make_policy(policy, policy_args)
+    from jaxinfer.cli.models import note
 
-    from jaxinfer.cli.models import note, open_model
-
-    lm = open_model(model, dtype, weights)
-    settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "stop": tuple(stop)}
-    settings |= o.speculation(lm, draft, tree, dtype, weights)
-    talk = Conversation(lm, chosen, system, settings | {"seed": seed}, as_json)
+    policy, sampler = decoding.checked()
+    lm = decoding.open()
+    keywords = decoding.keywords(lm, sampler, max_new_tokens)
+    talk = Conversation(lm, policy, system, keywords, as_json)
     if restore is not None:
         talk.command("/restore", restore)
     interactive = sys.stdin.isatty()
@@ -81,9 +66,14 @@ class Conversation:
     """The session, and what a line of input does to it."""
 
     def __init__(
-        self, lm: "LM", policy: Any, system: str | None, settings: dict[str, Any], as_json: bool
+        self,
+        lm: "LM",
+        policy: "Policy",
+        system: str | None,
+        keywords: Keywords,
+        as_json: bool,
     ):
-        self.lm, self.policy, self.settings, self.as_json = lm, policy, settings, as_json
+        self.lm, self.policy, self.keywords, self.as_json = lm, policy, keywords, as_json
         self.system = [] if system is None else [{"role": "system", "content": system}]
         lm.chat_prompt([*self.system, {"role": "user", "content": "?"}])  # refuses early
         self.session = lm.session(policy)
@@ -114,7 +104,7 @@ class Conversation:
     def answer(self, message: str) -> None:
         tokens = self.lm.encode(self.turn(message), continues=True)
         if self.as_json:
-            reply = self.session.generate(tokens, **self.settings)
+            reply = self.session.generate(tokens, **self.keywords)
             o.print_json(
                 {
                     "text": reply.text,
@@ -124,7 +114,7 @@ class Conversation:
                 }
             )
             return
-        stream = self.session.stream(tokens, **self.settings)
+        stream = self.session.stream(tokens, **self.keywords)
         with contextlib.suppress(KeyboardInterrupt):
             for piece in stream:
                 print(piece, end="", flush=True)

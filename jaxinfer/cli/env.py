@@ -4,10 +4,10 @@ import os
 import platform
 import sys
 from importlib import util
-from typing import Any
 
 from jaxinfer.cli import options as o
 from jaxinfer.environment import cores, package_version
+from jaxinfer.typing import Json
 
 PACKAGES = (
     *("jaxinfer", "jax", "jaxlib", "jax-cuda13-pjrt", "jax-cuda13-plugin", "flax", "optax"),
@@ -39,7 +39,7 @@ def env(as_json: o.JsonOption = False) -> None:
             print(f"{name:22} {value}")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Json:
     """The record that `jaxinfer env --json` prints."""
     import jax
 

@@ -2,14 +2,18 @@
 of the same bytes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
+    from jaxinfer.cache.policy import Policy
     from jaxinfer.eval.tables import Row
+    from jaxinfer.eval.tasks import Measure, Settings
+    from jaxinfer.lm import LM
 
 TASKS = (
     "perplexity (of texts, through the cache), stream (one long text, as a curve), passkey (a "
@@ -18,7 +22,7 @@ TASKS = (
 )
 
 
-def _count(help: str) -> Any:
+def _count(help: str) -> object:
     return typer.Option(min=1, max=o.LARGEST, help=help)
 
 
@@ -147,7 +151,7 @@ def _numbers(option: str, text: str | None, kind: type) -> tuple | None:
     return numbers
 
 
-def _measure(lm: Any, rivals: dict[str, Any], length: int, measure: Any) -> "list[Row]":
+def _measure(lm: "LM", rivals: "dict[str, Policy]", length: int, measure: "Measure") -> "list[Row]":
     from jaxinfer.eval.tables import compare
     from jaxinfer.progress import progress
 
@@ -158,7 +162,7 @@ def _measure(lm: Any, rivals: dict[str, Any], length: int, measure: Any) -> "lis
     return rows
 
 
-def _recompute(lm: Any, settings: Any) -> "Row":
+def _recompute(lm: "LM", settings: "Settings") -> "Row":
     from jaxinfer.eval.tasks import recompute_row
     from jaxinfer.progress import progress
 
@@ -166,11 +170,11 @@ def _recompute(lm: Any, settings: Any) -> "Row":
         return recompute_row(lm, settings, report)
 
 
-def _record(row: "Row") -> dict[str, Any]:
+def _record(row: "Row") -> Json:
     return row.to_dict() | ({} if row.details is None else {"details": row.details})
 
 
-def _depth_table(cells: list[dict[str, Any]]) -> str:
+def _depth_table(cells: list[Json]) -> str:
     """Accuracy, a row per depth and a column per length in tokens."""
     lengths = list(dict.fromkeys(cell["length"] for cell in cells))
     found = {(c["depth"], c["length"]): c["correct"] / c["samples"] for c in cells}

@@ -1,17 +1,21 @@
 """`jaxinfer generate`: continue or answer prompts."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.decoding import Decoding, with_decoding
+from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
     from jaxinfer.decode.results import Completion
+    from jaxinfer.decode.stream import Stream
     from jaxinfer.lm import LM
 
 
+@with_decoding
 def generate(
     prompts: Annotated[
         list[str] | None,
@@ -21,29 +25,15 @@ def generate(
         list[str] | None,
         typer.Option("--prompt-file", help="A UTF-8 file that is one prompt; repeatable."),
     ] = None,
-    model: o.ModelOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
     ] = False,
-    policy: o.PolicyOption = "full",
-    policy_args: o.PolicyArgsOption = "",
-    temperature: o.TemperatureOption = 0.0,
-    top_k: o.TopKOption = 0,
-    top_p: o.TopPOption = 1.0,
-    min_p: o.MinPOption = 0.0,
-    repetition_penalty: o.PenaltyOption = 1.0,
-    logit_bias: o.BiasOption = [],  # noqa: B006 (typer copies it)
-    seed: o.SeedOption = 0,
+    *,
+    decoding: Decoding,
     max_new_tokens: o.TokensOption = 256,
     samples: Annotated[
         int, typer.Option("--samples", min=1, max=4096, help="Completions per prompt.")
     ] = 1,
-    stop: o.StopOption = [],  # noqa: B006
-    dtype: o.DtypeOption = None,
-    weights: o.WeightsOption = None,
-    draft: o.DraftOption = None,
-    tree: o.TreeOption = None,
-    sparsity: o.SparsityOption = None,
     as_json: o.JsonOption = False,
     log_probs: Annotated[
         bool, typer.Option("--log-probs", help="With --json: each token's log-probability.")
@@ -53,27 +43,17 @@ def generate(
 
     One prompt streams; several run as one batch. With --json: one object per completion.
     """
-    o.refuse_planned(sparsity)
-    settings: dict[str, Any] = {
-        "policy": o.make_policy(policy, policy_args),
-        "sampler": o.make_sampler(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias),
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "samples": samples,
-        "stop": tuple(stop),
-    }
+    policy, sampler = decoding.checked()
     if log_probs and not as_json:
         raise ValueError("--log-probs are printed with --json only; add --json")
     texts = _texts(prompts or [], prompt_file or [])
 
-    from jaxinfer.cli.models import open_model
-
-    lm = open_model(model, dtype, weights)
-    settings |= o.speculation(lm, draft, tree, dtype, weights)
+    lm = decoding.open()
+    keywords = decoding.keywords(lm, sampler, max_new_tokens)
     inputs = [_input(lm, text, raw) for text in texts]
     if len(inputs) == 1 and samples == 1 and not as_json and lm.tokenizer is not None:
-        return _stream(lm, inputs[0], settings)
-    completions = lm.generate(inputs, **settings)
+        return _print_stream(lm.stream(inputs[0], policy=policy, **keywords))
+    completions = lm.generate(inputs, policy=policy, samples=samples, **keywords)
     for index, completion in enumerate(completions):
         place = divmod(index, samples)
         if as_json:
@@ -114,10 +94,9 @@ def _token_ids(text: str) -> list[int]:
         ) from None
 
 
-def _stream(lm: "LM", prompt: str | list[int], settings: dict[str, Any]) -> None:
+def _print_stream(stream: "Stream") -> None:
     from jaxinfer.cli.models import note
 
-    stream = lm.stream(prompt, **settings)
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)
@@ -130,7 +109,7 @@ def _stream(lm: "LM", prompt: str | list[int], settings: dict[str, Any]) -> None
         )
 
 
-def _record(completion: "Completion", place: tuple[int, int], log_probs: bool) -> dict[str, Any]:
+def _record(completion: "Completion", place: tuple[int, int], log_probs: bool) -> Json:
     record = {
         "text": completion.text,
         "tokens": completion.tokens,

@@ -1,10 +1,11 @@
 """`jaxinfer info`: a model's architecture and what decoding it costs, from the compiled program."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.typing import Json
 
 
 def info(
@@ -55,13 +56,13 @@ def info(
         _tables(record)
 
 
-def _tables(record: dict[str, Any]) -> None:
+def _tables(record: Json) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from jaxinfer.runtime.memory import readable
 
-    def table(title: str, rows: dict[str, Any]) -> None:
+    def table(title: str, rows: Json) -> None:
         out = Table("name", "value", title=title, title_justify="left", show_header=False)
         for name, value in rows.items():
             if value is None or value is False:

@@ -2,17 +2,21 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
+    from pallas_kernels.dispatch import Implementation
 
 
 def open_model(
-    source: str | None, dtype: str | None = None, weights: Any = None, **options: Any
+    source: str | None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    implementation: "Implementation | None" = None,
 ) -> "LM":
-    """The model `source`; None is the default model, else the committed one. Options as in `load`.
+    """The model `source`; None is the default model, else the committed one.
 
     Which default was taken is said on standard error. Compiled programs are kept from here on.
     """
@@ -21,12 +25,12 @@ def open_model(
 
     enable_persistent_cache()
     if source is not None:
-        return _load(source, dtype=dtype, weights=weights, **options)
+        return _load(source, dtype=dtype, weights=weights, implementation=implementation)
     try:
-        lm = _load(DEFAULT, dtype=dtype, weights=weights, **options)
+        lm = _load(DEFAULT, dtype=dtype, weights=weights, implementation=implementation)
         note(f"model: {DEFAULT}")
     except ModelUnavailable as error:
-        lm = _load(FALLBACK, dtype=dtype, weights=weights, **options)
+        lm = _load(FALLBACK, dtype=dtype, weights=weights, implementation=implementation)
         note(f"note: {' '.join(str(error).split())}")
         note(f"model: {FALLBACK}, a very small one for trying things out")
     return lm
@@ -47,9 +51,17 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _load(source: str, **options: Any) -> "LM":
+def _load(
+    source: str,
+    *,
+    dtype: str | None,
+    weights: str | None,
+    implementation: "Implementation | None",
+) -> "LM":
     from jaxinfer.loading import load
     from jaxinfer.progress import progress
 
     with progress(f"loading {Path(source).name}") as report:
-        return load(source, progress=report, **options)
+        return load(
+            source, dtype=dtype, weights=weights, implementation=implementation, progress=report
+        )

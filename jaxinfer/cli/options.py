@@ -3,15 +3,14 @@
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
-    from jaxinfer.decode.sampling import Sampler
-    from jaxinfer.lm import LM
 
 LARGEST = 2**31 - 1  # what an int32 counts
 
@@ -82,58 +81,9 @@ def make_policy(name: str, arguments: str) -> "Policy":
     return resolve({**key_values(arguments, "--policy-args"), "name": name})
 
 
-def make_sampler(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    logit_bias: list[str],
-) -> "Sampler":
-    """The sampler of the sampling options."""
-    from jaxinfer.decode.sampling import Sampler
-
-    return Sampler(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        logit_bias=tuple(sorted(dict(map(_bias, logit_bias)).items())),
-    )
-
-
-def refuse_planned(sparsity: str | None) -> None:
-    """An option that exists so that scripts can be written, before its method does."""
-    if sparsity is not None:
-        raise ValueError(
-            f"--sparsity {sparsity} is not available in this version; leave --sparsity out"
-        )
-
-
-def speculation(
-    lm: "LM", draft: str | None, tree: str | None, dtype: str | None, weights: str | None
-) -> dict[str, Any]:
-    """The generation options that `--draft` and `--tree` mean."""
-    if draft is None:
-        if tree is not None:
-            raise ValueError("--tree says what --draft drafts; add --draft")
-        return {}
-    from jaxinfer.cli.models import note, open_draft
-    from jaxinfer.speculative.speculate import speculate
-    from jaxinfer.speculative.topology import Topology
-
-    shape, model = "auto", open_draft(lm, draft, dtype, weights)
-    if tree is not None:
-        shape = Topology.load(tree)
-    else:
-        note("tree: the one that pays on this machine; finding it takes minutes, the first time")
-    return {"draft": speculate(lm, model, shape)}
-
-
-def key_values(text: str, option: str) -> dict[str, Any]:
+def key_values(text: str, option: str) -> dict[str, object]:
     """`a=1,b=x` as {"a": 1, "b": "x"}; values are JSON where they read as JSON, else text."""
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = item.partition("=")
         if not equals or not key.strip().isidentifier() or key.strip() == "name":
@@ -143,6 +93,11 @@ def key_values(text: str, option: str) -> dict[str, Any]:
         except ValueError:
             out[key.strip()] = value.strip()
     return out
+
+
+def logit_biases(texts: list[str]) -> tuple[tuple[int, float], ...]:
+    """The pairs that `--logit-bias ID=VALUE ...` mean; the last one of a token counts."""
+    return tuple(sorted(dict(map(_bias, texts)).items()))
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -167,13 +122,13 @@ def read_text(path: str) -> str:
         ) from error
 
 
-def print_json(record: dict[str, Any], indent: int | None = None) -> None:
+def print_json(record: Mapping[str, object], indent: int | None = None) -> None:
     """One JSON value on standard output; numbers that JSON lacks become null."""
     print(json.dumps(_finite(record), indent=indent, allow_nan=False), flush=True)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]

@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +81,8 @@ def score(
 
 
 def _stream(
-    lm: "LM", file: BufferedIOBase, name: str, most: int | None, policy: "Policy", chunk: int | None
-) -> dict[str, Any]:
+    lm: "LM", file: BinaryIO, name: str, most: int | None, policy: "Policy", chunk: int | None
+) -> Json:
     """The same record, of one pass in constant memory, with the mean nll of every 2048 tokens."""
     from jaxinfer.eval.stream import stream_perplexity, text_tokens
     from jaxinfer.progress import progress
@@ -113,14 +113,14 @@ def _stream(
     return record | ({"stopped": found.stopped} if found.stopped else {})
 
 
-def _opened(path: str) -> AbstractContextManager[Any]:
+def _opened(path: str) -> AbstractContextManager[BinaryIO]:
     """A file's bytes; `-` is standard input, which stays open."""
     if path == "-":
         return nullcontext(sys.stdin.buffer)
     return open(Path(path).expanduser(), "rb")
 
 
-def _pieces(file: BufferedIOBase, name: str) -> Iterator[str]:
+def _pieces(file: BinaryIO, name: str) -> Iterator[str]:
     """Yields the text of a UTF-8 file in pieces."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
     read, data = 0, b"-"
@@ -144,7 +144,7 @@ def _first(arrays: "Iterable[np.ndarray]", most: int | None) -> "Iterator[np.nda
                 return
 
 
-def _print(record: dict[str, Any], as_json: bool) -> None:
+def _print(record: Json, as_json: bool) -> None:
     if as_json:
         o.print_json(record)
         return

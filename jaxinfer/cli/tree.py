@@ -1,14 +1,15 @@
 """`jaxinfer tree`: which token tree speculation should draft, measured on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
-    from jaxinfer.speculative.optimizer import Choice
+    from jaxinfer.speculative.optimizer import Candidate, Choice
     from jaxinfer.speculative.tuning import Tuned
 
 
@@ -90,7 +91,7 @@ def tree(
         _show(place, found[place], choice)
 
 
-def _record(tuned: "Tuned", choice: "Choice") -> dict[str, Any]:
+def _record(tuned: "Tuned", choice: "Choice") -> Json:
     return {
         "parent": list(choice.topology.parent),
         "expected_tokens": choice.expected,
@@ -108,7 +109,7 @@ def _show(place: str, tuned: "Tuned", choice: "Choice") -> None:
     from jaxinfer.speculative.tuning import WORTH
 
     out = Table("nodes", "levels", "tokens/step", "ms/step", "speed-up", title=place)
-    best: dict[int, Any] = {}
+    best: dict[int, Candidate] = {}
     for one in choice.candidates:
         if one.nodes not in best or one.speedup > best[one.nodes].speedup:
             best[one.nodes] = one
