@@ -34,7 +34,7 @@ def load(
 
     Args:
       source: a name such as "smollm2-135m" (fetched once, then kept), or a path.
-      dtype: "float32", "bfloat16" or "float16", also as NumPy's or JAX's; None is float32 on CPU, bfloat16 on a GPU.
+      dtype: "float32", "bfloat16" or "float16"; None is float32 on CPU, bfloat16 on a GPU.
       weights: "int8" or "int4" stores the weights of layers and head in so many bits; norms, biases
         and all arithmetic keep `dtype`. On a CPU "int8" is for speed (activations are rounded to 8
         bits too) and "int4" for memory alone. The floating weights are in memory until then.
