@@ -95,6 +95,11 @@ def load_draft(
 
     Raises:
       ValueError: an unknown name, or a trained draft of another target.
+
+    Example:
+      >>> lm = load("tiny-llama")
+      >>> load_draft(lm, "exit:2").config.num_layers
+      2
     """
     if source == PROMPT_LOOKUP:
         return source

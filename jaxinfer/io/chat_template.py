@@ -118,9 +118,8 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
-@functools.cache
-def _environment() -> Any:
-    import jinja2.ext
+def _sandbox() -> Any:
+    """The class of a sandbox in which no operation makes much out of little."""
     import jinja2.sandbox
 
     class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -158,6 +157,12 @@ def _environment() -> Any:
             _check_size(_size(result))
             return result
 
+    return Environment
+
+
+def _generation_tag() -> Any:
+    import jinja2.ext
+
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` marks assistant text for training; its body is rendered as is."""
 
@@ -167,10 +172,15 @@ def _environment() -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    env = Environment(
+    return Generation
+
+
+@functools.cache
+def _environment() -> Any:
+    env = _sandbox()(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[jinja2.ext.loopcontrols, Generation],
+        extensions=["jinja2.ext.loopcontrols", _generation_tag()],
     )
     for name in _UNBOUNDED_FILTERS:
         env.filters.pop(name, None)

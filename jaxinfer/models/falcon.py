@@ -7,9 +7,20 @@ The reference's eager attention adds ALiBi twice; ours equals its default path, 
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
+from jaxinfer.models.family import Family, Path, Sources, from_table, fused_rows
 from jaxinfer.models.hf_config import Fields, rope_from_hf
 from jaxinfer.nn.alibi import falcon_slopes
+
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "word_embeddings",
+    ("attn", "out"): "self_attention.dense",
+    ("mlp", "up"): "mlp.dense_h_to_4h",
+    ("mlp", "down"): "mlp.dense_4h_to_h",
+    ("attn_norm",): "input_layernorm",
+    ("mlp_norm",): "post_attention_layernorm",
+    ("final_norm",): "ln_f",
+    ("head",): "lm_head",
+}
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
@@ -61,23 +72,13 @@ def _kv_heads(fields: Fields, grouped: bool, num_heads: int) -> int:
 
 
 def sources(cfg: ModelConfig) -> Sources:
-    result: Sources = {("embed", "tokens"): Source("word_embeddings.weight")}
-    two_norms = cfg.parallel_block and not cfg.shared_norm
+    modules = MODULES
+    if cfg.parallel_block and not cfg.shared_norm:
+        modules = MODULES | {("attn_norm",): "ln_attn", ("mlp_norm",): "ln_mlp"}
+    result = from_table(cfg, "h.{}", modules)
     for i in range(cfg.num_layers):
-        layer, path = f"h.{i}", ("layers", i)
-        fused = f"{layer}.self_attention.query_key_value"
-        result |= fused_rows((*path, "attn"), fused, cfg, groups=cfg.num_kv_heads)
-        result |= linear((*path, "attn", "out"), f"{layer}.self_attention.dense", cfg.out_bias)
-        result |= linear((*path, "mlp", "up"), f"{layer}.mlp.dense_h_to_4h", cfg.mlp_bias)
-        result |= linear((*path, "mlp", "down"), f"{layer}.mlp.dense_4h_to_h", cfg.mlp_bias)
-        first = "ln_attn" if two_norms else "input_layernorm"
-        second = "ln_mlp" if two_norms else "post_attention_layernorm"
-        result |= norm((*path, "attn_norm"), f"{layer}.{first}", bias=True)
-        if not cfg.shared_norm:
-            result |= norm((*path, "mlp_norm"), f"{layer}.{second}", bias=True)
-    result |= norm(("final_norm",), "ln_f", bias=True)
-    if not cfg.tie_embeddings:
-        result["head", "weight"] = Source("lm_head.weight")
+        fused = f"h.{i}.self_attention.query_key_value"
+        result |= fused_rows(("layers", i, "attn"), fused, cfg, groups=cfg.num_kv_heads)
     return result
 
 

@@ -7,7 +7,7 @@ The functions below build the `{path: Source}` entries that the families share. 
 views where possible: they run on memory-mapped and on bfloat16 arrays alike.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,8 @@ Path = tuple[str | int, ...]
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
-def identity(array: np.ndarray) -> np.ndarray:
+def unchanged(array: np.ndarray) -> np.ndarray:
+    """A tensor that is the leaf as it is."""
     return array
 
 
@@ -35,7 +36,7 @@ class Source:
     """The checkpoint tensor `name` (or an older spelling of it) and what makes it a leaf."""
 
     name: str
-    transform: Transform = identity
+    transform: Transform = unchanged
     aliases: tuple[str, ...] = ()
 
 
@@ -72,7 +73,48 @@ class Family:
         )
 
 
-def linear(path: Path, name: str, bias: bool, weight: Transform = identity) -> Sources:
+def from_table(
+    cfg: ModelConfig, layer: str, modules: Mapping[Path, str], weight: Transform = unchanged
+) -> Sources:
+    """The sources of a decoder from a table of its modules, but for q, k, v of a fused layer.
+
+    Args:
+        cfg: whose biases, norms and tied head say which of a module's leaves there are.
+        layer: the name of layer i, such as "h.{}".
+        modules: where a module sits and its name: ("embed", "tokens"), ("final_norm",), ("head",),
+            or in a layer ("attn", "out"), ("mlp", "up"), ("attn_norm",) and so on.
+        weight: from the weight of a layer's linear module to ours.
+
+    Returns:
+        What covers `abstract_params(cfg)`, with what the table leaves out.
+    """
+    sources: Sources = {}
+    for path, name in modules.items():
+        if path[0] == "embed":
+            sources[path] = Source(f"{name}.weight")
+        elif path == ("final_norm",):
+            sources |= norm(path, name, cfg.norm_bias)
+        elif path == ("head",):
+            if not cfg.tie_embeddings:
+                sources["head", "weight"] = Source(f"{name}.weight")
+        elif path != ("mlp_norm",) or not cfg.shared_norm:
+            for i in range(cfg.num_layers):
+                inside: Path = ("layers", i, *path)
+                name_inside = f"{layer.format(i)}.{name}"
+                if str(path[-1]).endswith("norm"):
+                    sources |= norm(inside, name_inside, cfg.norm_bias and len(path) == 1)
+                else:
+                    sources |= linear(inside, name_inside, _has_bias(cfg, path), weight)
+    return sources
+
+
+def _has_bias(cfg: ModelConfig, path: Path) -> bool:
+    if path[0] == "mlp":
+        return cfg.mlp_bias
+    return cfg.out_bias if path == ("attn", "out") else cfg.qkv_bias
+
+
+def linear(path: Path, name: str, bias: bool, weight: Transform = unchanged) -> Sources:
     """Weight and bias of the linear layer `name`."""
     sources: Sources = {(*path, "weight"): Source(f"{name}.weight", weight)}
     if bias:

@@ -4,21 +4,19 @@ Attention scaled by the layer index (Megatron's reordered variant) is not implem
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import (
-    Family,
-    Source,
-    Sources,
-    fused_columns,
-    linear,
-    norm,
-    transpose,
-)
+from jaxinfer.models.family import Family, Path, Sources, from_table, fused_columns, transpose
 from jaxinfer.models.hf_config import Fields
 
-_LINEAR = {
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "wte",
+    ("embed", "positions"): "wpe",
     ("attn", "out"): "attn.c_proj",
     ("mlp", "up"): "mlp.c_fc",
     ("mlp", "down"): "mlp.c_proj",
+    ("attn_norm",): "ln_1",
+    ("mlp_norm",): "ln_2",
+    ("final_norm",): "ln_f",
+    ("head",): "lm_head",
 }
 
 
@@ -54,19 +52,9 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def sources(cfg: ModelConfig) -> Sources:
-    result: Sources = {
-        ("embed", "tokens"): Source("wte.weight"),
-        ("embed", "positions"): Source("wpe.weight"),
-    }
+    result = from_table(cfg, "h.{}", MODULES, weight=transpose)
     for i in range(cfg.num_layers):
         result |= fused_columns(("layers", i, "attn"), f"h.{i}.attn.c_attn", cfg)
-        for path, name in _LINEAR.items():
-            result |= linear(("layers", i, *path), f"h.{i}.{name}", bias=True, weight=transpose)
-        result |= norm(("layers", i, "attn_norm"), f"h.{i}.ln_1", bias=True)
-        result |= norm(("layers", i, "mlp_norm"), f"h.{i}.ln_2", bias=True)
-    result |= norm(("final_norm",), "ln_f", bias=True)
-    if not cfg.tie_embeddings:
-        result["head", "weight"] = Source("lm_head.weight")
     return result
 
 

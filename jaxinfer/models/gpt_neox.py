@@ -5,8 +5,18 @@ transformers 5 call the output head `embed_out`.
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
+from jaxinfer.models.family import Family, Path, Source, Sources, from_table, fused_rows
 from jaxinfer.models.hf_config import Fields, rope_from_hf
+
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "embed_in",
+    ("attn", "out"): "attention.dense",
+    ("mlp", "up"): "mlp.dense_h_to_4h",
+    ("mlp", "down"): "mlp.dense_4h_to_h",
+    ("attn_norm",): "input_layernorm",
+    ("mlp_norm",): "post_attention_layernorm",
+    ("final_norm",): "final_layer_norm",
+}
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
@@ -42,17 +52,10 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def sources(cfg: ModelConfig) -> Sources:
-    result: Sources = {("embed", "tokens"): Source("embed_in.weight")}
+    result = from_table(cfg, "layers.{}", MODULES)
     for i in range(cfg.num_layers):
-        layer, path = f"layers.{i}", ("layers", i)
-        fused = f"{layer}.attention.query_key_value"
-        result |= fused_rows((*path, "attn"), fused, cfg, groups=cfg.num_kv_heads)
-        result |= linear((*path, "attn", "out"), f"{layer}.attention.dense", cfg.out_bias)
-        result |= linear((*path, "mlp", "up"), f"{layer}.mlp.dense_h_to_4h", bias=True)
-        result |= linear((*path, "mlp", "down"), f"{layer}.mlp.dense_4h_to_h", bias=True)
-        result |= norm((*path, "attn_norm"), f"{layer}.input_layernorm", bias=True)
-        result |= norm((*path, "mlp_norm"), f"{layer}.post_attention_layernorm", bias=True)
-    result |= norm(("final_norm",), "final_layer_norm", bias=True)
+        fused = f"layers.{i}.attention.query_key_value"
+        result |= fused_rows(("layers", i, "attn"), fused, cfg, groups=cfg.num_kv_heads)
     if not cfg.tie_embeddings:
         result["head", "weight"] = Source("lm_head.weight", aliases=("embed_out.weight",))
     return result

@@ -8,10 +8,27 @@ sliding windows and norms of queries and keys.
 from typing import Any
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, linear, norm
+from jaxinfer.models.family import Family, Path, Sources, from_table
 from jaxinfer.models.hf_config import Fields, rope_from_hf
 
-_LINEAR = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "embed_tokens",
+    ("attn", "q"): "self_attn.q_proj",
+    ("attn", "k"): "self_attn.k_proj",
+    ("attn", "v"): "self_attn.v_proj",
+    ("attn", "out"): "self_attn.o_proj",
+    ("mlp", "gate"): "mlp.gate_proj",
+    ("mlp", "up"): "mlp.up_proj",
+    ("mlp", "down"): "mlp.down_proj",
+    ("attn_norm",): "input_layernorm",
+    ("mlp_norm",): "post_attention_layernorm",
+    ("final_norm",): "norm",
+    ("head",): "lm_head",
+}
+QK_NORM: dict[Path, str] = {
+    ("attn", "q_norm"): "self_attn.q_norm",
+    ("attn", "k_norm"): "self_attn.k_norm",
+}
 
 
 def decoder_config(
@@ -52,23 +69,7 @@ def decoder_config(
 
 def decoder_sources(cfg: ModelConfig) -> Sources:
     """Sources of the Llama form, by the config's biases and norms."""
-    sources: Sources = {("embed", "tokens"): Source("embed_tokens.weight")}
-    for i in range(cfg.num_layers):
-        layer, attn, mlp = f"layers.{i}", ("layers", i, "attn"), ("layers", i, "mlp")
-        for part, name in _LINEAR.items():
-            bias = cfg.out_bias if part == "out" else cfg.qkv_bias
-            sources |= linear((*attn, part), f"{layer}.self_attn.{name}", bias)
-        for part in ("gate", "up", "down"):
-            sources |= linear((*mlp, part), f"{layer}.mlp.{part}_proj", cfg.mlp_bias)
-        if cfg.qk_norm:
-            for part in ("q_norm", "k_norm"):
-                sources |= norm((*attn, part), f"{layer}.self_attn.{part}", bias=False)
-        sources |= norm(("layers", i, "attn_norm"), f"{layer}.input_layernorm", bias=False)
-        sources |= norm(("layers", i, "mlp_norm"), f"{layer}.post_attention_layernorm", bias=False)
-    sources |= norm(("final_norm",), "norm", bias=False)
-    if not cfg.tie_embeddings:
-        sources["head", "weight"] = Source("lm_head.weight")
-    return sources
+    return from_table(cfg, "layers.{}", MODULES | QK_NORM if cfg.qk_norm else MODULES)
 
 
 def config_from_hf(hf: dict) -> ModelConfig:

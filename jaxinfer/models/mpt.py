@@ -5,9 +5,20 @@ of ALiBi, biases, logit scaling, multi-query or prefix attention) are refused, n
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, fused_rows, linear, norm
+from jaxinfer.models.family import Family, Path, Sources, from_table, fused_rows
 from jaxinfer.models.hf_config import Fields
 from jaxinfer.nn.alibi import mpt_slopes
+
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "wte",
+    ("attn", "out"): "attn.out_proj",
+    ("mlp", "up"): "ffn.up_proj",
+    ("mlp", "down"): "ffn.down_proj",
+    ("attn_norm",): "norm_1",
+    ("mlp_norm",): "norm_2",
+    ("final_norm",): "norm_f",
+    ("head",): "lm_head",
+}
 
 
 def config_from_hf(hf: dict) -> ModelConfig:
@@ -58,18 +69,9 @@ def _refuse_variants(fields: Fields, attention: Fields) -> None:
 
 
 def sources(cfg: ModelConfig) -> Sources:
-    result: Sources = {("embed", "tokens"): Source("wte.weight")}
+    result = from_table(cfg, "blocks.{}", MODULES)
     for i in range(cfg.num_layers):
-        block, path = f"blocks.{i}", ("layers", i)
-        result |= fused_rows((*path, "attn"), f"{block}.attn.Wqkv", cfg, groups=1)
-        result |= linear((*path, "attn", "out"), f"{block}.attn.out_proj", bias=False)
-        result |= linear((*path, "mlp", "up"), f"{block}.ffn.up_proj", bias=False)
-        result |= linear((*path, "mlp", "down"), f"{block}.ffn.down_proj", bias=False)
-        result |= norm((*path, "attn_norm"), f"{block}.norm_1", bias=False)
-        result |= norm((*path, "mlp_norm"), f"{block}.norm_2", bias=False)
-    result |= norm(("final_norm",), "norm_f", bias=False)
-    if not cfg.tie_embeddings:
-        result["head", "weight"] = Source("lm_head.weight")
+        result |= fused_rows(("layers", i, "attn"), f"blocks.{i}.attn.Wqkv", cfg, groups=1)
     return result
 
 

@@ -4,16 +4,22 @@ The post-norm form with projected embeddings (OPT-350m) is not implemented.
 """
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.family import Family, Source, Sources, linear, norm
+from jaxinfer.models.family import Family, Path, Sources, from_table
 from jaxinfer.models.hf_config import Fields
 
-_LINEAR = {
+MODULES: dict[Path, str] = {
+    ("embed", "tokens"): "embed_tokens",
+    ("embed", "positions"): "embed_positions",
     ("attn", "q"): "self_attn.q_proj",
     ("attn", "k"): "self_attn.k_proj",
     ("attn", "v"): "self_attn.v_proj",
     ("attn", "out"): "self_attn.out_proj",
     ("mlp", "up"): "fc1",
     ("mlp", "down"): "fc2",
+    ("attn_norm",): "self_attn_layer_norm",
+    ("mlp_norm",): "final_layer_norm",
+    ("final_norm",): "final_layer_norm",
+    ("head",): "lm_head",
 }
 
 
@@ -61,19 +67,7 @@ def config_from_hf(hf: dict) -> ModelConfig:
 
 
 def sources(cfg: ModelConfig) -> Sources:
-    result: Sources = {
-        ("embed", "tokens"): Source("embed_tokens.weight"),
-        ("embed", "positions"): Source("embed_positions.weight"),
-    }
-    for i in range(cfg.num_layers):
-        for path, name in _LINEAR.items():
-            result |= linear(("layers", i, *path), f"layers.{i}.{name}", cfg.mlp_bias)
-        result |= norm(("layers", i, "attn_norm"), f"layers.{i}.self_attn_layer_norm", bias=True)
-        result |= norm(("layers", i, "mlp_norm"), f"layers.{i}.final_layer_norm", bias=True)
-    result |= norm(("final_norm",), "final_layer_norm", bias=True)
-    if not cfg.tie_embeddings:
-        result["head", "weight"] = Source("lm_head.weight")
-    return result
+    return from_table(cfg, "layers.{}", MODULES)
 
 
 FAMILY = Family(
