@@ -24,6 +24,6 @@ def assert_same(found: Any, expected: Any, what: str = "") -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, err_msg=what), found, expected)
 
 
-def row_of(tree: Any, row: int) -> Any:
+def row_of(tree: Any, row: int | np.integer) -> Any:
     """Row `row` of every leaf, as numpy."""
     return jax.tree.map(lambda x: np.asarray(x)[row], tree)
