@@ -5,7 +5,6 @@ of each 32 numbers, in bfloat16 `2 H`. Peers: our references as XLA compiles the
 `jax.nn.dot_product_attention` of cuDNN, which wants another layout.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,24 +13,18 @@ import jax.numpy as jnp
 from bench.gpu.correctness_part import attention, stored
 from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
+from pallas_kernels.cases import MODELS, TINY_MODELS, decode_shapes
 from pallas_kernels.dense_attention import key_weights
 from pallas_kernels.sparse_heads import sparse_heads
 
 GROUP = 32
-MODELS = {"llama-2-7b": (32, 1, 128), "llama-3-8b": (8, 4, 128)}  # K, G, H
-TINY = {"tiny": (2, 2, 64)}
-SHAPES = (  # (batch, slots), most telling first
-    (1, 32768), (8, 32768), (1, 4096), (1, 131072), (8, 4096), (8, 131072), (64, 4096), (64, 32768),
-    (64, 131072),
-)  # fmt: skip
 FIRST = 10  # shapes of both models
-TINY_SHAPES = ((1, 256),)
 BITS = (2, None, 4, 8)  # None: bfloat16
 
 
 def steps(run: Run) -> list[Timed]:
     """The first shapes with all peers, then the kernels on the others, then their peers."""
-    every = list(shapes(run))
+    every = list(decode_shapes(run.quick))
     first, others = every[:FIRST], every[FIRST:]
     order = [
         (first, (2, None), run.kernel), (first, (None,), "cudnn"), (first, (4, 8), run.kernel),
@@ -44,13 +37,6 @@ def steps(run: Run) -> list[Timed]:
         for shape in some
         for bits in widths
     ]
-
-
-def shapes(run: Run) -> Iterator[tuple[str, int, int]]:
-    """(model, batch, slots)."""
-    for batch, slots in TINY_SHAPES if run.quick else SHAPES:
-        for model in TINY if run.quick else MODELS:
-            yield model, batch, slots
 
 
 def config_of(part: str, model: str, batch: int, slots: int, bits: int | None, peer: str):
@@ -69,7 +55,7 @@ def timed(
     run: Run, model: str, batch: int, slots: int, bits: int | None, peer: str, config: Any = None
 ) -> Timed:
     """The step of a peer; `config` is the tiling of the kernel, None its own choice."""
-    heads, groups, width = (MODELS | TINY)[model]
+    heads, groups, width = (MODELS | TINY_MODELS)[model]
 
     def inputs(seed: Any) -> tuple[tuple, tuple]:
         q = filled(seed, (batch, heads, groups, 1, width), jnp.bfloat16)
@@ -82,8 +68,8 @@ def timed(
     def call(state: tuple, q: Any, keys: Any, values: Any) -> tuple[tuple, Any]:
         if peer == "cudnn":
             return state, jax.nn.dot_product_attention(q, keys, values, implementation="cudnn")
-        acc, peak, norm = attention(q, keys, values, bits=bits, name=peer, config=config)
-        return state, (acc / norm[..., None], peak)
+        acc, top, total = attention(q, keys, values, bits=bits, name=peer, config=config)
+        return state, (acc / total[..., None], top)
 
     return Timed(
         config=config_of(
@@ -102,7 +88,7 @@ def half_of_heads(
 ) -> Timed:
     """Over every other key/value head; as `attn_weight`, no step of the suite, but of the search
     for tilings."""
-    heads, groups, width = (MODELS | TINY)[model]
+    heads, groups, width = (MODELS | TINY_MODELS)[model]
     half = heads // 2
 
     def inputs(seed: Any) -> tuple[tuple, tuple]:
@@ -127,7 +113,7 @@ def attn_weight(
     run: Run, model: str, batch: int, slots: int, peer: Any, config: Any = None
 ) -> Timed:
     """The probability that every key receives."""
-    heads, groups, width = (MODELS | TINY)[model]
+    heads, groups, width = (MODELS | TINY_MODELS)[model]
 
     def inputs(seed: Any) -> tuple[tuple, tuple]:
         q = filled(seed, (batch, heads, groups, 1, width), jnp.bfloat16)

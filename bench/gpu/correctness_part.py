@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.gpu.problems import PROBLEMS, Problem
 from bench.gpu.rows import Run
 from bench.gpu.timing import filled, memory_limit
-from pallas_kernels.attention_tile import NEGATIVE
+from pallas_kernels.cases import Problem, every
 from pallas_kernels.dense_attention import dense_attention
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
+from pallas_kernels.softmax_state import NEGATIVE
 
 SEEDS = 8
+PROBLEMS = every("PROBLEMS")
 
 
 @dataclass(kw_only=True)
@@ -154,7 +155,7 @@ def attention(
 
 def error_of(found: Any, wanted: Any) -> float:
     """The largest error of any output relative to its magnitude; NaN if one is not finite, and
-    infinite where an integer or an empty peak differs."""
+    infinite where an integer or an empty maximum differs."""
     worst = 0.0
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -162,7 +163,7 @@ def error_of(found: Any, wanted: Any) -> float:
             worst = max(worst, 0.0 if (a == b).all() else np.inf)
             continue
         a, b = a.astype(np.float64), b.astype(np.float64)
-        empty = b == np.float32(NEGATIVE)  # peaks of queries that see nothing
+        empty = b == np.float32(NEGATIVE)  # maxima of queries that see nothing
         if (a[empty] != b[empty]).any():
             return np.inf
         a, b = np.where(empty, 0, a), np.where(empty, 0, b)

@@ -14,19 +14,18 @@ from bench.gpu.rows import Run
 from bench.gpu.timing import Timed, filled
 from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
 from pallas_kernels.sparse_mlp import sparse_mlp
+from pallas_kernels.sparse_mlp.cases import BLOCKS, TINY_BLOCKS
 from pallas_kernels.weight_matmul import QuantizedWeight, weight_matmul
+from pallas_kernels.weight_matmul.cases import PRODUCTS, ROWS, TINY_PRODUCTS
 from pallas_kernels.weight_matmul.reference import words_of
 
 BLOCK, GROUP = 32, 64
-ROWS = (1, 16)
 DENSITIES = (1.0, 0.5, 0.25, 0.1)
-BLOCKS = ((4096, 11008), (8192, 28672))  # D, F
-PRODUCTS = ((4096, 4096), (4096, 11008), (11008, 4096), (4096, 32000))  # I, O of Llama-2-7B
 
 
 def steps(run: Run) -> list[Timed]:
-    blocks = ((64, 160),) if run.quick else BLOCKS
-    products = ((128, 192),) if run.quick else PRODUCTS
+    blocks = TINY_BLOCKS if run.quick else BLOCKS
+    products = TINY_PRODUCTS if run.quick else PRODUCTS
     made = []
     for d, f in blocks:
         for rows in ROWS:

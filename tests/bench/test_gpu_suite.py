@@ -13,7 +13,7 @@ import pytest
 
 from bench.gpu import parts
 from bench.gpu.command import main
-from bench.gpu.problems import PROBLEMS
+from bench.gpu.correctness_part import PROBLEMS
 from bench.gpu.profile import kinds
 from bench.gpu.rows import NAME, Run, rows_of
 from bench.gpu.timing import chain

@@ -8,7 +8,7 @@ sheet says; the sums of split kernels, which XLA adds up, are not counted.
     python tools/kernels/inspect_kernels.py --save bench/results/kernels.jsonl
     python tools/kernels/inspect_kernels.py --only weight_matmul --config "16 rows" --json
 
-What is compiled stands in `tools/kernels/kernel_cases.py`. The exit status is 1 where a kernel
+What is compiled stands in each kernel's `cases.py`. The exit status is 1 where a kernel
 spills.
 """
 
@@ -29,7 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.kernels.kernel_cases import KERNELS, Case
+from pallas_kernels.cases import Case, every
+
+KERNELS = every("CASES")
 
 BYTES_PER_SECOND = 4.3e12
 NO_PTXAS = (

@@ -26,7 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.kernels.tuning_problems import KERNELS, Problem, Step
+from bench.gpu.needs import stand_in_for_jaxtyping
+
+stand_in_for_jaxtyping()  # before what annotates with it
+
+from tools.kernels.tuning_problems import KERNELS, Step, TimedUse  # noqa: E402
 
 MARGIN = 0.98  # of the heuristic's time, what another tiling must stay below: the rest is noise
 
@@ -57,13 +61,13 @@ class Row:
         return len(self.times) + self.dropped == self.total
 
 
-def problems_of(run: Any, names: list[str]) -> list[Problem]:
+def problems_of(run: Any, names: list[str]) -> list[TimedUse]:
     """The first problem of every kernel, then the second ones, ...: a budget reaches them all."""
     rounds = itertools.zip_longest(*(KERNELS[name](run) for name in names))
     return [problem for some in rounds for problem in some if problem is not None]
 
 
-def search(run: Any, problem: Problem, end: float) -> Row:
+def search(run: Any, problem: TimedUse, end: float) -> Row:
     """Tries candidates, the heuristic's choice first, until all are tried or it is `end`."""
     import jax
 
@@ -119,7 +123,7 @@ def search(run: Any, problem: Problem, end: float) -> Row:
     return row
 
 
-def compiled(problem: Problem, step: Step) -> Any:
+def compiled(problem: TimedUse, step: Step) -> Any:
     """The program of one call, its results as the problem views them."""
     import jax
 
@@ -189,15 +193,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the search and returns the exit status."""
-    from bench.gpu.needs import stand_in_for_jaxtyping
-
     options = parser().parse_args(argv)
     end = time.monotonic() + options.budget
-    stand_in_for_jaxtyping()
-    if options.interpret:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
+    if options.interpret and "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
     from bench.gpu.rows import Run
     from bench.harness import RESULTS
     from pallas_kernels import tuned
