@@ -90,7 +90,8 @@ def every(kind: str) -> dict[str, Any]:
     return found
 
 
-def array(*shape: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+def array(*shape: int, dtype: str = "bfloat16") -> Any:
+    """A shape that stands for an array."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 

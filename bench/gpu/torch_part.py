@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu.attention_part import BITS, GROUP, MODELS, TINY, config_of, moved, shapes
+from bench.gpu.attention_part import BITS, GROUP, config_of, moved
 from bench.gpu.rows import Run, copy_bandwidth
 from bench.harness import summarise
+from pallas_kernels.cases import MODELS, TINY_MODELS, decode_shapes
 
 ROTATED = 128e6  # as in `timing`
 MOST_SETS = 32
@@ -32,7 +33,7 @@ class TorchStep:
     def run(self) -> dict[str, Any]:
         import torch
 
-        heads, groups, width = (MODELS | TINY)[self.config["model"]]
+        heads, groups, width = (MODELS | TINY_MODELS)[self.config["model"]]
         batch, slots = self.config["batch"], self.config["slots"]
         size = moved(heads, width, batch, slots, self.bits)
         device = _device()
@@ -87,7 +88,10 @@ class TorchStep:
 
 def steps(run: Run) -> list[TorchStep]:
     order = [
-        (shape, bits) for some in ((None, 2), (4, 8)) for shape in shapes(run) for bits in some
+        (shape, bits)
+        for some in ((None, 2), (4, 8))
+        for shape in decode_shapes(run.quick)
+        for bits in some
     ]
     assert {bits for _, bits in order} == set(BITS)
     made = []

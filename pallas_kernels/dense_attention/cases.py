@@ -63,7 +63,7 @@ def merge_cases() -> Iterator[Case]:
         rest = ExtraKeys(array(b, k, rows, 1, 1, dtype="float32"), array(b, k, 1, h))
         yield Case(
             config=name + ", to the output", operations=2 * math.prod(shape) * h,
-            function=lambda *args: attend_splits(*args, jnp.bfloat16, interpret=False),
+            function=functools.partial(attend_splits, dtype=jnp.bfloat16, interpret=False),
             args=(array(*shape, h, dtype="float32"), state, state, rest),
         )  # fmt: skip
 

@@ -204,7 +204,7 @@ def few(monkeypatch):
     from bench.gpu.timing import Timed
 
     found = [MODAL(channels=32), MODAL(channels=64)]  # the first is the heuristic's
-    monkeypatch.setattr("pallas_kernels.modal_step.configs.candidates", lambda *sizes: found)
+    monkeypatch.setattr("pallas_kernels.modal_step.cases.candidates", lambda *sizes: found)
     times = iter((10.0, 8.0))
     monkeypatch.setattr(Timed, "run", lambda self: {"us": next(times)})
     return found
@@ -230,15 +230,15 @@ def test_the_best_is_added_to_a_file(tmp_path, few, capsys):
 
 
 def test_a_wrong_candidate_is_dropped(tmp_path, few, monkeypatch, capsys):
-    from pallas_kernels.modal_step import triton
+    from pallas_kernels.modal_step import api
 
-    right = triton.modal_step
+    right = api._modal_step
 
     def wrong(*args, config, interpret):
         y, *states = right(*args, config=config, interpret=interpret)
         return (y + 1 if config == few[1] else y), *states
 
-    monkeypatch.setattr(triton, "modal_step", wrong)
+    monkeypatch.setattr(api, "_modal_step", wrong)
     path = tmp_path / "tuned.json"
     assert tune_kernels.main([*QUICK, "--save", str(path)]) == 1
     ((fields,),) = (entries.values() for entries in tuned.read(path).values())
@@ -248,16 +248,16 @@ def test_a_wrong_candidate_is_dropped(tmp_path, few, monkeypatch, capsys):
 
 
 def test_a_candidate_that_does_not_compile_is_dropped(few, monkeypatch, capsys):
-    from pallas_kernels.modal_step import triton
+    from pallas_kernels.modal_step import api
 
-    right = triton.modal_step
+    right = api._modal_step
 
     def refuses(*args, config, interpret):
         if config == few[1]:
             raise NotImplementedError("too many registers")
         return right(*args, config=config, interpret=interpret)
 
-    monkeypatch.setattr(triton, "modal_step", refuses)
+    monkeypatch.setattr(api, "_modal_step", refuses)
     assert tune_kernels.main(QUICK) == 0  # only what is wrong is an error
     assert "NotImplementedError: too many registers" in capsys.readouterr().err
 
