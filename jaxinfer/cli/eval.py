@@ -1,6 +1,7 @@
 """`jaxinfer eval TASK`: what a cache policy costs in quality, beside the full cache and a baseline
 of the same bytes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,7 +137,7 @@ def evaluate(
     print(markdown(rows))
     if task == "passkey":
         for row in rows:
-            print(f"\n{row.label}: {row.policy}\n\n{_depth_table(row.details)}")
+            print(f"\n{row.label}: {row.policy}\n\n{_depth_table(row.details or ())}")
 
 
 def _numbers(option: str, text: str | None, kind: type) -> tuple | None:
@@ -174,7 +175,7 @@ def _record(row: "Row") -> Json:
     return row.to_dict() | ({} if row.details is None else {"details": row.details})
 
 
-def _depth_table(cells: list[Json]) -> str:
+def _depth_table(cells: Sequence[Json]) -> str:
     """Accuracy, a row per depth and a column per length in tokens."""
     lengths = list(dict.fromkeys(cell["length"] for cell in cells))
     found = {(c["depth"], c["length"]): c["correct"] / c["samples"] for c in cells}

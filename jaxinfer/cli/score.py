@@ -84,7 +84,8 @@ def _stream(
     lm: "LM", file: BinaryIO, name: str, most: int | None, policy: "Policy", chunk: int | None
 ) -> Json:
     """The same record, of one pass in constant memory, with the mean nll of every 2048 tokens."""
-    from jaxinfer.eval.stream import stream_perplexity, text_tokens
+    from jaxinfer.eval.stream import stream_perplexity
+    from jaxinfer.eval.text_pieces import text_tokens
     from jaxinfer.progress import progress
 
     size = 0 if name == "-" else os.fstat(file.fileno()).st_size

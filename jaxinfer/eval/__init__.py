@@ -12,8 +12,9 @@ from jaxinfer.eval.passkey import make_passkey, passkey
 from jaxinfer.eval.perplexity import perplexity
 from jaxinfer.eval.reader import Reader
 from jaxinfer.eval.recall import make_recall, recall
+from jaxinfer.eval.recompute import recompute_perplexity
 from jaxinfer.eval.rouge import continuation_rouge, rouge
-from jaxinfer.eval.stream import recompute_perplexity, stream_perplexity
+from jaxinfer.eval.stream import stream_perplexity
 from jaxinfer.eval.tables import compare, contenders, markdown, save
 
 __all__ = [

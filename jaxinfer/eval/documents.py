@@ -7,10 +7,10 @@ this project's own tools.
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.texts import read_source
 
 DEFAULT_SOURCE = "essays"
@@ -28,7 +28,7 @@ def held_out_texts(
 
 
 def token_stream(
-    lm: Any, texts: Iterable[Any], limit: int | None = None, *, repeat: bool = False
+    lm: Model, texts: Iterable[Prompt], limit: int | None = None, *, repeat: bool = False
 ) -> Iterator[np.ndarray]:
     """Yields i32[T], the tokens of one text after another, `limit` in all; only the first text
     begins with the model's BOS. With `repeat` the texts start again when they end, for ever if

@@ -9,9 +9,11 @@ is what the stream goes on with, whatever the model said.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from jaxinfer.cache.presets import PolicyLike
 from jaxinfer.eval.choices import check_scoring, is_right
+from jaxinfer.lm import LM
+from jaxinfer.typing import Json
 
 LINE = "Line {line}: the drawer holds {number} coins.\n"
 QUESTION = "How many coins does the drawer of line {line} hold? It holds"
@@ -87,8 +89,8 @@ def make_queries(
 
 
 def line_retrieval(
-    lm: Any,
-    policy: Any = None,
+    lm: LM,
+    policy: PolicyLike = None,
     *,
     lines: int = 100,
     distances: Sequence[int] = (1, 5, 10, 20, 40, 80),
@@ -135,7 +137,7 @@ def line_retrieval(
     ]
 
 
-def line_metrics(found: Sequence[LineAccuracy]) -> dict[str, Any]:
+def line_metrics(found: Sequence[LineAccuracy]) -> Json:
     """What a table shows: the accuracy in all and per distance."""
     total = sum(one.correct for one in found) / sum(one.queries for one in found)
     return {"accuracy": total} | {f"{one.distance} lines": one.accuracy for one in found}

@@ -6,16 +6,16 @@ hitters (arXiv 2306.14048), or just the last tokens.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import h2o, resolve, streaming
+from jaxinfer.cache.presets import PolicyLike, h2o, resolve, streaming
+from jaxinfer.decode.model import Model
 from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry
 
 SINKS = 4
 
 
-def policy_bytes(lm: Any, policy: Any, length: int, dtype: str | None = None) -> int:
+def policy_bytes(lm: Model, policy: PolicyLike, length: int, dtype: str | None = None) -> int:
     """Bytes of one row's cache for a text of `length` tokens, all layers, in `dtype` (default: the
     model's); budgets given as shares are shares of `length`."""
     if length < 1:
@@ -25,12 +25,12 @@ def policy_bytes(lm: Any, policy: Any, length: int, dtype: str | None = None) ->
     return cache_bytes_per_row(lm.config, policy, geometry)
 
 
-def bytes_per_token(lm: Any, policy: Any, length: int) -> float:
+def bytes_per_token(lm: Model, policy: PolicyLike, length: int) -> float:
     """`policy_bytes` per token of the text."""
     return policy_bytes(lm, policy, length) / length
 
 
-def equal_memory(lm: Any, policy: Any, length: int, kind: str = "streaming") -> Policy:
+def equal_memory(lm: Model, policy: PolicyLike, length: int, kind: str = "streaming") -> Policy:
     """The baseline of this kind that keeps as many tokens as fit into the policy's bytes for a
     text of `length` tokens, at most `length`."""
     makers: dict[str, tuple[int, Callable[[int], Policy]]] = {

@@ -7,12 +7,13 @@ follow from the seed. Depth 0 is the text's beginning, 1 its end.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jaxinfer.cache.presets import resolve
+from jaxinfer.cache.presets import PolicyLike, resolve
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
+from jaxinfer.decode.model import Model
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.eval.choices import check_scoring, is_right
+from jaxinfer.typing import Json
 
 DIGITS = 5
 FILLER = (
@@ -58,7 +59,7 @@ class PasskeyCell:
 
 
 def make_passkey(
-    lm: Any,
+    lm: Model,
     length: int,
     depth: float,
     *,
@@ -101,8 +102,8 @@ def make_passkey(
 
 
 def passkey(
-    lm: Any,
-    policy: Any = None,
+    lm: Model,
+    policy: PolicyLike = None,
     *,
     lengths: Sequence[int] = (256, 512, 1024),
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -126,7 +127,7 @@ def passkey(
     return cells
 
 
-def solve(lm: Any, policy: Any, task: PasskeyTask, scoring: str = "rank") -> bool:
+def solve(lm: Model, policy: PolicyLike, task: PasskeyTask, scoring: str = "rank") -> bool:
     """Whether the model finds the key when it has read the prompt through the policy."""
     tokens = lm.encode(task.prompt)
     session = Prefix(lm, resolve(policy).sized(bucket(len(tokens), SMALLEST_CAPACITY)))
@@ -134,7 +135,7 @@ def solve(lm: Any, policy: Any, task: PasskeyTask, scoring: str = "rank") -> boo
     return is_right(session, task.candidates, task.answer, scoring)
 
 
-def passkey_metrics(cells: Sequence[PasskeyCell]) -> dict[str, Any]:
+def passkey_metrics(cells: Sequence[PasskeyCell]) -> Json:
     """What a table shows: the accuracy in all and per length."""
     metrics = {"accuracy": sum(c.correct for c in cells) / sum(c.samples for c in cells)}
     for length in dict.fromkeys(cell.length for cell in cells):

@@ -9,13 +9,15 @@ one text are not independent.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from jaxinfer.cache.presets import resolve
+from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.decode.model import Prompt
 from jaxinfer.eval.documents import blocks
 from jaxinfer.eval.memory import bytes_per_token
+from jaxinfer.lm import LM
+from jaxinfer.typing import Json
 
 DRAWS = 2000
 
@@ -43,7 +45,7 @@ class Perplexity:
         low, high = (math.exp(min(bound, 700.0)) for bound in self.nll_interval)
         return low, high
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Json:
         """What a table shows."""
         low, high = self.interval
         return {
@@ -56,9 +58,9 @@ class Perplexity:
 
 
 def perplexity(
-    lm: Any,
-    texts: Sequence[Any],
-    policy: Any = None,
+    lm: LM,
+    texts: Sequence[Prompt],
+    policy: PolicyLike = None,
     *,
     context: int | None = None,
     chunk: int | None = None,

@@ -8,12 +8,13 @@ circuit solves both. Read through the cache, in chunks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from jaxinfer.cache.presets import resolve
+from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.decode.model import Model
 from jaxinfer.eval.reader import Reader
+from jaxinfer.typing import Json
 
 KINDS = ("copy", "associative")
 
@@ -66,8 +67,8 @@ def make_recall(
 
 
 def recall(
-    lm: Any,
-    policy: Any = None,
+    lm: Model,
+    policy: PolicyLike = None,
     *,
     kind: str = "copy",
     sizes: Sequence[int] = (16, 64, 256),
@@ -103,7 +104,7 @@ def recall(
     return out
 
 
-def recall_metrics(found: Sequence[Recall]) -> dict[str, Any]:
+def recall_metrics(found: Sequence[Recall]) -> Json:
     """What a table shows: accuracy and nll in all, and the accuracy per distance."""
     total = sum(one.count for one in found)
     return {

@@ -6,9 +6,9 @@ or how the held-out text really goes on.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from jaxinfer.cache.presets import full
+from jaxinfer.cache.presets import PolicyLike, full
+from jaxinfer.lm import LM
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 
@@ -37,9 +37,9 @@ def rouge(
 
 
 def continuation_rouge(
-    lm: Any,
+    lm: LM,
     texts: Sequence[str],
-    policy: Any = None,
+    policy: PolicyLike = None,
     *,
     reference: str = "full",
     prompt_tokens: int = 256,
@@ -72,6 +72,6 @@ def continuation_rouge(
     return rouge(predictions, references)
 
 
-def _continue(lm: Any, prompt: Sequence[int], policy: Any, tokens: int) -> str:
+def _continue(lm: LM, prompt: Sequence[int], policy: PolicyLike, tokens: int) -> str:
     (completion,) = lm.generate(prompt, policy=policy, max_new_tokens=tokens, ignore_eos=True)
     return completion.text

@@ -8,13 +8,14 @@ kept as a JSON Lines record of the benchmarks, which tells the machine and the v
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import full, resolve
+from jaxinfer.cache.presets import PolicyLike, full, resolve
+from jaxinfer.decode.model import Model
 from jaxinfer.environment import environment
 from jaxinfer.eval.memory import bytes_per_token, equal_memory
 from jaxinfer.records import Record, append
+from jaxinfer.typing import Json
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Row:
     policy: str
     bytes_per_token: float
     share: float  # of the full cache's bytes
-    metrics: Mapping[str, Any]
-    details: Any = None  # JSON-ready: cells or points behind the metrics
+    metrics: Json
+    details: Sequence[Json] | None = None  # JSON-ready: cells or points behind the metrics
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         return {
             "row": self.label,
             "policy": self.policy,
@@ -39,7 +40,7 @@ class Row:
 
 
 def contenders(
-    lm: Any, policy: Any, length: int, baseline: str | None = "streaming"
+    lm: Model, policy: PolicyLike, length: int, baseline: str | None = "streaming"
 ) -> dict[str, Policy]:
     """The policies of a table by label: full, policy, and the baseline of the same bytes.
 
@@ -59,10 +60,10 @@ def contenders(
 
 
 def compare(
-    lm: Any,
+    lm: Model,
     policies: Mapping[str, Policy],
     length: int,
-    measure: Callable[[Policy], Mapping[str, Any]],
+    measure: Callable[[Policy], Json],
 ) -> list[Row]:
     """A row per policy; `length` is the text length in tokens that the bytes refer to. What
     `measure` returns as "details" is kept beside the metrics."""
@@ -98,7 +99,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def save(
     name: str,
-    config: Mapping[str, Any],
+    config: Json,
     rows: Sequence[Row],
     folder: Path,
     *,
@@ -118,7 +119,7 @@ def save(
     return append(record, folder)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else f"{value}".replace("|", "/")

@@ -5,9 +5,8 @@ measures one policy.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
 
 from jaxinfer.cache.policy import Policy
 from jaxinfer.eval.documents import held_out_texts, token_stream
@@ -15,12 +14,15 @@ from jaxinfer.eval.line_retrieval import LINE, line_metrics, line_retrieval
 from jaxinfer.eval.passkey import passkey, passkey_metrics
 from jaxinfer.eval.perplexity import perplexity
 from jaxinfer.eval.recall import recall, recall_metrics
+from jaxinfer.eval.recompute import recompute_perplexity
 from jaxinfer.eval.rouge import continuation_rouge
-from jaxinfer.eval.stream import recompute_perplexity, stream_perplexity
+from jaxinfer.eval.stream import stream_perplexity
 from jaxinfer.eval.tables import Row
+from jaxinfer.lm import LM
+from jaxinfer.typing import Json
 
 Report = Callable[[int, int], None]
-Measure = Callable[[Policy, Report], Mapping[str, Any]]
+Measure = Callable[[Policy, Report], Json]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Settings:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
 
-    def given(self, *names: str) -> dict[str, Any]:
+    def given(self, *names: str) -> Json:
         """Those of the named options that were given, as keyword arguments."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
@@ -59,12 +61,12 @@ class Task:
     of the table's last row."""
 
     options: tuple[str, ...]
-    prepare: Callable[[Any, Settings], tuple[int, Measure]]
+    prepare: Callable[[LM, Settings], tuple[int, Measure]]
     reads_texts: bool = False
     baseline: str = "streaming"
 
 
-def prepare(name: str, lm: Any, settings: Settings) -> tuple[int, Measure]:
+def prepare(name: str, lm: LM, settings: Settings) -> tuple[int, Measure]:
     """The length in tokens that the task's memory refers to, and its measure."""
     check_settings(name, settings)
     return TASKS[name].prepare(lm, settings)
@@ -102,14 +104,14 @@ def with_texts(
     return replace(settings, texts=tuple(texts))
 
 
-def given(settings: Settings) -> dict[str, Any]:
+def given(settings: Settings) -> Json:
     """The options that were given, for a record; texts only as their number."""
     names = [f.name for f in fields(Settings) if f.name not in ("texts", "seed")]
     texts = {"texts": len(settings.texts)} if settings.texts else {}
     return settings.given(*names) | texts
 
 
-def recompute_row(lm: Any, settings: Settings, report: Report) -> Row:
+def recompute_row(lm: LM, settings: Settings, report: Report) -> Row:
     """The row of sliding-window re-computation, which keeps no cache."""
     assert settings.recompute is not None
     tokens = settings.tokens or STREAM_TOKENS
@@ -124,12 +126,12 @@ def recompute_row(lm: Any, settings: Settings, report: Report) -> Row:
     return Row("recompute", found.method, 0.0, 0.0, found.metrics(), points)
 
 
-def _perplexity(lm: Any, settings: Settings) -> tuple[int, Measure]:
+def _perplexity(lm: LM, settings: Settings) -> tuple[int, Measure]:
     rows = [lm.encode(text)[: settings.tokens] for text in settings.texts]
     longest = max(map(len, rows))
     context = settings.context or min(longest, lm.config.max_positions)
 
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+    def measure(policy: Policy, report: Report) -> Json:
         options = settings.given("chunk", "seed")
         return perplexity(lm, rows, policy, context=context, report=report, **options).metrics()
 
@@ -139,13 +141,13 @@ def _perplexity(lm: Any, settings: Settings) -> tuple[int, Measure]:
 STREAM_TOKENS = 8192
 
 
-def _stream(lm: Any, settings: Settings) -> tuple[int, Measure]:
+def _stream(lm: LM, settings: Settings) -> tuple[int, Measure]:
     wanted = settings.tokens or STREAM_TOKENS
     pieces = list(token_stream(lm, itertools.islice(settings.texts, 1)))
     if not settings.repeat and len(settings.texts) == 1:
         wanted = min(wanted, sum(map(len, pieces)))
 
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+    def measure(policy: Policy, report: Report) -> Json:
         tokens = token_stream(lm, settings.texts, wanted, repeat=bool(settings.repeat))
         options = settings.given("every", "chunk")
         found = stream_perplexity(
@@ -157,10 +159,10 @@ def _stream(lm: Any, settings: Settings) -> tuple[int, Measure]:
     return wanted, measure
 
 
-def _passkey(lm: Any, settings: Settings) -> tuple[int, Measure]:
+def _passkey(lm: LM, settings: Settings) -> tuple[int, Measure]:
     lengths = settings.lengths or (256, 512, 1024)
 
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+    def measure(policy: Policy, report: Report) -> Json:
         options = settings.given("depths", "samples", "scoring", "seed")
         cells = passkey(lm, policy, lengths=lengths, report=report, **options)
         return passkey_metrics(cells) | {"details": [asdict(cell) for cell in cells]}
@@ -168,11 +170,11 @@ def _passkey(lm: Any, settings: Settings) -> tuple[int, Measure]:
     return max(lengths), measure
 
 
-def _lines(lm: Any, settings: Settings) -> tuple[int, Measure]:
+def _lines(lm: LM, settings: Settings) -> tuple[int, Measure]:
     count = settings.lines or 100
     per_line = len(lm.encode(LINE.format(line=count, number=1234), continues=True))
 
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+    def measure(policy: Policy, report: Report) -> Json:
         options = settings.given("distances", "every", "scoring", "seed")
         found = line_retrieval(lm, policy, lines=count, report=report, **options)
         return line_metrics(found) | {"details": [asdict(one) for one in found]}
@@ -180,11 +182,11 @@ def _lines(lm: Any, settings: Settings) -> tuple[int, Measure]:
     return count * per_line, measure
 
 
-def _recall(lm: Any, settings: Settings) -> tuple[int, Measure]:
+def _recall(lm: LM, settings: Settings) -> tuple[int, Measure]:
     sizes = settings.lengths or (16, 64, 256)
     per_size = 4 if settings.kind == "associative" else 2
 
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+    def measure(policy: Policy, report: Report) -> Json:
         options = settings.given("kind", "seed", "chunk")
         options |= {"rows": settings.samples} if settings.samples else {}
         found = recall(lm, policy, sizes=sizes, report=report, **options)
@@ -193,8 +195,8 @@ def _recall(lm: Any, settings: Settings) -> tuple[int, Measure]:
     return per_size * max(sizes), measure
 
 
-def _rouge(lm: Any, settings: Settings) -> tuple[int, Measure]:
-    def measure(policy: Policy, report: Report) -> Mapping[str, Any]:
+def _rouge(lm: LM, settings: Settings) -> tuple[int, Measure]:
+    def measure(policy: Policy, report: Report) -> Json:
         options = settings.given("reference", "prompt_tokens", "new_tokens")
         return continuation_rouge(lm, settings.texts, policy, report=report, **options)
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,12 @@ import optax
 
 from jaxinfer.files import write_text
 from jaxinfer.progress import Report, silent
-from jaxinfer.typing import Params
+from jaxinfer.typing import Json, Params
 
-Loss = Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Batch: TypeAlias = Any
+"""A tree of arrays, whatever the loss takes."""
+
+Loss = Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class TrainState(NamedTuple):
@@ -43,7 +46,7 @@ def new_state(params: Params, transform: optax.GradientTransformation, seed: int
 def make_update(loss: Loss, transform: optax.GradientTransformation):
     """`(state, batch) -> (state, metrics)`, jitted, with the old state's buffers donated."""
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
@@ -58,7 +61,7 @@ def fit(
     loss: Loss,
     params: Params,
     transform: optax.GradientTransformation,
-    batches: Callable[[int], Any],
+    batches: Callable[[int], Batch],
     *,
     steps: int,
     folder: Path,
@@ -133,7 +136,7 @@ def latest_state(folder: Path, like: TrainState) -> TrainState | None:
         return None if manager.latest_step() is None else _restore(manager, like)
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[Json]:
     """The lines of a run's log."""
     text = (Path(folder) / "log.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]

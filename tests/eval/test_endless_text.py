@@ -12,7 +12,8 @@ import tokenizers as hf
 import jaxinfer as ji
 from jaxinfer.cli import score as verb
 from jaxinfer.eval import stream, stream_perplexity
-from jaxinfer.eval.stream import check_endless, text_tokens
+from jaxinfer.eval.stream import check_endless
+from jaxinfer.eval.text_pieces import text_tokens
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.io.tokenizer import Tokenizer, prepend_token
 from jaxinfer.lm import LM

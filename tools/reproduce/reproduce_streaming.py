@@ -57,7 +57,8 @@ def stream(
     import jaxinfer as ji
     from jaxinfer.eval.documents import token_stream
     from jaxinfer.eval.memory import policy_bytes
-    from jaxinfer.eval.stream import recompute_perplexity, stream_perplexity
+    from jaxinfer.eval.recompute import recompute_perplexity
+    from jaxinfer.eval.stream import stream_perplexity
     from jaxinfer.eval.tables import Row
     from jaxinfer.texts import available_sources, read_source
 
