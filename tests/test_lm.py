@@ -1,9 +1,10 @@
 """`LM` as users call it: scoring through the cache, logits, prompts and chat."""
 
+import inspect
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.decode.options import Options
 from jaxinfer.decode.scoring import Score
 from jaxinfer.lm import LM
 from jaxinfer.testing.quick import quick_jit
@@ -145,6 +147,24 @@ def test_a_chat_is_answered(chatty):
 def test_a_rendered_chat_gets_no_second_bos(chatty):
     messages = [{"role": "user", "content": "ab"}]
     assert chatty.encode(chatty.chat_prompt(messages)) == chatty.chat_tokens(messages)
+
+
+def keywords(function) -> dict[str, object]:
+    found = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def test_whatever_generates_takes_the_same_keywords_with_the_same_defaults():
+    options = {field.name: field.default for field in fields(Options) if field.name != "limit"}
+    assert keywords(LM.generate) == keywords(LM.stream) == options
+    turn = {name: default for name, default in options.items() if name != "prefix"}
+    for function in (LM.chat, ji.Session.generate, ji.Session.stream):
+        assert keywords(function) == turn
+    assert keywords(LM.warmup).items() <= turn.items()
+    for name in ("generate", "stream", "chat"):
+        ahead, plain = (keywords(getattr(owner, name)) for owner in (ji.Speculator, LM))
+        assert ahead.items() <= plain.items()
+        assert set(plain) - set(ahead) <= {"draft", "sparsity", "samples"}
 
 
 def test_an_empty_prompt_needs_a_bos():

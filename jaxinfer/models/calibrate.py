@@ -20,7 +20,7 @@ from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
-from jaxinfer.typing import Params
+from jaxinfer.typing import Params, Tokenizer
 
 STRENGTH = 0.4  # SmolLM2-135M, perplexity 24.40: none 25.43, 0.4 24.55, 0.5 24.69, 0.65 24.72
 TOKENS = 256
@@ -37,7 +37,7 @@ Question: Which planet is closest to the sun? Answer: Mercury, whose year lasts 
 """
 
 
-def calibration_tokens(cfg: ModelConfig, tokenizer: Any) -> Int[np.ndarray, " T"]:
+def calibration_tokens(cfg: ModelConfig, tokenizer: Tokenizer | None) -> Int[np.ndarray, " T"]:
     """The tokens of `TEXT`, or random ones where there is no tokenizer."""
     if tokenizer is None:
         tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, TOKENS)

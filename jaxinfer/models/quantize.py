@@ -15,7 +15,7 @@ from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import is_weight
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
 from jaxinfer.runtime.backend import Backend
-from jaxinfer.typing import Params
+from jaxinfer.typing import Params, Tokenizer
 
 FORMATS = {"int8": 8, "int4": 4}
 GROUPS = (64, 32, 16)  # inputs that share a scale: the largest that divides them
@@ -26,7 +26,7 @@ def quantize_params(
     params: Params,
     weights: str,
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     backend: Backend | None = None,
 ) -> Params:
     """The same model with the weights of its layers and its head in `weights`.
