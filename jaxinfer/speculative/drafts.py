@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxinfer.decode.model import Model
 from jaxinfer.models.recurrent import RecurrentDraft
-from jaxinfer.speculative.drafters import Drafter, LookupDrafter, Method, ModelDrafter
+from jaxinfer.speculative.drafters import Drafter, Method, ModelDrafter
+from jaxinfer.speculative.lookup import LookupDrafter
 from jaxinfer.speculative.recurrent import RecurrentDrafter
 
 PROMPT_LOOKUP = "prompt-lookup"

@@ -14,7 +14,8 @@ from jaxinfer.decode.model import Model
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.models.recurrent import RecurrentDraft
-from jaxinfer.speculative.drafters import Drafter, LookupState, ModelState
+from jaxinfer.speculative.drafters import Drafter, ModelState
+from jaxinfer.speculative.lookup import LookupState
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.typing import Leaf

@@ -6,10 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.models.recurrent import guesses, read
 from jaxinfer.speculative.drafters import METHODS, Method, pass_order
 from jaxinfer.speculative.grow import check_branching, grow_tree
+from jaxinfer.speculative.proposal import Proposal
+from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Rule
+from jaxinfer.typing import Leaf, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +28,19 @@ class RecurrentDrafter:
     def rule(self) -> Rule:
         return METHODS[self.method][1]
 
-    def check(self, topology) -> None:
+    def check(self, topology: Topology) -> None:
         check_branching(topology, self.size)
 
-    def propose(self, params, topology, sampler, keys, state, root, seen):
+    def propose(
+        self,
+        params: Params,
+        topology: Topology,
+        sampler: SamplerRows,
+        keys: Array,
+        state: Array,
+        root: Array,
+        seen: Array,
+    ) -> tuple[Proposal, Leaf]:
         order, states = pass_order(topology), state[:, None]  # of the token before the root, first
 
         def logits(level: int, nodes: np.ndarray, tokens: Array) -> Array:
@@ -44,7 +57,18 @@ class RecurrentDrafter:
         )  # fmt: skip
         return proposal, None
 
-    def commit(self, params, topology, state, drafted, proposal, path, emitted, count, hidden):
+    def commit(
+        self,
+        params: Params,
+        topology: Topology,
+        state: Array,
+        drafted: Leaf,
+        proposal: Proposal,
+        path: Array,
+        emitted: Array,
+        count: Array,
+        hidden: Array,
+    ) -> Array:
         end = jnp.maximum(count - 1, 0)[:, None]
         nodes = jnp.take_along_axis(path, end, axis=1)
         last = jnp.take_along_axis(hidden, nodes[..., None], axis=1)[:, 0].astype(state.dtype)

@@ -36,7 +36,7 @@ class Speculation:
 @dataclass(frozen=True, kw_only=True)
 class TreeStep:
     """One speculative step; hashable, a static argument of the loop. `params["draft"]` are the
-    drafter's parameters."""
+    drafter's parameters, absent where it has none."""
 
     topology: Topology
     drafter: Drafter
@@ -53,13 +53,14 @@ class TreeStep:
         self, cfg: ModelConfig, params: Params, requests: Requests, state: DecodeState
     ) -> DecodeState:
         topology, drafter, old = self.topology, self.drafter, state.speculation
+        draft_params = params.get("draft", {})
         rows = jnp.arange(state.token.shape[0])[:, None]
         keys = step_keys(requests, state)
         draw_keys, verify_keys = (
             jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2)
         )
         proposal, drafted = drafter.propose(
-            params.get("draft"), topology, requests.sampler, draw_keys, old.drafter, state.token,
+            draft_params, topology, requests.sampler, draw_keys, old.drafter, state.token,
             state.seen,
         )  # fmt: skip
         out = forward(
@@ -79,7 +80,7 @@ class TreeStep:
         # The root and all emitted tokens but the last one, which is the next root.
         cache = commit(cfg, params, cache, out.fresh, verdict.path, count, verdict.bonus)
         kept = drafter.commit(
-            params.get("draft"), topology, old.drafter, drafted, proposal, verdict.path, tokens,
+            draft_params, topology, old.drafter, drafted, proposal, verdict.path, tokens,
             count, out.hidden,
         )  # fmt: skip
         tried = jnp.where(active[:, None], verdict.chosen, -1)

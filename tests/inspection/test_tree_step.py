@@ -12,7 +12,8 @@ from jaxinfer.decode.sampling import Sampler
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.decode_step import decode_case
 from jaxinfer.models.params import abstract_params
-from jaxinfer.speculative.drafters import LookupDrafter, LookupState, ModelDrafter, ModelState
+from jaxinfer.speculative.drafters import ModelDrafter, ModelState
+from jaxinfer.speculative.lookup import LookupDrafter, LookupState
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
 from tests.inspection.test_decode_structure import CFG, HUGE, needs_compiler

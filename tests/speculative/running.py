@@ -14,8 +14,9 @@ from jaxinfer.io.draft import BorrowingDraft
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, init_cell
-from jaxinfer.speculative.drafters import LookupState, ModelState
+from jaxinfer.speculative.drafters import ModelState
 from jaxinfer.speculative.drafts import early_exit
+from jaxinfer.speculative.lookup import LookupState
 from jaxinfer.speculative.speculate import speculate
 from jaxinfer.speculative.step import TreeStep
 from jaxinfer.speculative.topology import Topology
