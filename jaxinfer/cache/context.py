@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
@@ -45,12 +45,6 @@ class StepContext:
     @property
     def positions(self) -> Int[Array, "B T"]:
         return self.length[:, None] + self.offset
-
-    def fresh_visible(self) -> Bool[Array, "_ T T"]:
-        """Which fresh key (last axis) each fresh query may see, before `Policy.admit`."""
-        size = self.offset.shape[1]
-        causal = jnp.tril(jnp.ones((1, size, size), bool)) if self.visible is None else self.visible
-        return causal & self.valid[:, None, :]
 
 
 def chain_context(

@@ -192,6 +192,9 @@ def test_more_new_tokens_than_a_tier_has_room_for_are_refused():
     said = "policy 'snapkv' has room for 4 tokens behind a prompt of 24, but 24 are asked for"
     with pytest.raises(ValueError, match=said):
         lm.generate([PROMPT[:24]], policy=policy, max_new_tokens=24)
+    mixed = ji.per_layer([ji.full(), policy])
+    with pytest.raises(ValueError, match=said):
+        lm.generate([PROMPT[:24]], policy=mixed, max_new_tokens=24)
     with pytest.raises(ValueError, match="has room for 28 tokens behind a prompt of 0, but 40"):
         lm.score([PROMPT], policy=policy)
 
