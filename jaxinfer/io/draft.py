@@ -20,7 +20,7 @@ from jaxtyping import Int
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import check_destination, read_json, replacing_folder, write_json
 from jaxinfer.models.fingerprint import fingerprint
-from jaxinfer.models.params import init_params
+from jaxinfer.models.params import init_params, leaf_name
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
 from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.nn.linear import rows
@@ -71,7 +71,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
     check_destination(folder, is_draft, WHAT)
     tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(draft.params):
-        name, value = _name(path), np.asarray(leaf, np.float32)
+        name, value = leaf_name(path), np.asarray(leaf, np.float32)
         if value.ndim < 2:
             tensors[name] = value
         else:
@@ -105,7 +105,7 @@ def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
         vocabulary = tensors.pop("vocabulary").astype(np.int32)
         shapes = jax.eval_shape(lambda: _abstract(cfg))
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _decoded(tensors, _name(path), leaf.shape), shapes
+            lambda path, leaf: _decoded(tensors, leaf_name(path), leaf.shape), shapes
         )
     except (SafetensorError, KeyError, OSError) as error:
         raise ValueError(f"the draft in {folder} is damaged: {error}") from None
@@ -153,7 +153,3 @@ def _decoded(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) 
     if value.shape != shape or not np.isfinite(value).all():
         raise KeyError(f"tensor {name!r} must be finite and of shape {shape}")
     return value
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)

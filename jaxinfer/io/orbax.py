@@ -20,6 +20,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import one_line
 from jaxinfer.io.weights import aligned_empty, parameter_shapes, place
+from jaxinfer.models.params import leaf_name
 from jaxinfer.typing import Params
 
 
@@ -71,7 +72,7 @@ def load_params(folder: Path, cfg: ModelConfig, stored: np.dtype, dtype: np.dtyp
 def _named(leaves: list) -> Iterator[tuple[str, Any]]:
     """Orbax's names of the arrays: the path joined by dots."""
     for path, leaf in leaves:
-        yield ".".join(str(getattr(e, "key", getattr(e, "idx", None))) for e in path), leaf
+        yield leaf_name(path), leaf
 
 
 def _open(folder: Path, name: str, shape: tuple[int, ...], stored: np.dtype) -> Any:

@@ -10,14 +10,14 @@ import mmap
 import re
 import warnings
 from collections.abc import Callable, Collection, Container, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.family import Family, Path, Source
-from jaxinfer.models.params import abstract_params
+from jaxinfer.models.params import abstract_params, leaf_path
 from jaxinfer.typing import Params
 
 ALIGNMENT = 64
@@ -54,7 +54,7 @@ def build_params(
 ) -> Params:
     """The parameters of `cfg` from `store`; ValueError names a tensor that is missing or wrong."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
-    shapes = {_plain(path): leaf.shape for path, leaf in leaves}
+    shapes = {leaf_path(path): leaf.shape for path, leaf in leaves}
     sources = family.sources(cfg)
     names = {path: family.locate(sources[path], store) for path in shapes}
     _warn_unused(family, store, set(names.values()))
@@ -91,10 +91,6 @@ def parameter_shapes(cfg: ModelConfig, dtype: np.dtype) -> Params:
     if size * dtype.itemsize > LARGEST_PARAMETER_BYTES:
         raise ValueError(f"the config asks for {size} parameters; is it the config of this model?")
     return tree
-
-
-def _plain(path: tuple[Any, ...]) -> Path:
-    return tuple(entry.key if hasattr(entry, "key") else entry.idx for entry in path)
 
 
 def _read_leaf(

@@ -90,3 +90,13 @@ def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
 def count_params(cfg: ModelConfig) -> int:
     """Number of parameters, tied heads counted once."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(cfg)))
+
+
+def leaf_path(path: tuple[Any, ...]) -> tuple[str | int, ...]:
+    """The keys and indices of a path as `jax.tree_util` gives it."""
+    return tuple(entry.key if hasattr(entry, "key") else entry.idx for entry in path)
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The path joined by dots, as files name arrays."""
+    return ".".join(map(str, leaf_path(path)))

@@ -16,7 +16,7 @@ every token (figure 10). "sinks" trains the toy and reads it with 0 to 4 sinks. 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +30,7 @@ from tools.reproduce.figures import publish, read_rows
 if TYPE_CHECKING:
     import numpy as np
 
+    from jaxinfer.eval.curve import Curve
     from jaxinfer.lm import LM
 
 STEPS = 16  # decoded per measurement
@@ -60,22 +61,10 @@ def stream(
     from jaxinfer.eval.recompute import recompute_perplexity
     from jaxinfer.eval.stream import stream_perplexity
     from jaxinfer.eval.tables import Row
-    from jaxinfer.texts import available_sources, read_source
 
     lm = ji.load(model)
     sources = source or ["anarchism"]
-    missing = set(sources) - set(available_sources())
-    if missing:
-        raise typer.BadParameter(
-            f"texts {sorted(missing)} are missing; run tools/data/fetch_texts.py"
-        )
-    splits = ["train", "heldout"] if split == "both" else [split]
-
-    def texts():
-        for name in sources:
-            for part in splits:
-                yield from (document.text for document in read_source(name, part))
-
+    _check_sources(sources)
     policies = {
         "dense": (ji.full(), dense),
         f"window {window + sinks}": (ji.streaming(0, window + sinks), None),
@@ -87,19 +76,12 @@ def stream(
         def report(done: int) -> None:
             print(f"\r{label}: {done} tokens", end="", file=sys.stderr)
 
-        curve = read(token_stream(lm, texts(), tokens, repeat=True), every=every, report=report)
+        text = token_stream(lm, _texts(sources, split), tokens, repeat=True)
+        curve = read(text, every=every, report=report)
         print(file=sys.stderr)
         curves[label] = curve
-        metrics = {
-            "perplexity": curve.perplexity,
-            "first": curve.points[0].nll,
-            "last": curve.points[-2 if len(curve.points) > 1 else -1].nll,
-            "tokens": curve.tokens,
-            "cache_mb": curve.cache_bytes / 1e6,
-            "tokens_per_s": curve.tokens / curve.seconds,
-        }
         share = needed / policy_bytes(lm, ji.full(), tokens)
-        rows.append(Row(label, name, needed / length, share, metrics))
+        rows.append(Row(label, name, needed / length, share, _metrics(curve)))
 
     for label, (policy, limit) in policies.items():
         length = min(tokens, limit or tokens)
@@ -132,6 +114,35 @@ def stream(
     }  # fmt: skip
     title = f"A stream of {tokens:,} tokens through {lm.name}"
     publish(f"streaming-{lm.name}", title, config, rows, plot, seed=0, command=command)
+
+
+def _check_sources(sources: list[str]) -> None:
+    from jaxinfer.texts import available_sources
+
+    missing = set(sources) - set(available_sources())
+    if missing:
+        raise typer.BadParameter(
+            f"texts {sorted(missing)} are missing; run tools/data/fetch_texts.py"
+        )
+
+
+def _texts(sources: list[str], split: str) -> Iterator[str]:
+    from jaxinfer.texts import read_source
+
+    for name in sources:
+        for part in ["train", "heldout"] if split == "both" else [split]:
+            yield from (document.text for document in read_source(name, part))
+
+
+def _metrics(curve: "Curve") -> dict[str, float]:
+    return {
+        "perplexity": curve.perplexity,
+        "first": curve.points[0].nll,
+        "last": curve.points[-2 if len(curve.points) > 1 else -1].nll,
+        "tokens": curve.tokens,
+        "cache_mb": curve.cache_bytes / 1e6,
+        "tokens_per_s": curve.tokens / curve.seconds,
+    }
 
 
 @app.command()
