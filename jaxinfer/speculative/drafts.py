@@ -13,10 +13,10 @@ from jaxinfer.speculative.recurrent import RecurrentDrafter
 
 PROMPT_LOOKUP = "prompt-lookup"
 
-AnyModel = TypeVar("AnyModel", bound=Model)
+OwnModel = TypeVar("OwnModel", bound=Model)
 
 
-def early_exit(lm: AnyModel, layers: int) -> AnyModel:
+def early_exit(lm: OwnModel, layers: int) -> OwnModel:
     """The first layers of a model with its own final norm and head, as a draft of it.
 
     Args:
