@@ -23,6 +23,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.files import write_text
 
 CAPACITY = 32768
 SPARSE = "sparse"  # a quarter of the blocks of neurons, by a router in every layer
@@ -154,9 +155,7 @@ def main(
 
         for row in rows:
             row |= {"jax": jax.__version__, "command": "python tools/kernels/inspect_steps.py"}
-        part = save.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        part.replace(save)
+        write_text(save, "".join(json.dumps(row) + "\n" for row in rows))
     raise typer.Exit(int(any(row["cache_copies"] for row in rows)))
 
 

@@ -15,6 +15,7 @@ from jaxinfer.cache.policy import Policy
 from jaxinfer.eval.documents import held_out_texts
 from jaxinfer.eval.reader import Reader
 from jaxinfer.eval.tables import Row, markdown, save
+from jaxinfer.files import replacing, write_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 DRAWS = 2000
@@ -80,23 +81,12 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     save(name, config, rows, folder, seed=seed, command=command)
     text = f"# {title}\n\n`{command}`\n\n{markdown(rows)}\n\n![{title}]({name}.png)\n"
-    _replace(folder / f"{name}.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / f"{name}.md", text)
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     plot(axes)
     axes.set_title(title, fontsize=10)
-    _replace(
-        folder / f"{name}.png",
-        lambda path: figure.savefig(path, dpi=120, format="png", metadata={"Software": None}),
-    )
+    with replacing(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
     print(f"{title}\n\n{markdown(rows)}\n\nwrote {name}.md, {name}.png and eval-{name}.jsonl")
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
