@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from jaxinfer.typing import Json
+
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["rope", "learned", "alibi", "none"]
@@ -200,12 +202,12 @@ class ModelConfig:
             return self.mlps[layer]
         return "gated" if self.gated_mlp else "plain"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """A JSON-ready dictionary; `ModelConfig.from_dict` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+    def from_dict(cls, data: Json) -> "ModelConfig":
         data = _known_fields(cls, data)
         if data.get("rope") is not None:
             data["rope"] = RopeConfig(**_known_fields(RopeConfig, data["rope"]))

@@ -76,14 +76,7 @@ def attend(
         return x if angles is None else rotate(x, angles)
 
     queries = {phase: turn(q, phase).reshape(grouped) for phase in positions}
-    items = Items(k=turn(k, "absolute"), v=v, pos=ctx.positions[:, None])
-    if ctx.pending is not None:
-        if policy.weigh_keys == "always":
-            raise ValueError(
-                f"policy {policy.name!r} weighs tokens by what they receive, which a tree that "
-                "grows level by level does not know; draft with full, kivi or streaming"
-            )
-        items = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), ctx.pending, items)
+    items = _with_pending(policy, ctx, turn(k, "absolute"), v)
     length, reads = ctx.length, ctx.reads
     commits_first = policy.commit_first and size == 1
     if commits_first:
@@ -109,13 +102,8 @@ def attend(
     fresh = FreshTokens(
         policy=admits, spec=spec, ctx=ctx, items=items, queries=queries, positions=positions
     )
-    tokens, summaries = (
-        [segment for tier in by_tier for segment in tier if segment.holds_tokens == holds]
-        for holds in (True, False)
-    )
-    # What ends the softmax adds up splits, which only long segments have: one launch for both.
-    longest = max(tokens, key=lambda segment: segment.capacity, default=None)
-    final, few = summaries[-1] if summaries else longest, None
+    tokens, summaries, final = _in_order(by_tier)
+    few = None
     if final is not None and final.ends_softmax and not (weighs or commits_first):
         few = fresh.few()
     partial = None if sink is None else sink_partial(queries["absolute"], sink)
@@ -137,6 +125,34 @@ def attend(
     for segment in summaries:
         partial = merge(partial, segment.partial(*arguments(segment)))
     return finish(partial).reshape(q.shape).astype(q.dtype), items
+
+
+def _with_pending(policy: Policy, ctx: StepContext, k: Array, v: Array) -> Items:
+    """The fresh tokens of this call behind those of earlier ones that nobody has committed."""
+    items = Items(k=k, v=v, pos=ctx.positions[:, None])
+    if ctx.pending is None:
+        return items
+    if policy.weigh_keys == "always":
+        raise ValueError(
+            f"policy {policy.name!r} weighs tokens by what they receive, which a tree that "
+            "grows level by level does not know; draft with full, kivi or streaming"
+        )
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), ctx.pending, items)
+
+
+def _in_order(
+    by_tier: tuple[tuple[Segment, ...], ...],
+) -> tuple[list[Segment], list[Segment], Segment | None]:
+    """Segments that hold tokens, those that summarise evicted ones, and which comes last.
+
+    What ends the softmax adds up splits, which only long segments have: one launch for both.
+    """
+    tokens, summaries = (
+        [segment for tier in by_tier for segment in tier if segment.holds_tokens == holds]
+        for holds in (True, False)
+    )
+    longest = max(tokens, key=lambda segment: segment.capacity, default=None)
+    return tokens, summaries, summaries[-1] if summaries else longest
 
 
 def _merged(partial: Partial | None, more: Partial) -> Partial:

@@ -8,7 +8,7 @@ layer.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
@@ -107,11 +107,11 @@ def h2o(heavy: int | float = 0.1, recent: int | float = 0.1) -> Policy:
 
 
 def less(
-    base: Policy | str | Mapping[str, Any] | Sequence[Any] | None = None,
+    base: PolicyLike = None,
     feature_maps: LessFeatureMaps | str | Path | None = None,
     *,
     kernels: LessFeatureMaps | str | Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> Policy:
     """`base`, an evicting policy, whose evicted tokens live on in a low-rank state (arXiv
     2402.09398).
@@ -129,7 +129,7 @@ def less(
     if options and not (base is None or isinstance(base, str)):
         raise ValueError(f"arguments {sorted(options)} need a base policy given by name")
     if base is None:
-        base = h2o(**({"heavy": 51, "recent": 51} | options))
+        base, options = "h2o", {"heavy": 51, "recent": 51} | options
     base = resolve({"name": base, **options} if isinstance(base, str) else base)
     if kernels is not None and feature_maps is not None:
         raise ValueError("feature_maps and its older spelling kernels are both given; give one")
@@ -162,7 +162,7 @@ def _absorbing(base: Policy, maps: LessFeatureMaps) -> Policy:
     )
 
 
-def per_layer(policies: Sequence[Policy | str | Mapping[str, Any]]) -> Policy:
+def per_layer(policies: Sequence[PolicyLike]) -> Policy:
     """Layer i uses `policies[i]`; it promises what all of them promise."""
     layers = tuple(resolve(policy) for policy in policies)
     if not layers:

@@ -6,8 +6,7 @@
 `StepContext.parent`.
 """
 
-from typing import Any
-
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxinfer.cache.base import Geometry
@@ -23,7 +22,7 @@ class Mixer:
     Required are `abstract_params`, `init`, `read`, `commit` and `bytes_per_row`.
     """
 
-    def abstract_params(self, cfg: ModelConfig, dtype: Any) -> Params:
+    def abstract_params(self, cfg: ModelConfig, dtype: DTypeLike) -> Params:
         """The layer's parameters as `jax.ShapeDtypeStruct` leaves."""
         raise NotImplementedError
 
@@ -34,7 +33,7 @@ class Mixer:
         """The state of `batch` empty rows."""
         raise NotImplementedError
 
-    def prepare(self, cfg: ModelConfig, policy: Policy, ctx: StepContext) -> Any:
+    def prepare(self, cfg: ModelConfig, policy: Policy, ctx: StepContext) -> Leaf:
         """What layers of the same policy share in one pass, such as rotations."""
         return None
 
@@ -46,7 +45,7 @@ class Mixer:
         state: Leaf,
         x: Array,
         ctx: StepContext,
-        prepared: Any,
+        prepared: Leaf,
         layer: int,
     ) -> tuple[Array, Leaf]:
         """The mixed activations [B, T, D], and all that is not committed yet: what `ctx.pending`

@@ -5,7 +5,6 @@ sources. A new family is one file with a `FAMILY` and one line here, or a packag
 """
 
 import reprlib
-from typing import Any
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import falcon, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
@@ -43,7 +42,7 @@ def register_family(family: Family) -> None:
         _BY_TYPE.register(kind, family)
 
 
-def family_for(model_type: Any) -> Family:
+def family_for(model_type: object) -> Family:
     """The family of a config.json's `model_type`, which is also `ModelConfig.family`."""
     family = _BY_TYPE.find(model_type) if isinstance(model_type, str) else None
     if family is None:
@@ -54,7 +53,7 @@ def family_for(model_type: Any) -> Family:
     return family
 
 
-def config_from_hf(hf: Any) -> ModelConfig:
+def config_from_hf(hf: object) -> ModelConfig:
     """The `ModelConfig` of a parsed config.json; ValueError for all that is wrong or missing."""
     if not isinstance(hf, dict) or hf.get("model_type") is None:
         raise ValueError(

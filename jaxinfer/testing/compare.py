@@ -1,9 +1,9 @@
 """Comparisons of arrays and of trees that say what differs."""
 
-from typing import Any
-
 import jax
 import numpy as np
+
+from jaxinfer.typing import Leaf
 
 
 def close(dtype: str = "float32") -> dict[str, float]:
@@ -11,7 +11,7 @@ def close(dtype: str = "float32") -> dict[str, float]:
     return {"rtol": 0.0, "atol": 2e-4 if dtype == "float32" else 0.3}
 
 
-def assert_close(found: Any, expected: Any, what: str, dtype: str = "float32") -> None:
+def assert_close(found: Leaf, expected: Leaf, what: str, dtype: str = "float32") -> None:
     """Equal within `close`; `what` says which promise is broken if not."""
     tolerance = close(dtype)
     np.testing.assert_allclose(
@@ -19,11 +19,11 @@ def assert_close(found: Any, expected: Any, what: str, dtype: str = "float32") -
     )
 
 
-def assert_same(found: Any, expected: Any, what: str = "") -> None:
+def assert_same(found: Leaf, expected: Leaf, what: str = "") -> None:
     """Trees equal in every bit (NaN equals NaN)."""
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, err_msg=what), found, expected)
 
 
-def row_of(tree: Any, row: int | np.integer) -> Any:
+def row_of(tree: Leaf, row: int | np.integer) -> Leaf:
     """Row `row` of every leaf, as numpy."""
     return jax.tree.map(lambda x: np.asarray(x)[row], tree)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxinfer.models import stack
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.testing.models import CONFIGS, params_of
 from jaxinfer.testing.quick import QUICK, quick_jit
+from jaxinfer.typing import Leaf
 
 CHUNK = 8  # tokens of a padded step
 
@@ -79,7 +79,7 @@ class Stepper:
         return _empty[key]
 
     def step(
-        self, cache: Cache, tokens: Any, count: Any = None, size: int = CHUNK, *,
+        self, cache: Cache, tokens: Leaf, count: Leaf = None, size: int = CHUNK, *,
         is_prompt: bool = False,
     ) -> tuple[Cache, np.ndarray]:  # fmt: skip
         """The cache after `tokens[b, :count[b]]`, padded to `size`, and the logits of all."""
@@ -107,14 +107,14 @@ class Stepper:
             first += size
         return cache, np.concatenate(logits, axis=1)
 
-    def plain(self, tokens: Any) -> np.ndarray:
+    def plain(self, tokens: Leaf) -> np.ndarray:
         """The logits of the forward pass without a cache."""
         return np.asarray(_plain(self.cfg, self.params, jnp.asarray(tokens)))
 
-    def read(self, cache: Cache, tokens: Any, ctx: StepContext) -> tuple[jax.Array, Any]:
+    def read(self, cache: Cache, tokens: Leaf, ctx: StepContext) -> tuple[jax.Array, Leaf]:
         """Logits and fresh items of tokens that are not committed."""
         return read(self.cfg, self.params, cache, jnp.asarray(tokens), ctx)
 
-    def commit(self, cache: Cache, fresh: Any, accepted: Any, count: Any, after: Any) -> Cache:
+    def commit(self, cache: Cache, fresh: Leaf, accepted: Leaf, count: Leaf, after: Leaf) -> Cache:
         """The cache after the accepted ones of them."""
         return commit(self.cfg, self.params, cache, fresh, accepted, count, after)
