@@ -37,6 +37,9 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
     parts = CODE.split("\n".join(lines))
     parts[::2] = [ACCIDENTS.sub(r"\\\1", part) for part in parts[::2]]
     parts[1::2] = ["``" + part.strip("`").replace("\n", " ") + "``" for part in parts[1::2]]
+    for index in range(2, len(parts), 2):
+        if parts[index][:1].isalnum():  # `Completion`s
+            parts[index] = "\\ " + parts[index]
     lines[:] = list(code_blocks("".join(parts).split("\n")))
 
 
