@@ -34,13 +34,14 @@ WeightsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")
+    float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")
 ]
 TopKOption = Annotated[
     int, typer.Option("--top-k", max=LARGEST, help="Keep the k likeliest tokens; 0 keeps all.")
 ]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass.")
+    float,
+    typer.Option("--top-p", help="Sample from the likeliest tokens of this total probability."),
 ]
 MinPOption = Annotated[
     float, typer.Option("--min-p", help="Keep tokens at least this likely, as a share of the best.")
@@ -52,7 +53,7 @@ BiasOption = Annotated[
     list[str],
     typer.Option("--logit-bias", metavar="ID=VALUE", help="Add to a token's logit; repeatable."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=LARGEST, help="Seed of the draws.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=LARGEST, help="Random seed.")]
 TokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, max=LARGEST, help="Most tokens to generate.")
 ]
@@ -61,16 +62,14 @@ StopOption = Annotated[
 ]
 DraftOption = Annotated[
     str | None,
-    typer.Option(
-        "--draft", help="Guess ahead with this model, prompt-lookup, or exit:N (first N layers)."
-    ),
+    typer.Option("--draft", help="Draft model, prompt-lookup, or exit:N (the first N layers)."),
 ]
 TreeOption = Annotated[
     str | None,
     typer.Option("--tree", help="Tree file of `jaxinfer tree --save`; default: measure."),
 ]
 SparsityOption = Annotated[
-    str | None, typer.Option("--sparsity", help="Contextual sparsity (planned; refused for now).")
+    str | None, typer.Option("--sparsity", help="Not available in this version.")
 ]
 
 
