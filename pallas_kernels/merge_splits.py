@@ -112,17 +112,16 @@ def _kernel(acc_ref, max_ref, sum_ref, *refs, has_extra: bool):
         return jnp.where(score > NEGATIVE, jnp.exp(score - top), 0.0)
 
     top = jnp.maximum(jnp.max(largest), jnp.max(scores(keys)))
-    if state:
-        other_acc_ref, other_max_ref, other_sum_ref = state
-        other = load(other_max_ref.at[b, h, row])
-        top = jnp.maximum(top, other)
+    other_max = load(state[1].at[b, h, row]) if state else None  # of acc, max and sum
+    if other_max is not None:
+        top = jnp.maximum(top, other_max)
     acc = _weighted(splits, inside, lambda part: jnp.exp(maxima(part) - top), values)
     acc += _weighted(fresh, inside, lambda key: probability(scores(key)), fresh_values)
     total = jnp.sum(total * jnp.exp(largest - top)) + jnp.sum(probability(scores(keys)))
-    if state:
-        weight = jnp.exp(other - top)
-        acc += weight * load(other_acc_ref.at[b, h, row, columns], mask=inside, other=0.0)
-        total += weight * load(other_sum_ref.at[b, h, row])
+    if other_max is not None:
+        weight = jnp.exp(other_max - top)
+        acc += weight * load(state[0].at[b, h, row, columns], mask=inside, other=0.0)
+        total += weight * load(state[2].at[b, h, row])
     out = acc / jnp.maximum(total, LEAST)
     store(out_ref.at[b, h, row, columns], out.astype(out_ref.dtype), mask=inside)
 

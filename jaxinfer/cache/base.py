@@ -100,7 +100,7 @@ class Tier:
         """The tier with budgets given as shares turned into tokens of `context`."""
         return self
 
-    def check(self, cfg: ModelConfig | None, geometry: Geometry) -> None:
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
         """Refuses, with the remedy, a model that the tier cannot serve."""
 
     def room(self, capacity: int, prompt: int) -> int | None:

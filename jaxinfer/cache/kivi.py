@@ -92,7 +92,7 @@ class Kivi(Tier):
         packed = getattr(self, f"{half}_bits") < 16
         return packed and getattr(self, f"{half}_grouping") == "channel"
 
-    def check(self, cfg: ModelConfig | None, geometry: Geometry) -> None:
+    def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
         """Refuses head sizes that do not split into words and groups, and says what fits."""
         check_heads(self, geometry)
 

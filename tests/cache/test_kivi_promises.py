@@ -23,6 +23,7 @@ from jaxinfer.ops.attention import (
 )
 from jaxinfer.ops.quantize import dequantize, quantize
 from jaxinfer.testing.compare import assert_same
+from jaxinfer.testing.models import CONFIGS
 from tests.cache.kivi_tiers import (
     LAYOUTS,
     TIERS,
@@ -202,7 +203,7 @@ def test_heads_that_do_not_fit_are_refused_before_compiling(size, tier, message)
     with pytest.raises(ValueError, match=message):
         tier.init(geometry, 1)
     with pytest.raises(ValueError, match=message):
-        tier.check(None, geometry)
+        tier.check(CONFIGS["llama"], geometry)
 
 
 def test_the_preset_says_what_it_promises():
