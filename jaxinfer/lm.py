@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.cache.presets import PolicyLike, policy_of, resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode import scoring, session_file
 from jaxinfer.decode.model import Model, Prompt, rows_of
@@ -24,7 +24,7 @@ from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.stream import Stream
 from jaxinfer.models.offload import in_host_memory
 from jaxinfer.models.stack import forward
-from jaxinfer.names import DraftLike, draft_of, policy_of
+from jaxinfer.names import DraftLike, draft_of
 from jaxinfer.session import Session
 from jaxinfer.typing import Message
 

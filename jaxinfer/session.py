@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import PolicyLike
+from jaxinfer.cache.presets import PolicyLike, policy_of
 from jaxinfer.decode import session_file
 from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.options import Options
@@ -24,7 +24,7 @@ from jaxinfer.decode.results import Completion
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.stream import Stream
-from jaxinfer.names import DraftLike, draft_of, policy_of
+from jaxinfer.names import DraftLike, draft_of
 
 
 class Session(Prefix):

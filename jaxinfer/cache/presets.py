@@ -241,3 +241,12 @@ def resolve(policy: PolicyLike) -> Policy:
     if not isinstance(made, Policy):
         raise ValueError(f"the factory of policy {name!r} made no Policy, but {made!r:.80}")
     return made
+
+
+def policy_of(policy: PolicyLike) -> Policy | None:
+    """The policy that is meant; None is left to those who have a default of their own.
+
+    Raises:
+      ValueError: there is no such policy, or it does not take these arguments.
+    """
+    return None if policy is None else resolve(policy)

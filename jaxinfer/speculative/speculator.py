@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.cache.presets import PolicyLike, policy_of, resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode import scoring
 from jaxinfer.decode.model import Model, Prompt, rows_of
@@ -111,7 +111,7 @@ class Speculator:
             ValueError: as in `LM.generate`, or the draft cannot fill the tree.
         """
         opts = Options(
-            policy=_policy(policy),
+            policy=policy_of(policy),
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -137,7 +137,7 @@ class Speculator:
     ) -> Stream:
         """The continuation of one prompt, piece by piece, as in `LM.stream`."""
         opts = Options(
-            policy=_policy(policy),
+            policy=policy_of(policy),
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -161,7 +161,7 @@ class Speculator:
     ) -> Completion:
         """The answer to a conversation, as in `LM.chat`."""
         opts = Options(
-            policy=_policy(policy),
+            policy=policy_of(policy),
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -181,8 +181,3 @@ class Speculator:
         target, resolved = self.target, resolve(policy)
         rows = rows_of(texts)
         return [scoring.score(target, target.encode(text), resolved, chunk) for text in rows]
-
-
-def _policy(policy: PolicyLike) -> Policy | None:
-    """The policy that is meant; None stays, for a prefix has its own."""
-    return None if policy is None else resolve(policy)

@@ -248,7 +248,7 @@ class Topology:
         return frozen(np.arange(self.nodes) - np.where(parent < 0, 0, self.first_child[parent]))
 
     @cached_property
-    def level_bounds(self) -> Int32[np.ndarray, "bounds"]:
+    def level_bounds(self) -> Int32[np.ndarray, " bounds"]:
         """Level l (the root's is 0) has the nodes from `level_bounds[l]` to before the next."""
         return frozen(np.searchsorted(self.depth, np.arange(self.levels + 1)))
 
