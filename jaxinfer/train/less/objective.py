@@ -98,11 +98,11 @@ def kept_attention(
         if spec.softcap is not None:
             logits = spec.softcap * jnp.tanh(logits / spec.softcap)
         logits = jnp.where((pos >= 0)[:, :, None], logits, NEGATIVE)
-        peak = logits.max(axis=-1)
-        weights = jnp.exp(logits - peak[..., None])
-        norm = weights.sum(axis=-1)
-        weights = weights / norm[..., None]
-        out, own_lse = jnp.einsum("bkgs,bksh->bkgh", weights, values), peak + jnp.log(norm)
+        top = logits.max(axis=-1)
+        weights = jnp.exp(logits - top[..., None])
+        total = weights.sum(axis=-1)
+        weights = weights / total[..., None]
+        out, own_lse = jnp.einsum("bkgs,bksh->bkgh", weights, values), top + jnp.log(total)
         seen = weights if lse is None else jnp.exp(logits - lse[..., None])
         score = score + seen.sum(axis=2)
         candidate = (pos >= eviction.sinks) & (pos <= index - eviction.recent)
@@ -141,13 +141,13 @@ def kept_attention(
 def add_low_rank(
     kept: Float[Array, "*R H"],
     lse: Float[Array, "*R"],
-    mass: Float[Array, "*R H"],
+    weighted: Float[Array, "*R H"],
     total: Float[Array, "*R"],
 ) -> Float[Array, "*R H"]:
-    """Equation 3: `(mass + e^lse kept) / (total + e^lse)` without overflow and without floors.
+    """Equation 3: `(weighted + e^lse kept) / (total + e^lse)` without overflow and without floors.
 
-    `mass` is phi(q) H and `total` phi(q) z. Both sides are scaled by the larger one. Where nothing
-    has been evicted the result is `kept`, bit for bit, and gradients are zero, not NaN.
+    `weighted` is phi(q) H and `total` phi(q) z. Both sides are scaled by the larger one. Where
+    nothing has been evicted the result is `kept`, bit for bit, and gradients are zero, not NaN.
     """
     some = total > NONE
     safe = jnp.where(some, total, 1.0)
@@ -155,7 +155,7 @@ def add_low_rank(
     shift = jax.lax.stop_gradient(shift)  # it cancels
     low = jnp.where(some, jnp.exp(-jnp.where(some, shift, 0.0)), 0.0)
     high = jnp.exp(lse - shift)
-    numerator = high[..., None] * kept + low[..., None] * mass
+    numerator = high[..., None] * kept + low[..., None] * weighted
     return numerator / (high + low * total)[..., None]
 
 
@@ -170,24 +170,24 @@ def less_attention(
     gone = (kept.leave_row[:, :, None] <= row)[:, :, None]
     phi = phi.reshape(phi.shape[0], v.shape[1], -1, *phi.shape[2:])
     weights = jnp.where(gone, jnp.einsum("bkgtr,bksr->bkgts", phi, psi), 0.0)
-    mass = jnp.einsum("bkgts,bksh->bkgth", weights, v).reshape(kept.out.shape)
-    return add_low_rank(kept.out, kept.lse, mass, weights.sum(axis=-1).reshape(kept.lse.shape))
+    weighted = jnp.einsum("bkgts,bksh->bkgth", weights, v).reshape(kept.out.shape)
+    return add_low_rank(kept.out, kept.lse, weighted, weights.sum(axis=-1).reshape(kept.lse.shape))
 
 
 def strided_low_rank(
     phi: Float[Array, "B N M R"], psi: Float[Array, "B K MI R"], v: Float[Array, "B K MI H"]
 ) -> tuple[Float[Array, "B N M H"], Float[Array, "B N M"]]:
-    """`mass` and `total` of `add_low_rank` for M rows, of which row m (from 0) has lost the first
-    (m + 1) I tokens of `psi` and `v`, given in the order of leaving."""
+    """`weighted` and `total` of `add_low_rank` for M rows, of which row m (from 0) has lost the
+    first (m + 1) I tokens of `psi` and `v`, given in the order of leaving."""
     batch, heads, rows, rank = phi.shape
     kv_heads, width = v.shape[1], v.shape[-1]
     parts = (batch, kv_heads, rows, -1)
     state = jnp.einsum("bkmir,bkmih->bkmrh", psi.reshape(*parts, rank), v.reshape(*parts, width))
-    norm = psi.reshape(*parts, rank).sum(axis=3).cumsum(axis=2)
+    sums = psi.reshape(*parts, rank).sum(axis=3).cumsum(axis=2)
     phi = phi.reshape(batch, kv_heads, -1, rows, rank)
-    mass = jnp.einsum("bkgmr,bkmrh->bkgmh", phi, state.cumsum(axis=2))
-    total = jnp.einsum("bkgmr,bkmr->bkgm", phi, norm)
-    return mass.reshape(batch, heads, rows, width), total.reshape(batch, heads, rows)
+    weighted = jnp.einsum("bkgmr,bkmrh->bkgmh", phi, state.cumsum(axis=2))
+    total = jnp.einsum("bkgmr,bkmr->bkgm", phi, sums)
+    return weighted.reshape(batch, heads, rows, width), total.reshape(batch, heads, rows)
 
 
 def leaving_order(leave_row: Int[np.ndarray, "*B K T"], capacity: int) -> np.ndarray:
