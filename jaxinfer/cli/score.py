@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -81,7 +82,7 @@ def score(
 
 
 def _stream(
-    lm: "LM", file: BinaryIO, name: str, most: int | None, policy: "Policy", chunk: int | None
+    lm: "LM", file: BufferedIOBase, name: str, most: int | None, policy: "Policy", chunk: int | None
 ) -> Json:
     """The same record, of one pass in constant memory, with the mean nll of every 2048 tokens."""
     from jaxinfer.eval.stream import stream_perplexity
@@ -114,14 +115,14 @@ def _stream(
     return record | ({"stopped": found.stopped} if found.stopped else {})
 
 
-def _opened(path: str) -> AbstractContextManager[BinaryIO]:
+def _opened(path: str) -> AbstractContextManager[BufferedIOBase]:
     """A file's bytes; `-` is standard input, which stays open."""
     if path == "-":
-        return nullcontext(sys.stdin.buffer)
+        return nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
     return open(Path(path).expanduser(), "rb")
 
 
-def _pieces(file: BinaryIO, name: str) -> Iterator[str]:
+def _pieces(file: BufferedIOBase, name: str) -> Iterator[str]:
     """Yields the text of a UTF-8 file in pieces."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
     read, data = 0, b"-"

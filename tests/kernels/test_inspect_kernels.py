@@ -24,6 +24,8 @@ def test_a_kernel_is_described_by_its_machine_code(tmp_path):
         [sys.executable, str(TOOL), *ONE, "--json", "--save", str(saved)],
         capture_output=True, text=True,
     )  # fmt: skip
+    if "Unsupported .version" in run.stderr:
+        pytest.skip("this ptxas is older than the PTX that XLA writes")
     assert run.returncode == 0, run.stderr
     assert saved.read_text() == run.stdout and list(tmp_path.iterdir()) == [saved]
     row = json.loads(run.stdout)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.kivi import Kivi
+from jaxinfer.runtime.backend import Backend
 from pallas_kernels.kivi_push import kivi_push
 from pallas_kernels.kivi_push.configs import Config, candidates
 from tests.cache.pushing import pushing
@@ -17,6 +18,7 @@ from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cu
 from tests.kernels.test_kivi_attention import array, halves, packed_half
 
 BATCH = 8
+BACKEND = Backend(layout="BKSH", block=None)  # the layout of a GPU, computed by XLA
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -34,8 +36,8 @@ def tier_of(rng) -> tuple[Kivi, Geometry]:
     )
     geometry = Geometry(
         num_kv_heads=int(rng.integers(1, 4)), head_dim=width, dtype=str(rng.choice(DTYPES)),
-        capacity=3 * tier.residual + int(rng.integers(tier.residual)), key_layout="BKSH",
-        block=None, implementation="reference",
+        capacity=3 * tier.residual + int(rng.integers(tier.residual)),
+        backend=BACKEND,
     )  # fmt: skip
     return tier, geometry
 
@@ -118,8 +120,7 @@ def test_the_reference_writes_the_bits_of_the_library(seed):
 def test_a_cache_that_it_fills_is_the_librarys(flush):
     tier = Kivi(key_group=16, value_group=32, residual=16, value_flush=flush)
     geometry = Geometry(
-        num_kv_heads=2, head_dim=32, capacity=56, dtype="bfloat16", key_layout="BKSH", block=None,
-        implementation="reference",
+        num_kv_heads=2, head_dim=32, capacity=56, dtype="bfloat16", backend=BACKEND
     )  # fmt: skip
     wanted = tier.init(geometry, 2)
     given = arrays_of(wanted)
@@ -167,7 +168,7 @@ def test_the_default_is_the_first_candidate():
 
 def test_bad_arguments_are_refused():
     tier = Kivi(key_group=32, residual=32, value_flush="block")
-    geometry = Geometry(num_kv_heads=2, head_dim=32, capacity=96, key_layout="BKSH", block=None)
+    geometry = Geometry(num_kv_heads=2, head_dim=32, capacity=96, backend=BACKEND)
     keys, values, tail, _ = arrays_of(tier.init(geometry, 3))
     new, rows = jnp.zeros((3, 2, 1, 32)), jnp.zeros(3, jnp.int32)
 
