@@ -46,7 +46,7 @@ def info(
         lm = open_model(model, dtype, weights)
     if target is None:
         check_fits(lm, chosen, batch, capacity, 1)
-    facts = inspect_decode(lm, chosen, capacity, batch, target)
+    facts = inspect_decode(lm.config, lm.params, chosen, capacity, batch, target)
     config = lm.config.to_dict()
     record = {"model": lm.name, "policy": chosen.name, "capacity": capacity, "batch": batch}
     record |= {"target": target, "config": config} | facts

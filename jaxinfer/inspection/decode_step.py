@@ -8,7 +8,6 @@ the same matrix products alone plus the time to read the live cache.
 import dataclasses
 import statistics
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Compiled, Program
-from jaxinfer.typing import Leaf, Params
+from jaxinfer.typing import Json, Leaf, Params
 
 TOKEN_BUFFER = 64
 TIMED_STEPS = 8
@@ -91,21 +90,22 @@ def decode_case(
 
 
 def inspect_decode(
-    lm: Any,
+    cfg: ModelConfig,
+    params: Params,
     policy: Policy,
     capacity: int,
     batch: int = 1,
     target: str | None = None,
     live: int | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Sizes and compiled structure of decoding, and where it runs here, its time against its floor.
 
     With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
-    parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `lm.params`
-    are abstract. `live` is the number of stored tokens in the timed steps (default: half the
+    parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `params` are
+    abstract. `live` is the number of stored tokens in the timed steps (default: half the
     capacity).
     """
-    cfg, params = lm.config, lm.params
+    numbers = size_of(params)
     if target is not None:
         params = jax.tree.map(_as_bfloat16, params)
     case = decode_case(cfg, params, policy, capacity, batch, None if target is None else "gpu")
@@ -123,7 +123,7 @@ def inspect_decode(
         facts["traces"] = case.program.traces
     cache_bytes = bytes_of(case.state.cache.layers)
     return {
-        "parameters": size_of(lm.params),
+        "parameters": numbers,
         "parameter_bytes": bytes_of(params),
         "cache_bytes_per_token": _whole(cache_bytes / (batch * capacity)),
         "cache_bytes": cache_bytes,
@@ -139,7 +139,7 @@ def step_bytes(cfg: ModelConfig, params: Params, cache_bytes: int = 0) -> int:
     return bytes_of(params) - looked_up + cache_bytes
 
 
-def _structure(case: DecodeCase, compiled: Compiled) -> dict[str, Any]:
+def _structure(case: DecodeCase, compiled: Compiled) -> Json:
     module = hlo.module_of(compiled.executable)
     memory = hlo.memory(compiled.executable)
     leaves = case.cache_leaves

@@ -5,7 +5,6 @@ is fast and the other combinations are marked slow.
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -189,8 +188,7 @@ def test_one_trace_serves_all_steps_lengths_and_requests(policy):
 
 @pytest.fixture(scope="module")
 def inspected():
-    lm = SimpleNamespace(config=CFG, params=init_params(CFG, jax.random.key(0)))
-    return inspect_decode(lm, full(), SMALL, batch=2)
+    return inspect_decode(CFG, init_params(CFG, jax.random.key(0)), full(), SMALL, batch=2)
 
 
 def test_inspection_counts_parameters_and_cache_bytes(inspected):
@@ -210,8 +208,7 @@ def test_inspection_runs_some_steps_against_the_floor(inspected):
 @pytest.mark.gpu_compile
 @needs_compiler
 def test_inspection_for_another_device_runs_nothing():
-    lm = SimpleNamespace(config=CFG, params=abstract_params(CFG))
-    facts = inspect_decode(lm, full(), SMALL, batch=2, target="h200")
+    facts = inspect_decode(CFG, abstract_params(CFG), full(), SMALL, batch=2, target="h200")
     assert facts["parameter_bytes"] == 2 * count_params(CFG)
     assert facts["decode"]["cache_copies"] == 0 and facts["decode"]["fusions"] > 0
     assert facts["decode"]["step_ms"] is None and facts["decode"]["floor_share"] is None

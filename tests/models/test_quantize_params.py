@@ -136,7 +136,8 @@ def test_sizes_count_what_is_stored(name):
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_decode_step_compiles_once_and_copies_no_cache(weights):
-    facts = inspect_decode(quantized("llama", weights), ji.full(), capacity=1024, batch=2)["decode"]
+    lm = quantized("llama", weights)
+    facts = inspect_decode(lm.config, lm.params, ji.full(), capacity=1024, batch=2)["decode"]
     assert (facts["traces"], facts["cache_copies"], facts["unaliased_leaves"]) == (1, 0, 0)
 
 

@@ -15,7 +15,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -120,8 +119,9 @@ def row_of(name: str, policy: str, weights: str, batch: int, target: str) -> dic
     found = []
     for layers in (2, 3):
         cfg = replace(SHAPES[name], num_layers=layers)
-        lm = SimpleNamespace(config=cfg, params=params_of(cfg, weights))
-        found.append(inspect_decode(lm, policies(cfg)[policy], CAPACITY, batch, target)["decode"])
+        params = params_of(cfg, weights)
+        facts = inspect_decode(cfg, params, policies(cfg)[policy], CAPACITY, batch, target)
+        found.append(facts["decode"])
     two, three = found
     per_layer = three["launches"] - two["launches"]
     return {
