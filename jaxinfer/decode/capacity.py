@@ -56,4 +56,4 @@ def check_fits(
         tokens=min(tokens, chunk),
         block=min(geometry.backend.block or capacity, capacity),
     )
-    memory.check_fits(parts)
+    memory.check_available(parts)

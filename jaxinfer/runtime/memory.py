@@ -56,7 +56,9 @@ def estimate(
     return {name: size for name, size in parts.items() if size}
 
 
-def check_fits(parts: dict[str, int], device: Any = None, *, available: int | None = None) -> None:
+def check_available(
+    parts: dict[str, int], device: Any = None, *, available: int | None = None
+) -> None:
     """Raises ValueError when the parts (bytes by name) together exceed what is available."""
     available = available_bytes(device) if available is None else available
     total = sum(parts.values())

@@ -6,7 +6,7 @@ import pytest
 from jaxinfer.config import ModelConfig
 from jaxinfer.runtime.memory import (
     available_bytes,
-    check_fits,
+    check_available,
     estimate,
     host_available_bytes,
     readable,
@@ -74,7 +74,7 @@ def test_a_device_with_its_own_statistics_is_believed():
 
 def test_what_does_not_fit_is_refused_in_one_line_with_parts_sum_and_remedy():
     with pytest.raises(ValueError) as error:
-        check_fits({"parameters": GIB, "cache": 3 * GIB}, available=2 * GIB)
+        check_available({"parameters": GIB, "cache": 3 * GIB}, available=2 * GIB)
     message = str(error.value)
     for part in ("parameters 1.0 GiB", "cache 3.0 GiB", "= 4.0 GiB", "2.0 GiB", "lower the batch"):
         assert part in message
@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_refused_in_one_line_with_parts_sum_and_remedy():
 
 
 def test_what_fits_passes():
-    check_fits({"cache": GIB}, available=GIB)
-    check_fits({"cache": 1}, device=jax.devices("cpu")[0])
+    check_available({"cache": GIB}, available=GIB)
+    check_available({"cache": 1}, device=jax.devices("cpu")[0])
 
 
 def test_the_estimate_grows_with_batch_tokens_and_vocabulary():
