@@ -4,7 +4,7 @@ spec = ji.speculate(target=lm, draft=small, topology=ji.Topology.optimal(p, node
 spec.generate(["The capital of France is"])[0].stats.tokens_per_step
 """
 
-from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.cache.presets import PolicyLike, policy_of
 from jaxinfer.decode.model import Model
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import METHODS, Method
@@ -68,7 +68,7 @@ def speculate(
             f'draft must be an LM, a RecurrentDraft or "{PROMPT_LOOKUP}", got '
             f"{type(draft).__name__}"
         )
-    draft_policy = None if policy is None else resolve(policy)
+    draft_policy = policy_of(policy)
     if isinstance(topology, Topology):
         trees = topology
     elif topology == "auto":
