@@ -99,9 +99,18 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """The text of an error on one line, shortened, for use inside another message."""
-    text = " ".join(str(error).split())
+    """The text of an error on one line, shortened, for use inside another message.
+
+    Characters that are not printable become escapes: a terminal obeys some of them, and the text
+    may come from a file.
+    """
+    start = str(error)[: 8 * limit]  # enough to fill the line; the rest may be megabytes
+    text = "".join(c if c.isprintable() else _escaped(c) for c in " ".join(start.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def read_text(path: Path) -> str:

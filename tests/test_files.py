@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxinfer.files import check_destination, read_json, replacing, replacing_folder, write_json
+from jaxinfer.files import (
+    check_destination,
+    one_line,
+    read_json,
+    replacing,
+    replacing_folder,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -72,3 +79,10 @@ def test_a_destination_must_be_new_empty_or_ours(tmp_path):
     for wrong in (ours / "file", ours / "file" / "below"):
         with pytest.raises(ValueError, match="is not a folder"):
             check_destination(wrong, lambda folder: True, "a draft")
+
+
+def test_a_message_from_a_file_is_one_short_line_that_a_terminal_only_shows():
+    assert one_line("a\n b\tc") == "a b c"
+    assert one_line("\x1b[31mred\x07 \u202egnp \ud800") == r"\x1b[31mred\x07 \u202egnp \ud800"
+    assert len(one_line("x" * 10**7)) == 300
+    assert one_line("\u00e9\u6587 \U0001f600") == "\u00e9\u6587 \U0001f600"

@@ -23,8 +23,10 @@ from jaxinfer.cli.info import info
 from jaxinfer.cli.score import score
 from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
+from jaxinfer.files import one_line
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+LONGEST_LINE = 1000
 VERBS = (generate, chat, score, convert, info, tree, bench, env)
 
 app = typer.Typer(
@@ -96,7 +98,7 @@ def _refuse(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(one_line(message, LONGEST_LINE), file=sys.stderr)
 
 
 def _quiet_libraries() -> None:
