@@ -9,6 +9,7 @@ from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "transformers")
 ROOT = Path(__file__).parents[1]
+WATCHED = ("jaxinfer", "pallas_kernels", "bench", "tools", "checkpoints", "pyproject.toml")
 
 
 def environment() -> dict[str, Any]:
@@ -41,12 +42,15 @@ def cpu_model() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" when sources differ from it; None outside a checkout."""
+    """The checkout's commit, with "+" when anything that a figure rests on differs from it.
+
+    None outside a checkout.
+    """
     if not (ROOT / ".git").exists():  # an environment may lie inside the checkout of something else
         return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--", "jaxinfer", "bench", ":!bench/results")
+        changed = _git("status", "--porcelain", "--", *WATCHED, ":!bench/results")
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if changed else "")

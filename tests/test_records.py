@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import subprocess
 
 import pytest
 
@@ -56,3 +57,26 @@ def test_no_commit_is_named_outside_a_checkout(tmp_path, monkeypatch):
     assert module.commit() is not None
     monkeypatch.setattr(module, "ROOT", tmp_path)
     assert module.commit() is None
+
+
+@pytest.mark.parametrize("place", ["jaxinfer", "pallas_kernels", "tools", "checkpoints", "bench"])
+def test_a_record_says_when_what_it_rests_on_was_changed(tmp_path, monkeypatch, place):
+    import jaxinfer.environment as module
+
+    for folder in (place, "bench/results", "docs"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "kept").write_text("1")
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    clean = module.commit()
+    assert clean is not None and not clean.endswith("+")
+    (tmp_path / "docs" / "page.md").write_text("2")
+    (tmp_path / "bench" / "results" / "new.jsonl").write_text("2")
+    assert module.commit() == clean
+    (tmp_path / place / "kept").write_text("2")
+    assert module.commit() == clean + "+"

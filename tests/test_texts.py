@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxinfer.texts import read_source, split_of, texts_folder, write_source
+from jaxinfer.texts import Document, read_source, split_of, texts_folder, write_source
+from tools.data.overlap import RUN, overlaps
 from tools.data.text_parsers import detokenise, unwrap
 
 
@@ -18,6 +19,9 @@ from tools.data.text_parsers import detokenise, unwrap
         ("kjv", "Psalms", "train"),
         ("kjv", "Proverbs", "heldout"),
         ("kjv", "Revelation", "heldout"),
+        ("kjv", "Isaiah", "overlapping"),
+        ("anarchism", "append136", "overlapping"),
+        ("pydoc", "library/heapq", "overlapping"),
     ],
 )
 def test_named_documents_are_split_as_the_design_says(source, name, split):
@@ -42,6 +46,45 @@ def test_a_written_source_reads_back_by_split(tmp_path):
     assert [d.name for d in read_source("kjv", "train", tmp_path)] == ["Genesis"]
     assert [d.text for d in read_source("kjv", "heldout", tmp_path)] == ["Paul, a servant\n"]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_evaluation_leaves_out_documents_that_repeat_training_text(tmp_path):
+    from jaxinfer.eval.documents import held_out_texts
+
+    pairs = [("append136", "copied"), ("intro", "own"), ("secB1", "training")]
+    write_source(tmp_path, "anarchism", pairs)
+    assert {d.name: d.split for d in read_source("anarchism", folder=tmp_path)} == {
+        "append136": "overlapping",
+        "intro": "heldout",
+        "secB1": "train",
+    }
+    assert held_out_texts("anarchism", folder=tmp_path) == ["own\n"]
+
+
+def test_overlap_is_the_share_of_words_in_a_run_that_training_holds():
+    letters = [f"w{i}" for i in range(100)]
+    training = Document("t", "a", "train", " ".join(letters))
+
+    def held_out(*found: str) -> float:
+        document = Document("h", "b", "heldout", " ".join(found))
+        return overlaps([training, document])["b/h"]
+
+    new = [f"n{i}" for i in range(80)]
+    assert held_out(*new) == 0.0
+    assert held_out(*new, *letters[:20]) == 0.2
+    assert held_out(*letters[40 : 40 + RUN], *new[: 100 - 2 * RUN], *letters[:RUN]) == 0.26
+    assert held_out(*letters[: RUN - 1], *new) == 0.0, "a shorter run is no copy"
+    assert held_out(*(f"{w.upper()}," for w in letters[:20])) == 1.0, "case and commas aside"
+    assert held_out("few", "words") == 0.0
+
+
+def test_the_list_of_overlapping_documents_agrees_with_the_fetched_texts():
+    from jaxinfer.texts import available_sources
+    from tools.data.overlap import disagreement
+
+    if len(available_sources()) < 7:
+        pytest.skip("the texts are not here: run tools/data/fetch_texts.py")
+    assert disagreement() == set()
 
 
 def test_equal_texts_give_equal_bytes(tmp_path):
