@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 bad input, with one line `error: ...` on standard error; 1
 the reader of a pipe went away. Anything else is a defect of ours and shows its traceback.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,12 +21,13 @@ from jaxinfer.cli.env import env
 from jaxinfer.cli.eval import evaluate
 from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
+from jaxinfer.cli.interrupts import INTERRUPTED, handled
 from jaxinfer.cli.score import score
 from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
 from jaxinfer.files import one_line
 
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+BAD_INPUT, BROKEN_PIPE = 2, 141
 LONGEST_LINE = 1000
 VERBS = (generate, chat, score, convert, info, tree, bench, env)
 
@@ -43,7 +45,18 @@ app.add_typer(train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; `argv` is without the program's name."""
+    """Runs the command and returns its exit code; `argv` is without the program's name.
+
+    Without `argv` it is what its process is for, and decides how the process answers Ctrl-C.
+    """
+    try:
+        with handled() if argv is None else contextlib.nullcontext():
+            return _answer(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _answer(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _quiet_libraries()
     with warnings.catch_warnings(record=True) as caught:
@@ -63,7 +76,7 @@ def _run(arguments: list[str]) -> int:
         code = command.main(args=arguments, prog_name="jaxinfer", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return INTERRUPTED
     except BrokenPipeError:
         return _leave_pipe()

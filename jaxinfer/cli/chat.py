@@ -14,6 +14,7 @@ import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.cli.decoding import Decoding, Keywords, with_decoding
+from jaxinfer.cli.interrupts import finishing
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
@@ -25,6 +26,7 @@ HELP = "/reset starts again, /save FILE, /restore FILE, /exit"
 
 
 @with_decoding
+@finishing()
 def chat(
     system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
     restore: Annotated[

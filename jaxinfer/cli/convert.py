@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.interrupts import finishing
 
 
+@finishing()
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="Model name, Hugging Face folder or GGUF file.")

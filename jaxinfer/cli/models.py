@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxinfer.cli.interrupts import finishing
+
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
@@ -51,6 +53,7 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+@finishing()  # a model that is being fetched is written to the cache folder
 def _load(
     source: str,
     *,
