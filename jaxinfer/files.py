@@ -15,6 +15,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -109,16 +110,25 @@ def one_line(error: object, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def quoted(name: object, limit: int = 80) -> str:
+    """The `repr` of a name that comes from a file, on one line and shortened, for a message."""
+    return one_line(repr(name[: 4 * limit] if isinstance(name, str) else name), limit)
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file."""
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes."""
     try:
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise ValueError(f"{path} has {size} bytes; at most {LIMIT} are expected there")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+            raise ValueError(f"{path} is not a regular file")
+        if found.st_size > limit:
+            raise ValueError(
+                f"{path} has {found.st_size} bytes; at most {limit} are expected there"
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
@@ -134,9 +144,9 @@ def parse_json(text: str | bytes, what: object) -> Any:
         raise ValueError(f"{what} is not valid JSON: {one_line(error)}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    data = parse_json(read_text(path), path)
+def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes; parsed, it may take 25 times that."""
+    data = parse_json(read_text(path, limit), path)
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a JSON {type(data).__name__}, expected an object")
     return data

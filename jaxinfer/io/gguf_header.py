@@ -3,23 +3,34 @@
 GGUF (versions 2 and 3, little endian): magic, version, tensor count, metadata count, metadata
 (key, type, value), tensor infos (name, dimensions, type, offset), padding, data. Counts and lengths
 are 64-bit numbers from the file; a forged one must neither allocate memory nor loop, so each is
-held against the bytes that remain. Dimensions are returned in NumPy order (slowest first).
+held against the bytes that remain, and all together against limits some times above what published
+models have: an array entry of one byte is 8 bytes or more in Python. Dimensions are returned in
+NumPy order (slowest first).
 """
 
+import functools
 import math
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxinfer.files import one_line
+from jaxinfer.files import one_line, quoted
 
 MAGIC = b"GGUF"
 MAX_NAME = 65_535
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 2**20
+MAX_FIELDS = 2**16
+MAX_TENSORS = 2**16
+MAX_HEADER = 64 * 2**20
+"""Bytes; Gemma 3's 262,144 tokens with their merges take 15 MB."""
+
+MAX_ENTRIES = 2**21
+"""Of all arrays of text together, and of all arrays of numbers; Gemma 3 has 777,050 texts."""
 
 _SCALARS = {
     0: "B",
@@ -75,19 +86,21 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap, size: int, path: Path):
         self.data, self.size, self.path, self.at = data, size, path, 4
+        self.end = min(size, MAX_HEADER)
+        self.texts = self.numbers = 0
 
     def header(self) -> GGUFHeader:
         version = self.number("I")
         if version not in (2, 3):
             self.refuse(f"its version is {version}; versions 2 and 3 (little endian) are read")
         num_tensors, num_fields = self.number("Q"), self.number("Q")
-        self.check_count("metadata", num_fields, _SMALLEST_FIELD)
-        self.check_count("tensor", num_tensors, _SMALLEST_TENSOR)
+        self.check_count("metadata", num_fields, _SMALLEST_FIELD, MAX_FIELDS)
+        self.check_count("tensor", num_tensors, _SMALLEST_TENSOR, MAX_TENSORS)
         metadata: dict[str, Any] = {}
         for _ in range(num_fields):
             key = self.string("a metadata key", MAX_NAME)
             if key in metadata:
-                self.refuse(f"metadata key {key!r} occurs twice")
+                self.refuse(f"metadata key {quoted(key)} occurs twice")
             metadata[key] = self.value(self.number("I"), key)
         tensors = [self.tensor() for _ in range(num_tensors)]
         return GGUFHeader(metadata, self.placed(tensors, metadata))
@@ -99,6 +112,8 @@ class _Cursor:
         """Advance by `count` bytes and return where they start."""
         if count > self.size - self.at:
             self.refuse(f"{what} needs {count} bytes at offset {self.at}, the file has {self.size}")
+        if count > self.end - self.at:
+            self.refuse(f"its header has more than {MAX_HEADER} bytes, at {what}")
         start, self.at = self.at, self.at + count
         return start
 
@@ -108,11 +123,13 @@ class _Cursor:
             return self.data[start] != 0
         return struct.unpack_from("<" + form, self.data, start)[0]
 
-    def check_count(self, what: str, count: int, smallest: int) -> None:
+    def check_count(self, what: str, count: int, smallest: int, most: int) -> None:
         if count * smallest > self.size - self.at:
             self.refuse(
                 f"it announces {count} {what} entries, more than {self.size} bytes can hold"
             )
+        if count > most:
+            self.refuse(f"it announces {count} {what} entries; at most {most} are read")
 
     def string(self, what: str, limit: int | None = None) -> str:
         length = self.number("Q")
@@ -125,7 +142,7 @@ class _Cursor:
             self.refuse(f"{what} at offset {start} is not UTF-8")
 
     def value(self, kind: int, key: str) -> Any:
-        what = f"metadata {key!r}"
+        what = f"metadata {quoted(key)}"
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -134,42 +151,50 @@ class _Cursor:
             self.refuse(f"{what} has unknown type {kind}")
         item, count = self.number("I"), self.number("Q")
         if item == _STRING:
-            self.check_count(f"{what} text", count, 8)
+            self.check_count(f"{what} text", count, 8, MAX_ENTRIES - self.texts)
+            self.texts += count
             return [self.string(what) for _ in range(count)]
         if item not in _SCALARS:
             self.refuse(f"{what} is an array of unsupported type {item}")
         form = _SCALARS[item]
-        start = self.take(count * struct.calcsize("<" + form), what)
-        return list(struct.unpack_from(f"<{count}{form}", self.data, start))
+        width = struct.calcsize("<" + form)
+        self.check_count(f"{what} number", count, width, MAX_ENTRIES - self.numbers)
+        self.numbers += count
+        return list(
+            struct.unpack_from(f"<{count}{form}", self.data, self.take(count * width, what))
+        )
 
     def tensor(self) -> TensorInfo:
         name = self.string("a tensor name", MAX_NAME)
         rank = self.number("I")
         if not 1 <= rank <= MAX_DIMENSIONS:
-            self.refuse(f"tensor {name!r} has {rank} dimensions, expected 1 to {MAX_DIMENSIONS}")
+            self.refuse(
+                f"tensor {quoted(name)} has {rank} dimensions, expected 1 to {MAX_DIMENSIONS}"
+            )
         shape = tuple(self.number("Q") for _ in range(rank))[::-1]
         type_id, offset = self.number("I"), self.number("Q")
         return TensorInfo(name, shape, type_id, offset, self.num_bytes(name, shape, type_id))
 
     def num_bytes(self, name: str, shape: tuple[int, ...], type_id: int) -> int:
-        from gguf.constants import GGML_QUANT_SIZES
-
-        sizes = {kind.value: value for kind, value in GGML_QUANT_SIZES.items()}
-        if type_id not in sizes:
-            self.refuse(f"tensor {name!r} has unknown type {type_id}")
-        block, block_bytes = sizes[type_id]
+        if type_id not in _blocks():
+            self.refuse(f"tensor {quoted(name)} has unknown type {type_id}")
+        block, block_bytes = _blocks()[type_id]
         elements = math.prod(shape)
         if elements == 0:
-            self.refuse(f"tensor {name!r} is empty (shape {list(shape)})")
+            self.refuse(f"tensor {quoted(name)} is empty (shape {list(shape)})")
         if shape[-1] % block:
-            self.refuse(f"tensor {name!r}: rows of {shape[-1]} are not whole blocks of {block}")
+            self.refuse(
+                f"tensor {quoted(name)}: rows of {shape[-1]} are not whole blocks of {block}"
+            )
         return elements // block * block_bytes
 
-    def placed(self, tensors: list[TensorInfo], metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+    def placed(
+        self, tensors: Sequence[TensorInfo], metadata: dict[str, Any]
+    ) -> dict[str, TensorInfo]:
         """The tensors by name with absolute offsets, inside the file and apart from each other."""
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT:
-            self.refuse(f"general.alignment is {alignment!r}, expected a power of two")
+            self.refuse(f"general.alignment is {quoted(alignment)}, expected a power of two")
         if alignment & (alignment - 1):
             self.refuse(f"general.alignment {alignment} is not a power of two")
         base = -(-self.at // alignment) * alignment
@@ -178,18 +203,24 @@ class _Cursor:
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             start = base + tensor.offset
             if tensor.name in result:
-                self.refuse(f"tensor {tensor.name!r} occurs twice")
+                self.refuse(f"tensor {quoted(tensor.name)} occurs twice")
             if tensor.offset % alignment:
-                self.refuse(f"tensor {tensor.name!r} starts at {tensor.offset}, not aligned")
+                self.refuse(f"tensor {quoted(tensor.name)} starts at {tensor.offset}, not aligned")
             if start + tensor.num_bytes > self.size:
                 self.refuse(
-                    f"tensor {tensor.name!r} ends at byte {start + tensor.num_bytes}, "
+                    f"tensor {quoted(tensor.name)} ends at byte {start + tensor.num_bytes}, "
                     f"the file has {self.size}; is the download complete?"
                 )
             if start < end:
-                self.refuse(f"tensors {previous!r} and {tensor.name!r} overlap")
+                self.refuse(f"tensors {quoted(previous)} and {quoted(tensor.name)} overlap")
             end, previous = start + tensor.num_bytes, tensor.name
-            result[tensor.name] = TensorInfo(
-                tensor.name, tensor.shape, tensor.type_id, start, tensor.num_bytes
-            )
+            result[tensor.name] = replace(tensor, offset=start)
         return result
+
+
+@functools.cache
+def _blocks() -> dict[int, tuple[int, int]]:
+    """Weights and bytes of a block, by the number of a tensor type."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return {kind.value: size for kind, size in GGML_QUANT_SIZES.items()}

@@ -6,6 +6,7 @@ result plus one source tensor. On a CPU the finished buffer becomes the `jax.Arr
 """
 
 import contextlib
+import math
 import mmap
 import re
 import warnings
@@ -18,6 +19,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.family import Family, Path, Source
 from jaxinfer.models.params import abstract_params, leaf_path
+from jaxinfer.runtime.memory import available_bytes, readable
 from jaxinfer.typing import Params
 
 ALIGNMENT = 64
@@ -93,6 +95,17 @@ def parameter_shapes(cfg: ModelConfig, dtype: np.dtype) -> Params:
     return tree
 
 
+def check_room(leaves: Iterable[jax.ShapeDtypeStruct], where: str) -> None:
+    """Refuses parameters that the memory cannot hold: the system would kill the process."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    available = available_bytes()
+    if available is not None and size > available:
+        raise ValueError(
+            f"{where}: the parameters take {readable(size)}, there are {readable(available)} of "
+            "memory available; load them as bfloat16, or free memory"
+        )
+
+
 def _read_leaf(
     store: TensorStore, name: str, source: Source, shape: tuple[int, ...], dtype: np.dtype
 ) -> jax.Array:
@@ -108,12 +121,16 @@ def _read_leaf(
             f"{list(shape)}; config and checkpoint disagree"
         )
     result = aligned_empty(shape, dtype)
-    _copy(result, values, f"{store.where}: tensor {name!r}")
+    copy_finite(result, values, f"{store.where}: tensor {name!r}")
     return place(result)
 
 
-def _copy(result: np.ndarray, values: np.ndarray, what: str) -> None:
-    """Cast `values` into `result` in blocks that run along the source's memory."""
+def copy_finite(result: np.ndarray, values: np.ndarray, what: str) -> None:
+    """Cast `values` into `result` in blocks that run along the source's memory.
+
+    Raises:
+      ValueError: a value is not finite, before or after the cast; `what` names the tensor.
+    """
     if result.ndim == 0 or result.size == 0:
         raise ValueError(f"{what} is empty")
     axis = int(np.argmax(np.abs(values.strides)))
