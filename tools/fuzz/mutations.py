@@ -131,7 +131,7 @@ def _changed_inside(rng: random.Random, value: Any) -> Any:
     elif kind < 0.93 and isinstance(value, dict):
         changed[rng.choice(TEXTS)] = changed.pop(key) if rng.random() < 0.5 else odd_json(rng)
     elif isinstance(value, list):
-        changed += [value[key]] * rng.choice((1, 2, 1000))
+        changed.extend([value[key]] * rng.choice((1, 2, 1000)))
     else:
         changed[key] = [value[key]]
     return changed

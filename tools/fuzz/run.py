@@ -1,4 +1,4 @@
-"""Shares inputs among processes, and watches them: an input may end or block the one that reads it."""
+"""Shares inputs among processes, and watches them: an input may end or block its process."""
 
 import json
 import multiprocessing

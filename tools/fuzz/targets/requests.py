@@ -116,7 +116,7 @@ STOPPED = (
 
 def make(folder: Path) -> None:
     for lm in (real_lm(), random_lm()):
-        lm._logits = lambda params, tokens: tokens
+        vars(lm)["_logits"] = lambda params, tokens: tokens
     (folder / "call.py").write_text("lm.encode('Hello')")
 
 
