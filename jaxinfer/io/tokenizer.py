@@ -2,21 +2,24 @@
 
 It reads and writes the files of a Hugging Face folder (tokenizer.json, tokenizer_config.json,
 special_tokens_map.json, chat_template.jinja). Folders with only vocab.json and merges.txt are built
-as GPT-2 byte-level BPE; any other slow tokenizer is converted once by transformers.
+by their class (`slow_tokenizer`). Nothing in a folder is executed.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from jaxinfer.files import one_line, read_json, read_text
 from jaxinfer.io.chat_template import render_chat
+from jaxinfer.io.slow_tokenizer import slow_tokenizer
+from jaxinfer.io.special_tokens import read_named_tokens, with_tokens
+from jaxinfer.io.tokenizer_json import backend_of, one_error, parse
+from jaxinfer.typing import Json
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.txt", "sentencepiece.bpe.model")
 
 
@@ -66,14 +69,16 @@ class Tokenizer:
             raise ValueError(
                 f"the text holds a lone surrogate at {error.start}; pass valid Unicode"
             ) from error
-        return self.backend.encode(text, add_special_tokens=add_special).ids
+        with one_error("the tokenizer cannot encode the text"):
+            return self.backend.encode(text, add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids."""
         numbers = [int(number) for number in ids]
         if any(not 0 <= number < 2**32 for number in numbers):
             raise ValueError(f"token ids must be non-negative, got {min(numbers)}")
-        return self.backend.decode(numbers, skip_special_tokens=skip_special)
+        with one_error("the tokenizer cannot decode the ids"):
+            return self.backend.decode(numbers, skip_special_tokens=skip_special)
 
     def apply_chat_template(self, messages: object, add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, a list of {"role", "content"}; encode it without BOS."""
@@ -108,30 +113,18 @@ class Tokenizer:
         """The tokenizer of a Hugging Face folder or of our own; ValueError if there is none."""
         folder = Path(folder)
         config = _optional_json(folder / "tokenizer_config.json")
-        if (folder / "tokenizer.json").is_file():
-            backend = load_backend(folder / "tokenizer.json")
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            backend = _byte_level_bpe(folder)
-            _add_bos(backend, config, _special_texts(folder, config))
-        elif any((folder / name).is_file() for name in SLOW_FILES):
-            backend = _convert_slow(folder)
-        else:
-            raise ValueError(
-                f"{folder} has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt"
-            )
-        special = _special_texts(folder, config)
-        for name in [n for n in special if backend.token_to_id(special[n]) is None]:
-            # some folders name special tokens that their vocabulary does not have
-            special.pop(name)
+        backend, special = _read_backend(folder, config)
         extra = config.get("eos_token_ids", [])
         if not isinstance(extra, list) or not all(type(i) is int and i >= 0 for i in extra):
-            raise ValueError(f"{folder}: eos_token_ids must be a list of ids, got {extra!r}")
-        return cls.from_backend(
+            raise ValueError(f"{folder}: eos_token_ids must be a list of ids, got {_shown(extra)}")
+        loaded = cls.from_backend(
             backend,
             special=special,
             eos_token_ids=extra,
             chat_template=_chat_template(folder, config),
         )
+        _compare_bos(loaded, config, folder)
+        return loaded
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -140,38 +133,54 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def load_backend(path: Path) -> tokenizers.Tokenizer:
-    """The `tokenizers` pipeline of a tokenizer.json."""
-    text = read_text(path)
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:
-        # the Rust side raises a bare Exception, and a panic derives from BaseException
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise ValueError(f"{path} is not a valid tokenizer.json: {one_line(error)}") from error
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
+def _optional_json(path: Path) -> Json:
     return read_json(path) if path.is_file() else {}
 
 
-def _special_texts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    merged = _optional_json(folder / "special_tokens_map.json") | {
-        name: value for name, value in config.items() if value is not None
+def _read_backend(folder: Path, config: Json) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The pipeline of a folder, and its named tokens."""
+    model = _optional_json(folder / "config.json")
+    tokens = read_named_tokens(folder, config)
+    if (folder / "tokenizer.json").is_file():
+        where = folder / "tokenizer.json"
+        data = parse(read_text(where), where)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        where = folder / "vocab.json"
+        data, tokens = slow_tokenizer(folder, config, model.get("model_type"), tokens)
+    else:
+        only = [name for name in SLOW_FILES if (folder / name).is_file()]
+        raise ValueError(
+            f"{folder} has no tokenizer that can be read{f', only {only[0]}' if only else ''}; "
+            "expected tokenizer.json, or vocab.json and merges.txt; AutoTokenizer and "
+            "save_pretrained of transformers write a tokenizer.json"
+        )
+    room = model.get("vocab_size")
+    try:
+        data = with_tokens(data, tokens, room if type(room) is int else None, folder)
+    except ValueError as error:
+        raise ValueError(f"{where} is not a valid tokenizer: {error}") from error
+    backend = backend_of(data, where)
+    special = {name: token["content"] for name, token in tokens.named.items()}
+    return backend, {
+        n: text for n, text in special.items() if backend.token_to_id(text) is not None
     }
-    special = {}
-    for name in SPECIAL:
-        value = merged.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{folder}: {name} must be a text, got {value!r}")
-        if value:
-            special[name] = value
-    return special
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+def _compare_bos(tokenizer: Tokenizer, config: Json, folder: Path) -> None:
+    """The file decides whether a text begins with BOS; older configs say it once more."""
+    said = config.get("add_bos_token")
+    if not isinstance(said, bool) or tokenizer.bos_token_id is None:
+        return
+    adds = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    if adds != said:
+        warnings.warn(
+            f"{folder}: tokenizer_config.json says add_bos_token={said}, but the tokenizer "
+            f"{'adds' if adds else 'does not add'} one; the tokenizer holds",
+            stacklevel=3,
+        )
+
+
+def _chat_template(folder: Path, config: Json) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return read_text(path)
@@ -188,35 +197,6 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     return value
 
 
-def _byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's tokenizer from vocab.json and merges.txt, with the tokens of added_tokens.json."""
-    try:
-        model = tokenizers.models.BPE.from_file(
-            str(folder / "vocab.json"), str(folder / "merges.txt")
-        )
-    except Exception as error:
-        raise ValueError(
-            f"{folder}: vocab.json and merges.txt are not a BPE vocabulary: {one_line(error)}"
-        ) from error
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    added = _optional_json(folder / "added_tokens.json")
-    backend.add_special_tokens(sorted(added, key=added.__getitem__))
-    special = _special_texts(folder, _optional_json(folder / "tokenizer_config.json"))
-    backend.add_special_tokens(
-        [text for text in dict.fromkeys(special.values()) if backend.token_to_id(text) is not None]
-    )
-    return backend
-
-
-def _add_bos(backend: tokenizers.Tokenizer, config: dict, special: dict[str, str]) -> None:
-    """OPT's slow tokenizer starts every text with BOS and says so in its config."""
-    bos = special.get("bos_token")
-    if config.get("add_bos_token") and bos is not None and backend.token_to_id(bos) is not None:
-        prepend_token(backend, bos)
-
-
 def prepend_token(backend: tokenizers.Tokenizer, text: str) -> None:
     """Make `backend` start every text with the special token `text`."""
     backend.post_processor = tokenizers.processors.TemplateProcessing(
@@ -226,21 +206,5 @@ def prepend_token(backend: tokenizers.Tokenizer, text: str) -> None:
     )
 
 
-def _convert_slow(folder: Path) -> tokenizers.Tokenizer:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ValueError(
-            f"{folder} has only a slow tokenizer; install transformers, or add a tokenizer.json"
-        ) from error
-    try:
-        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"transformers cannot convert the tokenizer in {folder}: {one_line(error)}; "
-            "save it with save_pretrained of a fast tokenizer and use its tokenizer.json"
-        ) from error
-    backend = getattr(slow, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise ValueError(f"{folder}: {type(slow).__name__} has no fast form; add a tokenizer.json")
-    return backend
+def _shown(value: object) -> str:
+    return one_line(repr(value), 80)

@@ -114,9 +114,9 @@ def test_a_folder_without_tokenizer_says_what_is_expected(tmp_path):
 
 
 def test_broken_merges_are_refused(tmp_path):
-    (tmp_path / "vocab.json").write_text("{")
-    (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(ValueError, match="not a BPE vocabulary"):
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(ValueError, match="vocab.json and merges.txt are not those of"):
         Tokenizer.load(tmp_path)
 
 
