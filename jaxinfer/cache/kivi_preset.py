@@ -6,6 +6,7 @@ from jaxtyping import Array, Int
 
 from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.rotated import Rotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ def kivi(
     value_grouping: str = "token",
     scale_dtype: str = "float16",
     residual_dtype: str | None = None,
+    rotation: str | None = None,
 ) -> Policy:
     """Codes of `bits` bits behind a tail of `residual` tokens in full precision (KIVI, arXiv
     2402.02750).
@@ -40,9 +42,16 @@ def kivi(
     the attention of the same decode step, as Algorithm 1 is printed (prompts attend in full
     precision in both): a reference that copies the cache in every step. The authors advise 4 bits
     for models whose query heads share keys.
+
+    `rotation="hadamard"` stores keys and values behind a Hadamard rotation of their channels, so
+    that groups along a token's channels hold no outliers; with `key_grouping="token"` that is the
+    rotated cache of QuaRot (arXiv 2404.00456), behind KIVI's residual. Its head size must be a
+    power of two.
     """
     if flush_order not in ("after", "before"):
         raise ValueError(f"flush_order must be 'after' or 'before', got {flush_order!r}")
+    if rotation not in (None, "hadamard"):
+        raise ValueError(f"rotation must be None or 'hadamard', got {rotation!r}")
     tier = Kivi(
         key_bits=bits if key_bits is None else key_bits,
         value_bits=bits if value_bits is None else value_bits,
@@ -57,8 +66,8 @@ def kivi(
     )
     is_lossless = value_flush == "block" and flush_order == "after"
     return KiviPolicy(
-        name="kivi",
-        tiers=(tier,),
+        name="kivi" if rotation is None else "kivi-hadamard",
+        tiers=(tier if rotation is None else Rotated(inner=tier),),
         commit_first=flush_order == "before",
         prompt="whole",
         chunk_invariant=False,
