@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +21,12 @@ from jaxinfer.cli.eval import evaluate
 from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
 from jaxinfer.cli.interrupts import INTERRUPTED, handled
+from jaxinfer.cli.notices import note, warnings_as_lines, work_begins
 from jaxinfer.cli.score import score
 from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
-from jaxinfer.files import one_line
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
-LONGEST_LINE = 1000
 VERBS = (generate, chat, score, convert, info, tree, bench, env)
 
 app = typer.Typer(
@@ -59,14 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _quiet_libraries()
-    with warnings.catch_warnings(record=True) as caught:
-        # Kept until the end: a refused run shall print one line only.
-        warnings.simplefilter("default" if sys.warnoptions else "ignore")
-        warnings.filterwarnings("always", category=UserWarning, module="jaxinfer")
+    with warnings_as_lines():
         code = _run(arguments)
-    if code == 0:
-        for warning in caught:
-            _say(f"warning: {warning.message}")
+        if code == 0:
+            work_begins()  # says what nothing else gave the occasion for
     return code
 
 
@@ -106,12 +100,8 @@ def _leave_pipe() -> int:
 
 
 def _refuse(message: str) -> int:
-    _say(f"error: {message}")
+    note(f"error: {message}")
     return BAD_INPUT
-
-
-def _say(message: str) -> None:
-    print(one_line(message, LONGEST_LINE), file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import note
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
@@ -85,7 +86,7 @@ class Decoding(NamedTuple):
             if self.tree is not None:
                 raise ValueError("--tree says what --draft drafts; add --draft")
             return None
-        from jaxinfer.cli.models import note, open_draft
+        from jaxinfer.cli.models import open_draft
         from jaxinfer.speculative.speculate import speculate
         from jaxinfer.speculative.topology import Topology
 

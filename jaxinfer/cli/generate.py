@@ -7,6 +7,7 @@ import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.cli.decoding import Decoding, with_decoding
+from jaxinfer.cli.notices import note, work_begins
 from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def _token_ids(text: str) -> list[int]:
 
 
 def _print_stream(stream: "Stream") -> None:
-    from jaxinfer.cli.models import note
-
+    work_begins()
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)

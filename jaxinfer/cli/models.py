@@ -1,10 +1,10 @@
 """Loading the model that a verb works with: the one asked for, or the default one."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxinfer.cli.interrupts import finishing
+from jaxinfer.cli.notices import note
 
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
@@ -33,7 +33,7 @@ def open_model(
         note(f"model: {DEFAULT}")
     except ModelUnavailable as error:
         lm = _load(FALLBACK, dtype=dtype, weights=weights, implementation=implementation)
-        note(f"note: {' '.join(str(error).split())}")
+        note(f"note: {error}")
         note(f"model: {FALLBACK}, a very small one for trying things out")
     return lm
 
@@ -47,10 +47,6 @@ def open_draft(
 
     with progress(f"loading {Path(draft).name}") as report:
         return load_draft(target, draft, dtype=dtype, weights=weights, progress=report)
-
-
-def note(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 @finishing()  # a model that is being fetched is written to the cache folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import note
 
 if TYPE_CHECKING:
     from jaxinfer.cache.feature_maps import LessFeatureMaps
@@ -40,7 +41,7 @@ def less(
     Example: jaxinfer train less smollm2-135m --out maps --run-dir run
     """
     from jaxinfer.cache.feature_maps import WHAT, is_less, save_feature_maps
-    from jaxinfer.cli.models import note, open_model
+    from jaxinfer.cli.models import open_model
     from jaxinfer.files import check_destination
     from jaxinfer.progress import bars
     from jaxinfer.train.less.recipe import LessRecipe
@@ -127,7 +128,7 @@ def draft(
     """
     from dataclasses import asdict
 
-    from jaxinfer.cli.models import note, open_model
+    from jaxinfer.cli.models import open_model
     from jaxinfer.progress import bars
     from jaxinfer.train.draft.recipe import DraftRecipe
     from jaxinfer.train.draft.training import check_out, save_trained, train_draft

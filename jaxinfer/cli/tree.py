@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import note
 from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def tree(
     except ValueError:
         raise ValueError(f"--sizes expects numbers such as 2,4,8, got {sizes!r}") from None
 
-    from jaxinfer.cli.models import note, open_draft, open_model
+    from jaxinfer.cli.models import open_draft, open_model
     from jaxinfer.speculative.tuning import roofline, tune
 
     lm = open_model(target, dtype, weights)
