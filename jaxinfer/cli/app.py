@@ -21,7 +21,7 @@ from jaxinfer.cli.eval import evaluate
 from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
 from jaxinfer.cli.interrupts import INTERRUPTED, handled
-from jaxinfer.cli.notices import note, warnings_as_lines, work_begins
+from jaxinfer.cli.notices import error_text, note, warnings_as_lines, work_begins
 from jaxinfer.cli.score import score
 from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
@@ -78,11 +78,8 @@ def _run(arguments: list[str]) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return _leave_pipe()
         raise
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _refuse(f"{error.strerror or error}{where}")
-    except ValueError as error:
-        return _refuse(str(error))
+    except (OSError, ValueError) as error:
+        return _refuse(error_text(error))
     except Exception as error:
         # typer's usage errors; the class that they share has moved between its releases
         format_message = getattr(error, "format_message", None)

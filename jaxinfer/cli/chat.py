@@ -19,8 +19,7 @@ from jaxinfer.cli.completions import completion_record
 from jaxinfer.cli.decoding import Decoding, Keywords, with_decoding
 from jaxinfer.cli.interrupts import finishing
 from jaxinfer.cli.kept_chats import Talk, Turn, as_messages, short
-from jaxinfer.cli.notices import note, work_begins
-from jaxinfer.files import one_line
+from jaxinfer.cli.notices import error_text, note, work_begins
 from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _talk(conversation: "Conversation") -> None:
             except (ValueError, OSError) as error:
                 if not interactive:  # a script wants to know
                     raise
-                note(f"error: {error}")
+                note(f"error: {error_text(error)}")
         ended = not interactive  # a script says what it wants kept
     finally:
         if ended:
@@ -269,7 +268,7 @@ class Conversation:
             self.is_kept = True
         except OSError as error:
             if not self.is_kept:
-                note(f"warning: this conversation is not kept: {one_line(error)}")
+                note(f"warning: this conversation is not kept: {error_text(error)}")
 
     def forget(self) -> None:
         """Removes the kept conversation: the user has it, or does not want it."""

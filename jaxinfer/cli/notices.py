@@ -22,6 +22,13 @@ def note(message: str) -> None:
     print(one_line(message, LONGEST_LINE), file=sys.stderr, flush=True)
 
 
+def error_text(error: Exception) -> str:
+    """What an error says; one of the file system names its file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
 def work_begins() -> None:
     """Prints the warnings that were held; from here on each is printed when it occurs."""
     global _held
