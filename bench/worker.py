@@ -107,8 +107,8 @@ def environment() -> dict[str, str]:
 
 
 def python(module: str) -> list[str]:
-    """The command of a worker that is a Python module."""
-    return [sys.executable, "-m", module]
+    """The command of a worker that is a Python module, never one of the current folder."""
+    return [sys.executable, "-P", "-m", module]
 
 
 def serve(handlers: Mapping[str, Callable[..., Any]]) -> None:

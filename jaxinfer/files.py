@@ -1,17 +1,18 @@
 """Files and folders that appear whole or not at all, small JSON files, and the cache folder.
 
 What is written is made inside a hidden sibling of its place, reaches the disk, and is put in place
-by one rename. A writer holds a lock on a file in its hidden folder, and the kernel drops the lock
-when the process ends, however it ends. So a hidden folder whose lock is free has no living writer
-and is removed by the next write, while one that is locked is left alone, however old it is.
+by one rename. A writer locks its hidden folder, and the kernel drops the lock when the process
+ends, however it ends. So a hidden folder that nobody locks has no living writer: the next write
+beside it removes it, after what it had moved aside has returned to its place. A link is never
+followed, neither in the place of what is written nor among the hidden folders.
 
 A file that is read is input, whatever it contains: every failure is a one-line `ValueError` that
 names the file.
 """
 
 import contextlib
+import errno
 import fcntl
-import glob
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LOCK = ".lock"
+PARTIAL = ".jaxinfer-writing-"  # and 8 characters
+NEW, OLD = "new", "old"  # folders in it, with what is made, or was moved aside, under its own name
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 LIMIT = 256 * 2**20
 """No tokenizer or index comes near this; a larger file is not what its name says."""
 
@@ -44,31 +47,48 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The name keeps the ending, by which writers such as matplotlib choose a format. Folders on the
     way are made. A reader sees the old file or the new one; an error leaves the old one.
+
+    Raises:
+      ValueError: at `path` is something else than a file: a folder, a device, a link.
     """
     path = Path(path).absolute()
-    with partial_folder(path, "writing") as temporary:
-        content = temporary / f"new{path.suffix}"
+    _check_place(path, "a file")
+    with partial_folder(path) as temporary:
+        content = temporary / NEW / path.name
+        content.parent.mkdir()
         yield content
         _flush(content)
         os.replace(content, path)
+        _flush_names(path.parent)
 
 
 @contextlib.contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends without an error.
 
-    A reader sees the old folder, the new one, or for the moment between two renames none; never a
-    half-written one.
+    A reader sees the old folder or the new one, never a half-written one. Where the file system
+    cannot exchange two folders it sees none for the moment between two renames; a process that is
+    killed in that moment leaves the old one to `remove_leftovers`.
     """
     folder = Path(folder).absolute()
-    with partial_folder(folder, "writing") as temporary:
-        content = temporary / "new"
-        content.mkdir()
+    _check_place(folder, "a folder")
+    with partial_folder(folder) as temporary:
+        content = temporary / NEW / folder.name
+        content.mkdir(parents=True)
         yield content
         _flush_folder(content)
-        if folder.exists():
-            os.rename(folder, temporary / "old")
-        os.rename(content, folder)
+        put_in_place(content, folder, temporary)
+
+
+def put_in_place(content: Path, folder: Path, temporary: Path) -> None:
+    """Moves the finished folder `content`, made in the partial folder `temporary`, to `folder`."""
+    if os.path.lexists(folder) and _exchange(content, folder):
+        return _flush_names(folder.parent)
+    if os.path.lexists(folder):
+        (temporary / OLD).mkdir()
+        os.rename(folder, temporary / OLD / folder.name)
+    os.rename(content, folder)
+    _flush_names(folder.parent)
 
 
 def check_destination(folder: Path, is_ours: Callable[[Path], bool], what: str) -> None:
@@ -79,8 +99,7 @@ def check_destination(folder: Path, is_ours: Callable[[Path], bool], what: str) 
       is_ours: whether a folder that is there holds an older version of what is to be written.
       what: what that is, for the error, such as "a draft".
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"{folder} exists and is not a folder; choose another destination")
+    _check_place(folder, "a folder")
     if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
         raise ValueError(f"{folder} exists and is not {what}; choose another destination")
     above = next((p for p in folder.absolute().parents if p.exists()), None)
@@ -153,33 +172,43 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def partial_folder(place: Path, activity: str) -> Iterator[Path]:
+def partial_folder(place: Path) -> Iterator[Path]:
     """A new hidden sibling of the file or folder `place` that is gone when the block ends."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(place, activity)
-    path, lock = _new(place, activity)
+    remove_leftovers(place.parent)
+    path, lock = _new(place.parent)
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(lock)
 
 
-def remove_leftovers(place: Path, activity: str) -> None:
-    """Remove the partial folders of `place` whose writers were killed."""
-    pattern = glob.escape(_prefix(place, activity)) + "*"
-    for path in place.parent.glob(pattern):
-        with contextlib.suppress(OSError), _opened(path / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left in `folder`; what they had moved aside returns."""
+    for path in folder.glob(f"{PARTIAL}????????"):
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
 
 
-def _new(place: Path, activity: str) -> tuple[Path, int]:
+def _remove(partial: Path) -> None:
+    aside = partial / OLD
+    for old in () if aside.is_symlink() else aside.glob("*"):
+        place = partial.parent / old.name
+        if not os.path.lexists(place):  # the end came between two renames
+            with contextlib.suppress(OSError):
+                os.rename(old, place)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _new(parent: Path) -> tuple[Path, int]:
     """A partial folder and the descriptor that locks it."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=_prefix(place, activity), dir=place.parent))
+        path = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
         with contextlib.suppress(FileNotFoundError):
-            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             with contextlib.suppress(OSError):  # a file system without locks keeps its leftovers
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock).st_nlink:
@@ -189,22 +218,42 @@ def _new(place: Path, activity: str) -> tuple[Path, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _opened(folder: Path) -> Iterator[int]:
+    """The descriptor of a folder; an OSError where there is none, such as at a link to one."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _prefix(place: Path, activity: str) -> str:
-    return f".{place.name}.{activity}-"
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system cannot."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # no Linux, or an old C library
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
+
+
+def _check_place(place: Path, kind: str) -> None:
+    """Raises unless there is nothing at `place`, or what may be replaced by its kind."""
+    kinds = {"a link": Path.is_symlink, "a folder": Path.is_dir, "a file": Path.is_file}
+    found = next((name for name, holds in kinds.items() if holds(place)), "a device or a pipe")
+    if os.path.lexists(place) and found != kind:
+        raise ValueError(f"{place} is {found}, not {kind}; choose another destination")
 
 
 def _flush_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             _flush(path)
+        elif path.is_dir():
+            _flush_names(path)
+    _flush_names(folder)
 
 
 def _flush(path: Path) -> None:
@@ -214,3 +263,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_names(folder: Path) -> None:
+    """The names in a folder reach the disk; some file systems cannot be asked for that."""
+    try:
+        _flush(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF):
+            raise

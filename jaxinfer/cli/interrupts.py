@@ -46,8 +46,8 @@ def finishing() -> Iterator[None]:
 def handled() -> Iterator[None]:
     """Ctrl-C as above, for the rest of a process that is one command.
 
-    Behind the block it kills: nothing is left to do but to end. A process that ignores Ctrl-C, as
-    one that a shell put into the background does, goes on ignoring it.
+    Behind the block it ends the process: nothing else is left to do. A process that ignores
+    Ctrl-C, as one that a shell put into the background does, goes on ignoring it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -63,7 +63,7 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

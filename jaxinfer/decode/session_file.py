@@ -10,22 +10,39 @@ import numpy as np
 
 from jaxinfer.cache.policy import Cache
 from jaxinfer.decode.prefix import Own, Prefix
-from jaxinfer.files import replacing
+from jaxinfer.files import one_line, replacing
 from jaxinfer.models.fingerprint import identity
 
 FORMAT = "jaxinfer-session-1"
+LONGEST_HEADER = 2**25  # bytes in which a session's file says what it is, all its tokens included
 
 
 def save(prefix: Prefix, path: str | Path) -> None:
-    """Writes tokens and cache to one file, which appears whole or not at all."""
+    """Writes tokens and cache to one file, which appears whole or not at all.
+
+    A session that is there is replaced: a conversation is saved again and again. Nothing else is.
+
+    Raises:
+      ValueError: the folder of `path` is missing, or something else than a session is there.
+      OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path.absolute().parent} is not a folder; save {path.name!r} elsewhere")
+    if path.is_file() and not _is_session(path):
+        raise ValueError(f"{path} exists and is not a session; choose another file")
     leaves = [np.asarray(x) for x in jax.tree.leaves(prefix.cache)]  # ends a stream: first
     arrays = {str(i): x.view(_file_dtype(x.dtype)) for i, x in enumerate(leaves)}
     state = {"tokens": prefix.tokens, "pending": prefix.pending, "capacity": prefix.capacity}
     meta = _identity(prefix) | {"state": json.dumps(state)}
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata=meta)
+    try:
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, metadata=meta)
+    except SafetensorError as error:  # whatever the system said, in words
+        raise OSError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def restore(prefix: Own, path: str | Path) -> Own:
@@ -57,6 +74,13 @@ def restore(prefix: Own, path: str | Path) -> Own:
         raise ValueError(f"cannot read session file {path}: {error}") from None
     prefix.put_back(cache, tokens, pending)
     return prefix
+
+
+def _is_session(path: Path) -> bool:
+    """Whether a file is empty or was written by `save`, of whatever model or release."""
+    with open(path, "rb") as file:
+        start = file.read(LONGEST_HEADER)
+    return not start or b'"format":"jaxinfer-session-' in start
 
 
 def _filled(prefix: Prefix, arrays: list[np.ndarray]) -> Cache:

