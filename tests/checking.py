@@ -12,6 +12,7 @@ Checked = TypeVar("Checked", bound=Callable)
 REFUSES_ITSELF = {
     "jaxinfer.decode.model",
     "jaxinfer.decode.options",
+    "jaxinfer.io.chat_template",
     "jaxinfer.lm",
     "jaxinfer.loading",
     "jaxinfer.names",

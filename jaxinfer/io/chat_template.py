@@ -1,32 +1,32 @@
-"""Chat templates: jinja2 text from a checkpoint, rendered in a sandbox.
+"""Chat templates: jinja2 text from a checkpoint, and what it is rendered with.
 
-A template is somebody else's program, so it runs in jinja2's immutable sandbox, and the ways in
-which a few characters could ask for gigabytes (repetition, padding, concatenation in a loop, long
-ranges) are bounded. What a template may use is what Hugging Face gives it: messages, tools,
-documents, add_generation_prompt, the special tokens, raise_exception, strftime_now, tojson,
-break/continue and the `generation` block. Every failure is a one-line `ValueError`.
+What a template may use is what Hugging Face gives it: messages, tools, documents,
+add_generation_prompt, the special tokens, further variables of the caller, raise_exception,
+strftime_now, tojson, break/continue and the `generation` block. It is rendered in a process of
+bounded time and memory (`template_process`). Every failure is a one-line `ValueError`.
 """
 
-import datetime
-import functools
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import dataclasses
+import reprlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from jaxinfer.files import one_line
+from jaxinfer.io import template_process
 
-MAX_OUTPUT = 4 * 2**20
-"""Characters that a template may write, or build in one string."""
+MAX_VALUES = 100_000
+"""Entries of lists and mappings that one conversation may have, all together."""
 
-MAX_STEPS = 200_000
-"""Loop steps over `range` that one rendering may take, all loops together."""
+MAX_BITS = 1024
+"""Of an integer: Python writes no more than 4,300 digits."""
 
-_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "translate"})
-_WIDE_FORMAT = re.compile(r"\d{4,}|\*|\{[^{}]*\{")
-"""A width of four digits, or one that comes from an argument."""
+MAX_DEPTH = 100
+"""Lists in lists; more of them is a list that holds itself."""
 
-_UNBOUNDED_FILTERS = ("center", "indent", "batch", "slice", "wordwrap", "xmlattr")
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+NEED_CONTENT = ("system", "developer", "user")
+"""Roles whose messages say something; others may only call a tool."""
 
 
 def render_chat(
@@ -34,210 +34,160 @@ def render_chat(
     messages: object,
     *,
     add_generation_prompt: bool = True,
+    tools: object = None,
+    documents: object = None,
     variables: Mapping[str, object] | None = None,
 ) -> str:
-    """The prompt that `template` makes of `messages` (mappings with "role" and "content")."""
-    turns = check_messages(messages)
+    """The prompt that `template` makes of `messages`.
+
+    Args:
+      template: jinja2 text.
+      messages: mappings with "role", "content" and whatever else the template reads.
+      add_generation_prompt: end with the beginning of an answer.
+      tools: mappings, each the JSON schema of a function that the model may call.
+      documents: mappings such as {"title": ..., "text": ...} that the answer may cite.
+      variables: what else the template reads, by name.
+
+    Raises:
+      ValueError: the messages have a wrong form; or the template failed, or took more than 2 s of
+        processor time, 256 MB or 4 Mi characters.
+    """
+    values = template_values(messages, add_generation_prompt, tools, documents, variables)
+    return render(template, values)
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """The text of `template` with `values` as `template_values` makes them."""
+    if not isinstance(template, str):
+        raise ValueError(f"a chat template must be a text, got {type(template).__name__}")
     try:
-        compiled = _compile(template)
-        _budget(compiled)
-        pieces = compiled.generate(
-            messages=[dict(turn) for turn in turns],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **(variables or {}),
-        )
-        return "".join(_bounded(pieces))
-    except Exception as error:
-        # a template can raise whatever its expressions raise (TypeError, KeyError, ...)
-        raise ValueError(
-            f"the chat template failed ({type(error).__name__}): {one_line(error)}"
-        ) from error
+        return template_process.render(template, values)
+    except template_process.Failure as failure:
+        kind = f" ({one_line(failure.kind, 80)})" if failure.kind else ""
+        raise ValueError(f"the chat template failed{kind}: {one_line(failure)}") from None
+
+
+def template_values(
+    messages: object,
+    add_generation_prompt: bool = True,
+    tools: object = None,
+    documents: object = None,
+    variables: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """What a template is rendered with, as JSON values; ValueError where something else is given.
+
+    A key of a message whose value is None is left out, as Hugging Face does: templates ask whether
+    a key is there.
+    """
+    check_messages(messages)
+    plain = _Plain()
+    values = plain.mapping(variables or {}, "variables")
+    if taken := [name for name in GIVEN if name in values]:
+        raise ValueError(f"variables must not hold {taken[0]!r}, which has an argument of its own")
+    turns = [
+        {
+            name: value
+            for name, value in plain.mapping(turn, f"message {i}").items()
+            if value is not None
+        }
+        for i, turn in enumerate(messages)  # type: ignore[arg-type]
+    ]
+    return values | {
+        "messages": turns,
+        "tools": _mappings(plain, tools, "tools", "JSON schemas of functions"),
+        "documents": _mappings(plain, documents, "documents", "{'title': ..., 'text': ...}"),
+        "add_generation_prompt": bool(add_generation_prompt),
+    }
 
 
 def check_messages(messages: object) -> Sequence[Mapping[str, object]]:
-    """The messages; ValueError unless they are a list of mappings with a role and a content."""
+    """The messages; ValueError unless they are a list of mappings with a role and a content.
+
+    Only what the model or a tool said may lack a content: it can be a call of a tool.
+    """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(
             "messages must be a non-empty list of {'role': ..., 'content': ...}, "
-            f"got {one_line(repr(messages), 80)}"
+            f"got {_shown(messages)}"
         )
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(
                 f"message {index} must be a mapping with 'role' and 'content', "
-                f"got {one_line(repr(message), 80)}"
+                f"got {_shown(message)}"
+            )
+        content = message.get("content")
+        if not isinstance(content, str | Sequence) and (
+            content is not None or message["role"] in NEED_CONTENT
+        ):
+            raise ValueError(
+                f"message {index} of {_shown(message['role'])} must be a mapping with 'role' and a "
+                f"'content' that is a text or a list of parts, got {_shown(message)}"
             )
     return messages
 
 
-def _bounded(pieces: Iterable[str]) -> Iterable[str]:
-    total = 0
-    for piece in pieces:
-        total += len(piece)
-        _check_size(total)
-        yield piece
+def _mappings(plain: "_Plain", given: object, what: str, form: str) -> list[dict] | None:
+    if given is None:
+        return None
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        raise ValueError(f"{what} must be a list of {form}, got {_shown(given)}")
+    for entry in given:
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{what} must be a list of {form}, got the entry {_shown(entry)}")
+    return [plain.mapping(entry, what) for entry in given]
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_OUTPUT:
-        raise ValueError(f"it builds a text of more than {MAX_OUTPUT} characters")
+class _Plain:
+    """JSON values of what a caller passes: numbers of numpy, enums, tuples, dataclasses."""
+
+    def __init__(self):
+        self.count = 0
+
+    def mapping(self, given: Mapping[str, object], where: str, depth: int = 0) -> dict[str, object]:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{where} must be a mapping, got {_shown(given)}")
+        return {self.name(key, where): self(value, where, depth) for key, value in given.items()}
+
+    def name(self, key: object, where: str) -> str:
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: names must be texts, got {_shown(key)}")
+        return str.__str__(key)
+
+    def __call__(self, value: object, where: str, depth: int) -> object:
+        self.count += 1
+        if self.count > MAX_VALUES or depth > MAX_DEPTH:
+            limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
+            raise ValueError(f"{where}: more than {limit}; does something hold itself?")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)  # a str of its own class, such as an enum, is its text
+        if isinstance(value, int) and int(value).bit_length() <= MAX_BITS:
+            return int(value)
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, np.generic) and isinstance(value.item(), bool | int | float | str):
+            return value.item()
+        if isinstance(value, Mapping):
+            return self.mapping(value, where, depth + 1)
+        if isinstance(value, list | tuple):
+            return [self(entry, where, depth + 1) for entry in value]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return self.mapping(fields, where, depth + 1)
+        raise ValueError(
+            f"{where}: a template reads texts, numbers, lists and mappings, got {_shown(value)}"
+        )
 
 
-def _budget(compiled: Any) -> None:
-    """Give this rendering its own `range` and its own string concatenation."""
-    steps = 0
-
-    def limited_range(*args: int) -> range:
-        nonlocal steps
-        result = range(*args)
-        steps += len(result)
-        if steps > MAX_STEPS:
-            raise ValueError(f"it loops over more than {MAX_STEPS} numbers")
-        return result
-
-    def limited_join(parts: Iterable[Any]) -> str:
-        texts = [str(part) for part in parts]
-        _check_size(sum(map(len, texts)))
-        return "".join(texts)
-
-    compiled.globals["range"] = limited_range
-    # the `~` operator is not among the operators that the sandbox can intercept
-    compiled.root_render_func.__globals__["str_join"] = limited_join
-    compiled.root_render_func.__globals__["markup_join"] = limited_join
+def _shown(value: object) -> str:
+    """The beginning of a value; it may be large, or hold itself."""
+    try:
+        return one_line(_short.repr(value), 80)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a large {type(value).__name__}"
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> Any:
-    _check_size(len(template))
-    return _environment().from_string(template)
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes | list | tuple) else 0
-
-
-def _sandbox() -> Any:
-    """The class of a sandbox in which no operation makes much out of little."""
-    import jinja2.sandbox
-
-    class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "+":
-                _check_size(_size(left) + _size(right))
-            elif operator == "*":
-                for text, times in ((left, right), (right, left)):
-                    if _size(text) and isinstance(times, int):
-                        _check_size(_size(text) * times)
-            elif operator == "%" and isinstance(left, str):
-                _check_format(left)
-            if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-                bits = left.bit_length() * (right if operator == "**" else 1)
-                _check_size(bits + right.bit_length())
-            return super().call_binop(context, operator, left, right)
-
-        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            if isinstance(obj, str) and attr in _PADDING_METHODS:
-                return False
-            return super().is_safe_attribute(obj, attr, value)
-
-        def wrap_str_format(self, value: Any) -> Any:
-            if isinstance(getattr(value, "__self__", None), str):
-                _check_format(value.__self__)
-            return super().wrap_str_format(value)
-
-        def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-            owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-            if isinstance(owner, str) and name == "replace":
-                _check_replace(owner, args)
-            result = super().call(context, obj, *args, **kwargs)
-            _check_size(_size(result))
-            return result
-
-    return Environment
-
-
-def _generation_tag() -> Any:
-    import jinja2.ext
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks assistant text for training; its body is rendered as is."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    return Generation
-
-
-@functools.cache
-def _environment() -> Any:
-    env = _sandbox()(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _generation_tag()],
-    )
-    for name in _UNBOUNDED_FILTERS:
-        env.filters.pop(name, None)
-    env.filters["replace"] = _limited_replace(env.filters["replace"])
-    env.filters["format"] = _limited_format
-    env.filters["join"] = _limited_join(env.filters["join"])
-    env.filters["tojson"] = _to_json
-    env.globals["raise_exception"] = _raise
-    env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    env.globals.pop("lipsum", None)
-    return env
-
-
-def _check_format(form: str) -> None:
-    if "{" in form or "%" in form:
-        fields = re.findall(r"\{[^{}]*[{}]|%[^a-zA-Z%]*", form)
-        if any(_WIDE_FORMAT.search(part) for part in fields):
-            raise ValueError("it formats with a width that is too large or not a constant")
-
-
-def _check_replace(text: str, args: Sequence[Any]) -> None:
-    if len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
-        _check_size(len(text) + text.count(args[0]) * len(args[1]))
-
-
-def _limited_replace(plain: Any) -> Any:
-    @functools.wraps(plain)
-    def replace(eval_context: Any, text: str, old: str, new: str, count: int | None = None) -> str:
-        _check_replace(str(text), (old, new))
-        return plain(eval_context, text, old, new, count)
-
-    return replace
-
-
-def _limited_join(plain: Any) -> Any:
-    @functools.wraps(plain)
-    def join(eval_context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
-        parts = list(value)
-        _check_size(sum(_size(part) + len(d) for part in parts))
-        return plain(eval_context, parts, d, attribute)
-
-    return join
-
-
-def _limited_format(value: Any, *args: Any, **kwargs: Any) -> str:
-    _check_format(str(value))
-    return str(value) % (kwargs or args)
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any
-) -> str:
-    if indent is not None and not 0 <= indent <= 16:
-        raise ValueError(f"tojson(indent={indent}) is out of range 0..16")
-    known = {key: options[key] for key in ("separators", "sort_keys") if key in options}
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **known)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from jaxinfer.files import one_line
+from jaxinfer.io.chat_template_files import gguf_templates
 from jaxinfer.io.tokenizer import Tokenizer, prepend_token
 from jaxinfer.typing import Json
 
@@ -82,13 +83,14 @@ def tokenizer_from_metadata(metadata: Json, where: str) -> Tokenizer | None:
         special[f"{name}_token"] = tokens[number]
     if metadata.get("tokenizer.ggml.add_bos_token", add_bos) and "bos_token" in special:
         prepend_token(backend, special["bos_token"])
-    template = metadata.get("tokenizer.chat_template")
+    templates = gguf_templates(metadata, where)
     turn_end = metadata.get("tokenizer.ggml.eot_token_id")
     return Tokenizer.from_backend(
         backend,
         special=special,
         eos_token_ids=[turn_end] if type(turn_end) is int and 0 <= turn_end < len(tokens) else [],
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=templates.default,
+        tool_template=templates.tool_use,
     )
 
 

@@ -15,6 +15,7 @@ import tokenizers
 
 from jaxinfer.files import one_line, read_json, read_text
 from jaxinfer.io.chat_template import render_chat
+from jaxinfer.io.chat_template_files import ChatTemplates, read_templates, write_templates
 from jaxinfer.io.slow_tokenizer import slow_tokenizer
 from jaxinfer.io.special_tokens import read_named_tokens, with_tokens
 from jaxinfer.io.tokenizer_json import backend_of, one_error, parse
@@ -28,6 +29,7 @@ class Tokenizer:
     """Text to ids and back. `special` maps names such as "bos_token" to their text.
 
     `eos_token_ids` are all ids that end a text: the tokenizer's own and those of generation_config.
+    `tool_template` is the chat template for conversations with tools, where that is another.
     """
 
     backend: tokenizers.Tokenizer
@@ -35,6 +37,7 @@ class Tokenizer:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
+    tool_template: str | None = None
 
     @classmethod
     def from_backend(
@@ -44,6 +47,7 @@ class Tokenizer:
         special: Mapping[str, str] | None = None,
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
+        tool_template: str | None = None,
     ) -> "Tokenizer":
         """A tokenizer of a `tokenizers` pipeline; `special` names its bos, eos, ... texts."""
         special = dict(special or {})
@@ -54,7 +58,7 @@ class Tokenizer:
         own = ids.get("eos_token")
         eos = [own] if own is not None else []
         eos += [int(number) for number in eos_token_ids if number not in eos]
-        return cls(backend, ids.get("bos_token"), tuple(eos), chat_template, special)
+        return cls(backend, ids.get("bos_token"), tuple(eos), chat_template, special, tool_template)
 
     @property
     def vocab_size(self) -> int:
@@ -80,18 +84,33 @@ class Tokenizer:
         with one_error("the tokenizer cannot decode the ids"):
             return self.backend.decode(numbers, skip_special_tokens=skip_special)
 
-    def apply_chat_template(self, messages: object, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation, a list of {"role", "content"}; encode it without BOS."""
-        if self.chat_template is None:
+    def apply_chat_template(
+        self,
+        messages: object,
+        add_generation_prompt: bool = True,
+        tools: object = None,
+        documents: object = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """The prompt of a conversation, as `render_chat` makes it; encode it without BOS."""
+        return render_chat(
+            self._template(tools),
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=documents,
+            variables={**self.special, **(variables or {})},
+        )
+
+    def _template(self, tools: object) -> str:
+        template = self.chat_template
+        if tools is not None and self.tool_template is not None:
+            template = self.tool_template
+        if template is None:
             raise ValueError(
                 "this model has no chat template; pass a plain prompt instead of messages"
             )
-        return render_chat(
-            self.chat_template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            variables=self.special,
-        )
+        return template
 
     def with_eos(self, eos_token_ids: Sequence[int]) -> "Tokenizer":
         """The same tokenizer with more ids that end a text."""
@@ -99,14 +118,13 @@ class Tokenizer:
         return replace(self, eos_token_ids=self.eos_token_ids + extra)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+        """Write tokenizer.json, tokenizer_config.json and the chat templates."""
         folder = Path(folder)
         self.backend.save(str(folder / "tokenizer.json"))
         config = dict(self.special) | {"eos_token_ids": list(self.eos_token_ids)}
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        write_templates(folder, ChatTemplates(self.chat_template, self.tool_template))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -117,11 +135,13 @@ class Tokenizer:
         extra = config.get("eos_token_ids", [])
         if not isinstance(extra, list) or not all(type(i) is int and i >= 0 for i in extra):
             raise ValueError(f"{folder}: eos_token_ids must be a list of ids, got {_shown(extra)}")
+        templates = read_templates(folder, config)
         loaded = cls.from_backend(
             backend,
             special=special,
             eos_token_ids=extra,
-            chat_template=_chat_template(folder, config),
+            chat_template=templates.default,
+            tool_template=templates.tool_use,
         )
         _compare_bos(loaded, config, folder)
         return loaded
@@ -178,23 +198,6 @@ def _compare_bos(tokenizer: Tokenizer, config: Json, folder: Path) -> None:
             f"{'adds' if adds else 'does not add'} one; the tokenizer holds",
             stacklevel=3,
         )
-
-
-def _chat_template(folder: Path, config: Json) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return read_text(path)
-    value = config.get("chat_template")
-    if value is None and (folder / "chat_template.json").is_file():
-        value = read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(value, list):
-        named = {
-            entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)
-        }
-        value = named.get("default", next(iter(named.values()), None))
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{folder}: chat_template must be a text, got {type(value).__name__}")
-    return value
 
 
 def prepend_token(backend: tokenizers.Tokenizer, text: str) -> None:
