@@ -63,7 +63,8 @@ class LM(Model):
             "name" and arguments, or a list with one per layer. None keeps every token in full.
           sampler: how the next token is drawn; the default takes the likeliest.
           max_new_tokens: where a text ends at the latest.
-          seed: of the draws; a text depends on its own only.
+          seed: of the draws, from -2**63 to 2**63 - 1; a text depends on its own only, and no two
+            seeds draw alike.
           samples: completions per prompt. Sample i of seed s draws with `fold_in(key(s), i)`, so
             sample 0 is what one sample gives.
           stop: a string or a list of strings that end a text before them; the name of a special

@@ -13,6 +13,7 @@ REFUSES_ITSELF = {
     "jaxinfer.decode.model",
     "jaxinfer.decode.options",
     "jaxinfer.io.chat_template",
+    "jaxinfer.decode.sampling",
     "jaxinfer.lm",
     "jaxinfer.loading",
     "jaxinfer.names",

@@ -15,6 +15,7 @@ from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
 from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.decode.settings import random_key
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.mixers import with_aux
@@ -179,7 +180,7 @@ def make_requests(
     on its neighbours. `stop_tokens` are a list per row; () says that no row has any."""
     stops = list(stop_tokens) or [()] * len(seeds)
     width = bucket(max(map(len, stops)), 1)
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    keys = jnp.stack([random_key(seed) for seed in seeds])
     numbers = jnp.asarray(samples or [0] * len(seeds), jnp.uint32)
     return Requests(
         sampler=SamplerRows.of(samplers, vocab),

@@ -12,6 +12,7 @@ from jaxinfer.decode.capacity import ENDLESS
 from jaxinfer.decode.model import plain
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.decode.sampling import GREEDY, Sampler
+from jaxinfer.decode.settings import SEEDS
 from jaxinfer.decode.speculation import Draft
 
 Samplers: TypeAlias = Sampler | Sequence[Sampler]
@@ -85,6 +86,8 @@ class Options:
                 raise ValueError(
                     f"max_new_tokens must be from 1 to {ENDLESS}, got {one.max_new_tokens}"
                 )
+            if one.seed not in SEEDS:
+                raise ValueError(f"seed must be from -2**63 to 2**63 - 1, got {one.seed}")
         return asked
 
 
@@ -98,7 +101,7 @@ def _each(value: object, count: int, kind: type[Kind], name: str) -> list[Kind]:
     values = [one for one in given if _is_a(one, kind)]
     if len(values) < len(given):
         raise ValueError(
-            f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {value!r}"
+            f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {value!r:.80}"
         )
     _check_count(values, count, name)
     return values
@@ -120,7 +123,7 @@ def _strings(stop: object) -> tuple[str, ...]:
     if not isinstance(strings, Collection) or not all(isinstance(s, str) for s in strings):
         raise ValueError(
             f"stop must be a string or a list of strings, or a list of such lists with one per "
-            f"prompt, got {stop!r}"
+            f"prompt, got {stop!r:.80}"
         )
     return tuple(strings)
 

@@ -6,6 +6,10 @@ logit bias, repetition penalty, temperature, top-k, top-p, min-p.
 
 Truncations keep every token whose logit reaches a threshold, found by bisection on the bits of the
 floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated alike.
+
+All is float32. A setting or logit beyond its range counts as the largest number there, a setting
+below its normal range as the smallest: what is extreme saturates, and only what is forbidden or cut
+off is -inf.
 """
 
 import math
@@ -17,9 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinfer.decode.settings import LARGEST, float32_of, integer, real, sorted_pairs
 from jaxinfer.typing import Leaf
 
 EXCLUDED = -jnp.inf
+MOST = 2**31 - 1  # tokens that top_k may keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,10 @@ class Sampler:
     tokens whose mass first reaches top_p. min_p: keep tokens at least min_p times as likely as the
     best. repetition_penalty: divides positive and multiplies negative logits of tokens already in
     the prompt or the output (arXiv 1909.05858, section 4.1). logit_bias: (token, addend) pairs or
-    a mapping; kept as sorted pairs.
+    a mapping, of which -inf forbids the token; kept as sorted pairs, one a token.
+
+    Raises:
+      ValueError: a setting is no number, or out of its range.
     """
 
     temperature: float = 0.0
@@ -41,31 +50,25 @@ class Sampler:
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
 
     def __post_init__(self):
-        bias = self.logit_bias
-        pairs = bias.items() if isinstance(bias, Mapping) else bias
-        object.__setattr__(self, "logit_bias", tuple(sorted((t, v) for t, v in pairs)))
-        checks = (
-            (self.temperature >= 0, "temperature must be 0 (greedy) or positive", self.temperature),
-            (self.top_k >= 0, "top_k must be 0 (all) or positive", self.top_k),
-            (0 < self.top_p <= 1, "top_p must be in (0, 1]", self.top_p),
-            (0 <= self.min_p <= 1, "min_p must be in [0, 1]", self.min_p),
-            (
-                self.repetition_penalty > 0,
-                "repetition_penalty must be positive",
-                self.repetition_penalty,
-            ),
-        )
-        for holds, message, value in checks:
-            if not holds:  # NaN fails every check too
-                raise ValueError(f"{message}, got {value}")
-        for name in ("temperature", "repetition_penalty"):
-            if getattr(self, name) == math.inf:
-                raise ValueError(f"{name} must be finite, got inf")
-        for token, value in self.biases:
-            if not value < math.inf:  # -inf forbids the token; NaN fails too
-                raise ValueError(
-                    f"logit_bias of token {token} must be a number below inf, got {value}"
-                )
+        ranges = {
+            "temperature": (lambda x: 0 <= x < math.inf, "0 (greedy) or positive and finite"),
+            "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
+            "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+            "repetition_penalty": (lambda x: 0 < x < math.inf, "positive and finite"),
+        }
+        for name, (holds, range_) in ranges.items():
+            given = getattr(self, name)
+            value = real(given)
+            if value is None or not holds(value):  # NaN fails every test too
+                raise ValueError(f"{name} must be a number {range_}, got {given!r:.80}")
+            object.__setattr__(self, name, value)
+        top_k = integer(self.top_k)
+        if top_k is None or not 0 <= top_k <= MOST:
+            raise ValueError(
+                f"top_k must be a whole number, 0 (all) or at most {MOST}, got {self.top_k!r:.80}"
+            )
+        object.__setattr__(self, "top_k", top_k)
+        object.__setattr__(self, "logit_bias", sorted_pairs(self.logit_bias))
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -123,27 +126,25 @@ class SamplerRows:
     @classmethod
     def of(cls, samplers: list[Sampler], vocab_size: int) -> "SamplerRows":
         for sampler in samplers:
-            for token, _ in sampler.biases:
-                if not 0 <= token < vocab_size:
-                    raise ValueError(
-                        f"logit_bias names token {token}; the vocabulary has {vocab_size}"
-                    )
+            _check_biases(sampler, vocab_size)
         width = max(len(s.biases) for s in samplers)
         width = 0 if width == 0 else 1 << (width - 1).bit_length()
         padded = [list(s.biases) + [(vocab_size, 0.0)] * (width - len(s.biases)) for s in samplers]
         some = lambda test: any(test(s) for s in samplers)  # noqa: E731
 
-        def column(name: str, dtype) -> Array:
-            return jnp.asarray([getattr(s, name) for s in samplers], dtype)
+        def column(name: str) -> Array:
+            return jnp.asarray([float32_of(getattr(s, name)) for s in samplers], jnp.float32)
 
         return cls(
-            temperature=column("temperature", jnp.float32),
-            top_k=column("top_k", jnp.int32),
-            top_p=column("top_p", jnp.float32),
-            min_p=column("min_p", jnp.float32),
-            penalty=column("repetition_penalty", jnp.float32),
+            temperature=column("temperature"),
+            top_k=jnp.asarray([s.top_k for s in samplers], jnp.int32),
+            top_p=column("top_p"),
+            min_p=column("min_p"),
+            penalty=column("repetition_penalty"),
             bias_tokens=jnp.asarray([[t for t, _ in row] for row in padded], jnp.int32),
-            bias_values=jnp.asarray([[v for _, v in row] for row in padded], jnp.float32),
+            bias_values=jnp.asarray(
+                [[float32_of(v) for _, v in row] for row in padded], jnp.float32
+            ),
             features=Features(
                 sample=some(lambda s: s.temperature > 0),
                 top_k=some(lambda s: s.temperature > 0 and s.top_k > 0),
@@ -162,10 +163,9 @@ class SamplerRows:
         if self.features.bias:
             rows = jnp.arange(logits.shape[0])[:, None]
             logits = logits.at[rows, self.bias_tokens].add(self.bias_values, mode="drop")
+            logits = jnp.minimum(logits, LARGEST)
         if self.features.penalty:
-            penalty = self.penalty[:, None]
-            punished = jnp.where(logits > 0, logits / penalty, logits * penalty)
-            logits = jnp.where(seen, punished, logits)
+            logits = jnp.where(seen, penalised(logits, self.penalty[:, None]), logits)
         return logits
 
     def log_probs(
@@ -178,8 +178,12 @@ class SamplerRows:
         if not self.features.sample:
             return greedy
         temperature = self.temperature[:, None]
-        x = logits / jnp.where(temperature > 0, temperature, 1.0)
+        # Divided by what is above 1 before the subtraction and by what is below it behind: neither
+        # overflows but to -inf, which is right. A quarter of the numbers has reciprocals, by which
+        # XLA multiplies, that are normal.
+        x = (0.25 * logits) / (0.25 * jnp.maximum(temperature, 1.0))
         x = x - x.max(axis=-1, keepdims=True)
+        x = x / jnp.where(temperature > 0, jnp.minimum(temperature, 1.0), 1.0)
         if self.features.top_k:
             wanted = jnp.where(self.top_k > 0, self.top_k, x.shape[-1]).astype(jnp.float32)
             x = _keep_top(x, jnp.ones_like(x), wanted)
@@ -203,6 +207,13 @@ class SamplerRows:
         return jnp.argmax(log_probs + noise, axis=-1).astype(jnp.int32)
 
 
+def penalised(logits: Float[Array, "*B V"], penalty: Float[Array, "*#B 1"]) -> Float[Array, "*B V"]:
+    """Logits of tokens that occurred before, under the repetition penalty."""
+    punished = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    # A logit that overflows stays a number: only what is forbidden is -inf.
+    return jnp.where(logits == EXCLUDED, EXCLUDED, jnp.clip(punished, -LARGEST, LARGEST))
+
+
 def _keep_top(
     x: Float[Array, "B V"], weight: Float[Array, "B V"], wanted: Float[Array, " B"]
 ) -> Float[Array, "B V"]:
@@ -224,3 +235,14 @@ def _keep_top(
     high = jnp.full(x.shape[:1], jnp.int32(2**31 - 2))
     _, high = jax.lax.fori_loop(0, 32, halve, (low, high))
     return jnp.where(code <= high[:, None], x, EXCLUDED)
+
+
+def _check_biases(sampler: Sampler, vocab_size: int) -> None:
+    """Refuses tokens that the vocabulary has not, and a bias that leaves none."""
+    for token, _ in sampler.biases:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"logit_bias names token {token}; the vocabulary has {vocab_size}")
+    if sum(value == -math.inf for _, value in sampler.biases) == vocab_size:
+        raise ValueError(
+            f"logit_bias forbids all {vocab_size} tokens of the vocabulary; leave at least one"
+        )

@@ -18,6 +18,7 @@ from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.decode.settings import random_key
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.models.stack import forward
 from jaxinfer.speculative.acceptance import Acceptance
@@ -63,7 +64,7 @@ def measure_acceptance(
         found = _along(
             target.config, draft.config, size, width, target.params, draft.params,
             jnp.asarray(tokens), SamplerRows.of([sampler], target.config.vocab_size),
-            jax.random.fold_in(jax.random.key(seed), number),
+            jax.random.fold_in(random_key(seed), number),
         )  # fmt: skip
         # The logits behind the prompt's last token chose the first new one.
         own = np.asarray(found)[:, len(row) - 1 : len(row) - 1 + len(one.tokens)]

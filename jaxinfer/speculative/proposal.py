@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.decode.sampling import SamplerRows
+from jaxinfer.decode.sampling import SamplerRows, penalised
+from jaxinfer.decode.settings import LARGEST
 from jaxinfer.typing import Leaf
 
 Draws = Literal["without_replacement", "with_replacement", "top"]
@@ -53,16 +54,17 @@ def support(
         hit = ids[..., None] == sampler.bias_tokens[:, None, None]
         best = best + jnp.where(hit, sampler.bias_values[:, None, None], 0.0).sum(axis=-1)
     if features.penalty:
-        penalty = sampler.penalty[column]
         used = jnp.take_along_axis(seen, ids, axis=-1)
-        best = jnp.where(used, jnp.where(best > 0, best / penalty, best * penalty), best)
+        best = jnp.where(used, penalised(best, sampler.penalty[column]), best)
     if features.bias or features.penalty:
         best, order = jax.lax.top_k(best, best.shape[-1])
         ids = jnp.take_along_axis(ids, order, axis=-1)
     if not features.sample:
         return ids, best
     width = best.shape[1]
-    flat = best.reshape(-1, best.shape[-1])
+    # Where every token of the support is forbidden any distribution will do, as the target draws
+    # none of them; a sampler must have one that is not.
+    flat = jnp.maximum(best, -LARGEST).reshape(-1, best.shape[-1])
     rows = drafting(sampler, width)
     log_q = rows.log_probs(flat, jnp.zeros((len(flat), 1), bool)).reshape(best.shape)
     return ids, jnp.maximum(log_q, FLOOR)

@@ -11,8 +11,10 @@ import pytest
 from jaxinfer.cache.presets import full
 from jaxinfer.decode.capacity import capacity_for
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.settings import random_key
 from jaxinfer.lm import LM
-from tests.factories import CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
+from jaxinfer.models.params import init_params
+from tests.factories import BASE, CONFIGS, MODELS, lm_of, params_of, random_tokens, scripted_lm
 
 PROMPTS = [random_tokens(1, n, seed=n)[0].tolist() for n in (5, 13, 1)]
 WARM = Sampler(temperature=1.5, top_k=40, top_p=0.98, min_p=0.001, repetition_penalty=1.2)
@@ -86,9 +88,44 @@ def test_the_seed_decides_the_text(lm):
     assert len({tuple(tokens(seed)) for seed in range(4)}) > 1
 
 
-@pytest.mark.parametrize("seed", [-1, 2**31, 2**32 - 1])
-def test_any_32_bit_seed_is_taken(lm, seed):
-    assert len(lm.generate(PROMPTS[0], max_new_tokens=12, sampler=WARM, seed=seed)[0].tokens) == 12
+def test_all_seeds_of_64_bits_differ_and_others_are_refused(lm):
+    seeds = [0, -1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, -(2**63)]
+    outs = lm.generate([PROMPTS[0]] * len(seeds), max_new_tokens=12, sampler=WARM, seed=seeds)
+    assert len({tuple(out.tokens) for out in outs}) == len(seeds)
+    for seed in (2**63, -(2**63) - 1, 10**30):
+        with pytest.raises(ValueError, match=f"seed must be from .*, got {seed}"):
+            lm.generate(PROMPTS[0], seed=seed)
+
+
+def test_a_seed_draws_as_that_of_jax():
+    for seed in (0, 1, 2**32 - 1):
+        assert (random_key(seed) == jax.random.key(seed)).all()
+
+
+def test_draws_of_steps_rows_and_samples_are_independent():
+    """Logits are constant, so that successive tokens, and those of two rows, are independent."""
+    vocab, p = 4, np.array([0.4, 0.3, 0.2, 0.1])
+    cfg = replace(BASE, vocab_size=vocab, num_layers=1, bos_token_id=None, eos_token_ids=())
+    params = init_params(cfg, jax.random.key(0))
+    params["head"]["weight"] = jnp.zeros_like(params["head"]["weight"])
+    sampler = Sampler(temperature=1.0, logit_bias=dict(enumerate(np.log(p).tolist())))
+    outs = LM(cfg, params).generate(
+        [[0]] * 64, seed=list(range(64)), samples=2, max_new_tokens=64, sampler=sampler
+    )
+    tokens = np.array([out.tokens for out in outs]).reshape(64, 2, 64)  # [row, sample, step]
+    pairs = {
+        "steps": (tokens[..., :-1], tokens[..., 1:]),
+        "distant steps": (tokens[..., :-7], tokens[..., 7:]),
+        "rows": (tokens[:-1], tokens[1:]),
+        "samples": (tokens[:, 0], tokens[:, 1]),
+        "a row's next step": (tokens[:-1, :, 1:], tokens[1:, :, :-1]),
+    }
+    for name, (first, second) in pairs.items():
+        seen = np.zeros((vocab, vocab))
+        np.add.at(seen, (first.ravel(), second.ravel()), 1)
+        expected = np.outer(p, p) * first.size
+        chi2 = ((seen - expected) ** 2 / expected).sum()
+        assert chi2 < 15 + 5 * np.sqrt(30), name  # mean + 5 standard deviations
 
 
 def test_samples_stand_next_to_each_other_whatever_the_batch(lm):

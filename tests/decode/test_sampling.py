@@ -233,12 +233,116 @@ NAN, INF = float("nan"), float("inf")
         {"repetition_penalty": INF},
         {"logit_bias": {3: NAN}},
         {"logit_bias": {3: INF}},
+        {"temperature": None},
+        {"temperature": True},
+        {"temperature": "0.5"},
+        {"temperature": 10**400},
+        {"temperature": [1.0]},
+        {"temperature": 1j},
+        {"top_k": 1.5},
+        {"top_k": 2**31},
+        {"top_k": True},
+        {"top_k": None},
+        {"top_p": None},
+        {"min_p": False},
+        {"repetition_penalty": "1"},
+        {"logit_bias": None},
+        {"logit_bias": 5},
+        {"logit_bias": {"a": 1.0}},
+        {"logit_bias": {1.5: 1.0}},
+        {"logit_bias": {3: None}},
+        {"logit_bias": [(1, 2.0, 3.0)]},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:40],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ValueError, match=next(iter(wrong))) as error:
         Sampler(**wrong)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_numbers_of_arrays_are_taken_as_pythons():
+    given = Sampler(
+        temperature=np.float32(0.5), top_k=np.int64(3), top_p=jnp.float32(0.5), min_p=np.asarray(0)
+    )
+    assert given == Sampler(temperature=0.5, top_k=3, top_p=0.5)
+    assert Sampler(logit_bias=[(np.int32(2), 1), (2, np.float64(0.5))]).logit_bias == ((2, 1.5),)
+
+
+def test_a_bias_that_forbids_every_token_is_refused():
+    everything = {i: -INF for i in range(V)}
+    with pytest.raises(ValueError, match=f"logit_bias forbids all {V} tokens"):
+        Sampler(logit_bias=everything).log_probs(jnp.zeros(V))
+    del everything[4]
+    assert int(Sampler(logit_bias=everything).log_probs(jnp.zeros(V)).argmax()) == 4
+
+
+def float64(logits: np.ndarray, seen: np.ndarray, s: Sampler) -> np.ndarray:
+    """Probabilities of one row by the definition, in float64."""
+    x = logits.astype(np.float64)
+    for token, value in s.logit_bias:
+        x[token] += value
+    with np.errstate(over="ignore"):
+        punished = np.where(x > 0, x / s.repetition_penalty, x * s.repetition_penalty)
+    x = np.where(seen, punished, x)
+    if s.temperature == 0:
+        return np.eye(V)[x.argmax()]
+    with np.errstate(over="ignore"):
+        x = (x - x.max()) / s.temperature
+    if 0 < s.top_k < V:
+        x = np.where(x >= np.sort(x)[-s.top_k], x, -INF)
+    p = np.exp(x) / np.exp(x).sum()
+    if s.top_p < 1:
+        order = np.argsort(-x)
+        least = x[order][min(np.searchsorted(np.cumsum(p[order]), s.top_p), V - 1)]
+        x = np.where(x >= least, x, -INF)
+    if s.min_p > 0:
+        x = np.where(x >= np.log(s.min_p), x, -INF)
+    return np.exp(x) / np.exp(x).sum()
+
+
+def any_of(rng, *values):
+    return values[rng.integers(len(values))]
+
+
+def extreme_sampler(rng) -> Sampler:
+    """Settings at both ends of what is legal."""
+    big = any_of(rng, 3.5e38, 1e300, 1e38, 5.0)
+    if rng.random() < 0.1:  # all alike in float32, which cuts none or all
+        return Sampler(temperature=any_of(rng, 1e38, 1e300), logit_bias={6: -INF, 8: 2.0})
+    return Sampler(
+        temperature=any_of(rng, 0, 1e-320, 1e-45, 1.2e-38, 1e-10, 0.7, 1, 3, 1e10),
+        top_k=any_of(rng, 0, 0, 1, 5, V, 2**31 - 1),
+        top_p=any_of(rng, 1, 1, 1e-320, 1e-39, 0.53, 1 - 1e-9),
+        min_p=any_of(rng, 0, 0, 1e-320, 1e-39, 0.3, 0.999, 1),
+        repetition_penalty=any_of(rng, 1, 1, 1e-7, 0.5, 1.5, 1e7),
+        logit_bias=any_of(rng, {}, {}, {5: big}, {5: -big}, {6: -INF, 7: -big, 8: 2.0}),
+    )
+
+
+def test_extreme_settings_follow_the_definition_in_float64():
+    rng = np.random.default_rng(0)
+    samplers = [extreme_sampler(rng) for _ in range(600)]
+    logits = (rng.standard_normal((600, V)) * 10).astype(np.float32)
+    seen = rng.random((600, V)) < 0.3
+    plan = SamplerRows.of(samplers, V)
+    found = np.exp(np.asarray(plan.log_probs(jnp.asarray(logits), jnp.asarray(seen)), np.float64))
+    for row, sampler in enumerate(samplers):
+        expected = float64(logits[row], seen[row], sampler)
+        np.testing.assert_allclose(found[row], expected, atol=1e-4, err_msg=str(sampler))
+
+
+def test_no_setting_gives_anything_but_a_distribution():
+    extremes = [0.0, 1e-320, 1e-39, 1.2e-38, 1.0, 1e30, 3.4e38, 1e300]
+    samplers = [
+        Sampler(temperature=t, repetition_penalty=r or 1.0, logit_bias={5: b, 6: -b, 7: -INF, 8: b})
+        for t in extremes for r in extremes for b in (1e-320, 1.0, 3.4e38, 1e300)
+    ]  # fmt: skip
+    logits = jnp.asarray(np.tile(random_logits(1) * 1e3, (len(samplers), 1)))
+    plan = SamplerRows.of(samplers, V)
+    log_probs = np.asarray(plan.log_probs(logits, jnp.arange(V)[None] % 2 == jnp.zeros((1, V))))
+    assert not np.isnan(log_probs).any() and np.isneginf(log_probs[:, 7]).all()
+    np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("token", [-1, V, 10**9])
