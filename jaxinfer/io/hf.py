@@ -9,7 +9,7 @@ import numpy as np
 from jaxinfer.files import one_line, read_json
 from jaxinfer.io.checkpoint import Checkpoint
 from jaxinfer.io.safetensors_reader import Safetensors
-from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
+from jaxinfer.io.tokenizer import Tokenizer, compare_vocabularies, has_tokenizer
 from jaxinfer.io.weights import Progress, build_params
 from jaxinfer.models.registry import config_from_hf, family_for
 from jaxinfer.typing import Json
@@ -33,6 +33,7 @@ def load_hf_folder(
         warnings.warn(f"{folder} has no tokenizer; prompts must be token lists", stacklevel=2)
     else:
         tokenizer = tokenizer.with_eos(config.eos_token_ids)
+        compare_vocabularies(tokenizer, config.vocab_size, folder)
     store = Safetensors(folder)
     try:
         params = build_params(config, family_for(hf["model_type"]), store, dtype, progress)

@@ -3,15 +3,18 @@
 Names of models are not known here: `jaxinfer.io.load` finds their paths, fetching them if need be.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
+from jaxinfer.config import ModelConfig
 from jaxinfer.io.checkpoint import Checkpoint, is_checkpoint, load_checkpoint_folder
 from jaxinfer.io.dtypes import DType, resolve_dtype
 from jaxinfer.io.gguf import GGUFFile
 from jaxinfer.io.gguf_tokenizer import tokenizer_from_metadata
 from jaxinfer.io.hf import load_hf_folder
+from jaxinfer.io.tokenizer import Tokenizer, compare_vocabularies
 from jaxinfer.io.weights import Progress, build_params
 from jaxinfer.models.registry import family_for
 
@@ -37,6 +40,13 @@ def read_checkpoint(
     return load_hf_folder(path, wanted, progress)
 
 
+def ending_with(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration whose texts also end where `tokenizer` knows that they do."""
+    known = [number for number in tokenizer.eos_token_ids if number < config.vocab_size]
+    ends = tuple(dict.fromkeys((*config.eos_token_ids, *known)))
+    return dataclasses.replace(config, eos_token_ids=ends)
+
+
 def _read_gguf(path: Path, dtype: np.dtype, progress: Progress | None) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise ValueError(
@@ -50,12 +60,15 @@ def _read_gguf(path: Path, dtype: np.dtype, progress: Progress | None) -> Checkp
     file = GGUFFile(path)
     try:
         config = file.config
-        params = build_params(config, family_for(config.family), file, dtype, progress)
+        # the tokenizer first: it fails in milliseconds where weights take minutes
         tokenizer = tokenizer_from_metadata(file.metadata, str(path))
+        if tokenizer is not None:
+            tokenizer = tokenizer.with_eos(config.eos_token_ids)
+            config = ending_with(config, tokenizer)
+            compare_vocabularies(tokenizer, config.vocab_size, path)
+        params = build_params(config, family_for(config.family), file, dtype, progress)
     finally:
         file.close()
-    if tokenizer is not None:
-        tokenizer = tokenizer.with_eos(config.eos_token_ids)
     provenance = {"source": path.name, "source_format": "gguf"}
     if isinstance(file.metadata.get("general.name"), str):
         provenance["source_name"] = file.metadata["general.name"]

@@ -47,7 +47,7 @@ def slow_tokenizer(
         if not isinstance(value, bool):
             raise ValueError(f"{folder}: {key} must be true or false, got {_shown(value)}")
     options |= {key: token["content"] for key, token in tokens.named.items() if key in NAMES}
-    what = f"{folder}: vocab.json and merges.txt are not those of a {name}"
+    what = f"{folder}: vocab.json and merges.txt are not those of a {one_line(name, 60)}"
     try:
         ids = dict(ids_of({"vocab": vocab}))
     except ValueError as error:

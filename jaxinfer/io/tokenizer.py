@@ -153,6 +153,23 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
+def compare_vocabularies(tokenizer: Tokenizer, vocab_size: int, where: object) -> None:
+    """Warns where a tokenizer and a model of `vocab_size` tokens do not belong together."""
+    beyond = [id for id in tokenizer.backend.get_vocab().values() if id >= vocab_size]
+    if beyond:
+        warnings.warn(
+            f"{where}: the tokenizer has {len(beyond)} tokens (ids up to {max(beyond)}) beyond the "
+            f"model's vocabulary of {vocab_size}; texts that contain them are refused",
+            stacklevel=3,
+        )
+    if 2 * tokenizer.vocab_size < vocab_size:
+        warnings.warn(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; "
+            "what the model says beyond them has no text",
+            stacklevel=3,
+        )
+
+
 def _optional_json(path: Path) -> Json:
     return read_json(path) if path.is_file() else {}
 

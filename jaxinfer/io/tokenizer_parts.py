@@ -7,11 +7,12 @@ growth of the whole chain is bounded before a text is encoded.
 """
 
 import base64
-import binascii
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from jaxinfer.files import one_line
 from jaxinfer.io.patterns import fewest_characters
@@ -201,6 +202,8 @@ def _read_step(part: str, step: object) -> Json:
         if name in step and not check(step[name]):
             shown = one_line(repr(step[name]), 60)
             raise ValueError(f"its {part} {kind} has a {name} that cannot be: {shown}")
+    if "pattern" in fields and "pattern" not in step:
+        raise ValueError(f"its {part} {kind} has no pattern")
     if kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap", ""))
     return {"type": kind} | {name: step[name] for name in fields if name in step}
@@ -227,19 +230,33 @@ def _growth(step: Json) -> Growth:
 
 
 def _check_charsmap(text: str) -> None:
-    """SentencePiece's table: its trie's bytes, 4 each, then texts that each end in a zero byte."""
+    """SentencePiece's table: a trie of 4-byte units, then texts that each end in a zero byte.
+
+    Rust walks the trie unchecked: a unit at i leads to the units (i ^ offset) ^ byte, and with a
+    leaf to one that holds where a text starts.
+    """
+    wrong = ValueError("its precompiled table is not one of SentencePiece")
     try:
         data = base64.b64decode(text, validate=True)
         (size,) = struct.unpack_from("<I", data)
-    except (binascii.Error, ValueError, struct.error) as error:
-        raise ValueError("its precompiled table is not one of SentencePiece") from error
-    texts = data[4 + size :]
-    if size == 0 or size % 4 or not texts.endswith(b"\0"):
-        raise ValueError("its precompiled table is not one of SentencePiece")
-    try:
+        texts = data[4 + size :]
         texts.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError("its precompiled table holds text that is not UTF-8") from error
+    except (ValueError, struct.error) as error:
+        raise wrong from error
+    if size == 0 or size % 4 or not texts.endswith(b"\0"):
+        raise wrong
+    units = np.frombuffer(data, "<u4", size // 4, 4)
+    places = np.arange(len(units), dtype=np.uint32)
+    inner = (units >> 31 == 0) & (units != 0)
+    units, places = units[inner], places[inner]
+    following = places ^ ((units >> 10) << ((units & 512) >> 6))
+    if len(following) and (following | 255).max() >= size // 4:
+        raise wrong
+    starts = np.frombuffer(data, "<u4", size // 4, 4)[following[units & 256 != 0]] & (2**31 - 1)
+    if len(starts) and starts.max() >= len(texts):
+        raise wrong
+    if ((np.frombuffer(texts, np.uint8)[starts] & 0xC0) == 0x80).any():
+        raise wrong
     longest = max(map(len, texts.split(b"\0")))
     if longest > 64:
         raise ValueError(f"its precompiled table replaces a character by {longest} bytes")

@@ -330,7 +330,7 @@ def test_smollm2_gives_the_known_token_ids(tmp_path):
     text = "In 1989, 12 cats'\n  sat\ton <|im_start|>mats é"
     assert tokenizer.encode(text) == SMOLLM2_IDS
     assert tokenizer.decode(SMOLLM2_IDS, skip_special=False) == text
-    assert tokenizer.bos_token_id == 1 and tokenizer.eos_token_ids == (2,)
+    assert tokenizer.bos_token_id == 1 and tokenizer.eos_token_ids[0] == 2
 
 
 SMOLLM2_IDS = [
