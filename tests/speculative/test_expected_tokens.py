@@ -15,7 +15,7 @@ from jaxinfer.speculative.acceptance_rates import measure_acceptance, rank_accep
 from jaxinfer.speculative.expected import expected_tokens
 from jaxinfer.speculative.speculate import speculate
 from jaxinfer.speculative.topology import Topology
-from tests.factories import BASE
+from tests.factories import BASE, scripted_lm
 from tests.speculative.running import Rows
 
 INDEX = np.arange(8)
@@ -97,3 +97,19 @@ def test_greedy_acceptance_counts_the_rank_of_the_targets_choice():
     )
     order = np.argsort(-DRAFT, kind="stable")
     assert found.p == tuple((order == TARGET.argmax()).astype(float).tolist())
+
+
+def test_acceptance_counts_the_new_tokens_from_the_first_to_the_last():
+    target = scripted_lm([bytes([97 + i]) for i in range(12)])
+    # a draft that is wrong behind the prompt's last token, and only there
+    embed, head = target.params["embed"]["tokens"], target.params["head"]["weight"]
+    wrong = head.at[9].add(2 * embed[0])
+    draft = replace(target, params=target.params | {"head": {"weight": wrong}}, name="wrong once")
+    found = measure_acceptance(target, draft, [[0]], Sampler(), width=2, new_tokens=8)
+    assert found.samples == 8 and found.p[0] == 7 / 8
+    # and one that is wrong behind the last new token, which is not asked
+    late = replace(
+        target, params=target.params | {"head": {"weight": head.at[0].add(2 * embed[8])}},
+        name="wrong at the end",
+    )  # fmt: skip
+    assert measure_acceptance(target, late, [[0]], Sampler(), width=2, new_tokens=8).p[0] == 1

@@ -10,6 +10,7 @@ from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.models.recurrent import guesses, read
 from jaxinfer.models.stack import forward
 from jaxinfer.speculative.acceptance_rates import measure_acceptance
+from jaxinfer.speculative.proposal import Proposal
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.tuning import roofline, tune
 from tests.factories import lm_of
@@ -26,6 +27,17 @@ def test_the_state_is_that_of_the_target_behind_the_last_token_that_it_read(new)
     text = np.concatenate([PROMPT, tokens[0]])
     hidden = forward(TARGET.config, TARGET.params, jnp.asarray(text)[None]).hidden
     np.testing.assert_allclose(state.speculation.drafter[0], hidden[0, -2], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_step_leaves_the_state_of_the_last_node_that_it_kept(count):
+    drafter = speculator("recurrent").drafter
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((1, TREE.nodes, 16), np.float32))
+    path, old = jnp.asarray([[0, 1, 4, 7]]), jnp.full((1, 16), 9.0)
+    unread = Proposal(path, path, path, path)
+    kept = drafter.commit({}, TREE, old, None, unread, path, path, jnp.asarray([count]), hidden)
+    expected = old[0] if count == 0 else hidden[0, path[0, count - 1]]
+    np.testing.assert_array_equal(kept[0], expected)
 
 
 def test_a_chain_is_what_the_cell_says_one_token_after_the_other():

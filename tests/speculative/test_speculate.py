@@ -3,10 +3,13 @@
 import re
 import warnings
 
+import jax.numpy as jnp
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.cache.policy import Cache
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.speculative.step import acceptable
 from jaxinfer.speculative.topology import Topology
 from tests.factories import lm_of, random_tokens, scripted_lm
 from tests.policies import settings, with_random_feature_maps
@@ -78,6 +81,21 @@ def test_every_policy_keeps_its_promise_under_trees(policy):
         with pytest.warns(UserWarning, match="may differ from plain decoding"):
             outs = ji.speculate(lm, lm, TREE).generate(PROMPTS, policy=policy, **NEW)
         assert all(len(out.tokens) == 40 for out in outs)
+
+
+def test_layers_that_flush_apart_stop_a_step_at_the_nearest_flush():
+    def block(residual: int):
+        return ji.kivi(4, group=8, residual=residual, value_flush="block")
+
+    policies, length = [block(16), block(8)], jnp.asarray([0, 5, 7, 15])
+    for order in (policies, policies[::-1]):
+        cache = Cache(length=length, layers=(), policies=tuple(order))
+        # below the root, which is committed too: to a flush at 8 or 16 tokens, or the tree's end
+        assert acceptable(Topology.chain(6), cache).tolist() == [5, 2, 0, 0]
+    spec = ji.speculate(lm_of(), lm_of(), Topology.chain(6), policy=policies)
+    outs = spec.generate(PROMPTS, policy=policies, **NEW)
+    expected = lm_of().generate(PROMPTS, policy=policies, **NEW)
+    assert [out.tokens for out in outs] == [out.tokens for out in expected]
 
 
 @pytest.fixture(scope="module")

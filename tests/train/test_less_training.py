@@ -146,6 +146,14 @@ def same(a, b) -> bool:
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a.layers, b.layers)))
 
 
+def test_what_is_recovered_is_counted_from_the_policy_alone(trained):
+    for row in trained[0].config.results["layers"]:
+        bare, plus, less = (np.asarray(row[name]) for name in ("bare", "plus", "less"))
+        assert len(bare) == len(POLICIES) and (bare != plus).any()
+        np.testing.assert_allclose(row["recovered"], np.mean((bare - less) / bare))
+        np.testing.assert_allclose(row["recovered_beyond_plus"], np.mean((plus - less) / plus))
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(trained, tmp_path):
     kernels, _, tokens = trained
 
