@@ -16,7 +16,7 @@ import tokenizers
 
 from jaxinfer.files import one_line
 from jaxinfer.io.token_template import template_ids
-from jaxinfer.io.tokenizer_parts import read_steps, write_steps
+from jaxinfer.io.tokenizer_parts import check_growth, read_steps, write_steps
 from jaxinfer.typing import Json
 
 MOST_BYTES = 64 * 2**20
@@ -137,6 +137,8 @@ def _checked(data: Mapping[str, Any], where: object) -> Json:
         part: read_steps(part, data.get(part))
         for part in ("normalizer", "pre_tokenizer", "decoder", "post_processor")
     }
+    check_growth("normalizer and pre_tokenizer", parts["normalizer"] + parts["pre_tokenizer"])
+    check_growth("decoder", parts["decoder"])
     model = _read_model(model_of(data))
     added = _numbered(added_tokens(data), model, where)
     known = {**ids_of(model), **{token["content"]: token["id"] for token in added}}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tiny_checkpoints import backend
+from tiny_checkpoints import backend, vocabulary
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 TEXTS = ("", "a", "Hello  wörld's 12345\n\n\tx ", "日本語 😀 e\u0301 <s>x</s>", "aaaa " * 100)
@@ -25,6 +25,30 @@ CONFIG = {
     "added_tokens_decoder": {"258": {"content": "</s>", "special": True}},
     "eos_token_ids": [3],
 }
+
+
+_PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a"]
+GGUF_METADATA: list[dict[str, Any]] = [
+    {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": vocabulary(),
+        "tokenizer.ggml.token_type": [1] * 256 + [3] * 4,
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 258,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.eot_token_id": 259,
+    },
+    {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": _PIECES,
+        "tokenizer.ggml.scores": [float(-i) for i in range(len(_PIECES))],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 3,
+        "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.unknown_token_id": 0,
+    },
+]
 
 
 def _byte_level() -> tokenizers.Tokenizer:
