@@ -58,7 +58,7 @@ class LM(Model):
         with one per prompt.
 
         Args:
-          prompts: a text or a list of token ids, or several of them.
+          prompts: texts, which may spell control tokens (see `encode`), or lists of token ids.
           policy: how the cache keeps tokens: `ji.kivi()`, a name such as "kivi2", a mapping with
             "name" and arguments, or a list with one per layer. None keeps every token in full.
           sampler: how the next token is drawn; the default takes the likeliest.
@@ -156,6 +156,9 @@ class LM(Model):
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
         policy: PolicyLike = None,
         sampler: Sampler = GREEDY,
         max_new_tokens: int = 64,
@@ -169,12 +172,9 @@ class LM(Model):
         """The answer to a conversation, read from its beginning; a `Session` goes on without that.
 
         Args:
-          messages: the turns so far, {"role": "user", "content": ...} and so on.
+          messages, tools, documents, variables: the turns so far and more, as in `chat_prompt`.
           samples: 1; for several answers give `chat_tokens(messages)` to `generate`.
           policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft: as in `generate`.
-
-        Returns:
-          The answer.
 
         Raises:
           ValueError: as in `generate`; or the model has no chat template.
@@ -202,7 +202,8 @@ class LM(Model):
             draft=draft_of(self, draft),
             sparsity=sparsity,
         )
-        return generation.generate(self, [self.chat_tokens(messages)], opts)[0]
+        tokens = self.chat_tokens(messages, tools=tools, documents=documents, variables=variables)
+        return generation.generate(self, [tokens], opts)[0]
 
     def session(self, policy: PolicyLike = None) -> Session:
         """A live cache to append turns to, generate from, fork and save.

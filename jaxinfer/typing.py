@@ -21,7 +21,8 @@ Params: TypeAlias = dict[str, Any]
 """Nested dictionaries of arrays; see `jaxinfer.models.params.abstract_params` for the layout."""
 
 Message: TypeAlias = Mapping[str, object]
-"""One turn of a conversation: {"role": ..., "content": ...}."""
+"""One turn of a conversation, {"role": ..., "content": ...}; or a tool, a document, variables of a
+chat template."""
 
 
 @runtime_checkable
@@ -38,8 +39,11 @@ class Tokenizer(Protocol):
         """The Jinja template of a conversation, where there is one."""
         ...
 
-    def encode(self, text: str, add_special: bool = True) -> Sequence[int]:
-        """Token ids of `text`; with `add_special` also what the model expects around it (BOS)."""
+    def encode(
+        self, text: str, add_special: bool = True, control_tokens: bool = True
+    ) -> Sequence[int]:
+        """Token ids of `text`; with `add_special` also what the model expects around it (BOS). With
+        `control_tokens=False`, one that the text spells stays text."""
         ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -47,7 +51,25 @@ class Tokenizer(Protocol):
         ...
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
     ) -> str:
         """The prompt of a conversation."""
+        ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
+        after: Sequence[str] = (),
+    ) -> Sequence[int]:
+        """Token ids of that prompt, of which only the template's own control tokens are read as
+        such; with `after`, of what follows the first of these texts that is there."""
         ...

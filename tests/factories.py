@@ -47,8 +47,10 @@ class PieceTokenizer:
         data = b"".join(self.pieces[i] for i in ids if i < len(self.pieces))
         return data.decode("utf-8", errors="replace")
 
-    def apply_chat_template(self, messages, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages, *_) -> str:
         raise NotImplementedError("pieces have no template")
+
+    encode_chat = apply_chat_template
 
 
 def scripted_lm(pieces: Sequence[bytes]) -> LM:

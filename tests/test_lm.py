@@ -124,8 +124,11 @@ class Chatty(PieceTokenizer):
         rest = text.removeprefix("<s>")
         return [self.bos_token_id] * (rest != text) + super().encode(rest, add_special)
 
-    def apply_chat_template(self, messages, add_generation_prompt=True):
+    def apply_chat_template(self, messages, *_):
         return "<s>" + "".join(message["content"] for message in messages)
+
+    def encode_chat(self, messages, *_):
+        return self.encode(self.apply_chat_template(messages), add_special=False)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +161,11 @@ def test_whatever_generates_takes_the_same_keywords_with_the_same_defaults():
     options = {field.name: field.default for field in fields(Options) if field.name != "limit"}
     assert keywords(LM.generate) == keywords(LM.stream) == options
     turn = {name: default for name, default in options.items() if name != "prefix"}
-    for function in (LM.chat, ji.Session.generate, ji.Session.stream):
+    for function in (ji.Session.generate, ji.Session.stream):
         assert keywords(function) == turn
+    template = keywords(LM.chat_prompt)
+    assert keywords(LM.chat) == turn | template
+    assert keywords(LM.chat_tokens) == template | {"after": ()}
     assert keywords(LM.warmup).items() <= turn.items()
     for name in ("generate", "stream", "chat"):
         ahead, plain = (keywords(getattr(owner, name)) for owner in (ji.Speculator, LM))

@@ -198,20 +198,17 @@ class Conversation:
         if reply.finish_reason == "length" and room < asked:
             note("the reply ended where the model's context does")
 
-    def turn(self, message: str) -> str:
-        """The text to read for a further message: all of it at first, later only what is new."""
+    def turn(self, message: str) -> list[int]:
+        """The tokens to read for a further message: all at first, later only what is new."""
         user = {"role": "user", "content": message}
         if not self._held:
-            return self.lm.chat_prompt([*self.system, *as_messages(self.turns), user])
+            return self.lm.chat_tokens([*self.system, *as_messages(self.turns), user])
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
-        _, found, rest = self.lm.chat_prompt([*self.system, *before, user]).partition(REPLY)
-        if not found:
+        conversation = [*self.system, *before, user]
+        if REPLY not in self.lm.chat_prompt(conversation):
             raise ValueError("this model's chat template does not show earlier replies; use /reset")
-        return rest.removeprefix(_end_of(self.session))
-
-    def _tokens(self, message: str) -> list[int]:
-        """What the model reads for a further message."""
-        return self.lm.encode(self.turn(message), continues=True)
+        ended = REPLY + _end_of(self.session)
+        return self.lm.chat_tokens(conversation, after=[ended, REPLY])
 
     @property
     def _held(self) -> int:
@@ -225,7 +222,7 @@ class Conversation:
         they are not read anew at every further turn then.
         """
         most, asked = self.lm.config.max_positions, self.keywords["max_new_tokens"]
-        tokens = self._tokens(message)
+        tokens = self.turn(message)
         if self.policy.endless:
             return tokens, asked, {}
         room = most - self._held - len(tokens)
@@ -233,7 +230,7 @@ class Conversation:
             return tokens, room, {}
         before = self.session, self.turns, self.restored
         self.session = self.lm.session(self.policy)
-        while len(tokens := self._tokens(message)) > most // 2 and self.turns:
+        while len(tokens := self.turn(message)) > most // 2 and self.turns:
             self.turns = self.turns[1:]
         if len(tokens) >= most:
             self.session, self.turns, self.restored = before

@@ -42,14 +42,18 @@ class Model:
     def __post_init__(self):
         self.engine = Engine(self.config, self.params, Backend.of(self.implementation))
 
-    def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
+    def encode(
+        self, prompt: Prompt, *, continues: bool = False, control_tokens: bool = True
+    ) -> list[int]:
         """Tokens of a prompt; token lists are checked and passed through. A prompt that continues a
-        text gets no BOS."""
+        text gets no BOS. A control token that the text spells, such as "<|im_start|>", is read as
+        one, unless `control_tokens` is false: then it stays text."""
         vocab, bos = self.config.vocab_size, self.config.bos_token_id
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
-            tokens = list(self.tokenizer.encode(prompt, add_special=not continues))
+            how = {} if control_tokens else {"control_tokens": False}
+            tokens = list(self.tokenizer.encode(prompt, add_special=not continues, **how))
             if not continues and tokens[:2] == [bos, bos]:
                 tokens = tokens[1:]  # the text begins with BOS itself, as chat templates do
         else:
@@ -65,17 +69,54 @@ class Model:
             raise ValueError("the prompt is empty and the model has no BOS token; give some text")
         return tokens
 
-    def chat_prompt(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation in the model's chat template."""
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
+    ) -> str:
+        """The text of a conversation in the model's chat template, to read.
+
+        Args:
+          messages: the turns, {"role": "user", "content": ...} and so on. Those of the model and of
+            tools may have other keys that the template knows, such as "tool_calls".
+          tools: JSON schemas of functions that the model may call.
+          documents: texts to cite, {"title": ..., "text": ...}.
+          variables: what else the template reads, such as {"enable_thinking": False}.
+        """
+        chat = self._chatting()
+        return chat.apply_chat_template(messages, True, tools, documents, variables)
+
+    def chat_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
+        after: Sequence[str] = (),
+    ) -> list[int]:
+        """The tokens of a conversation, to generate from.
+
+        Whether there is a BOS is for the template to say. A control token that a message spells
+        stays text, so `encode(chat_prompt(...))` is not the same.
+
+        Args:
+          messages, tools, documents, variables: as in `chat_prompt`.
+          after: texts of the prompt; the tokens are of what follows the first that is there.
+        """
+        chat = self._chatting()
+        tokens = chat.encode_chat(messages, True, tools, documents, variables, after)
+        return self.encode(tokens, continues=True)
+
+    def _chatting(self) -> Tokenizer:
         if self.tokenizer is None or self.tokenizer.chat_template is None:
             raise ValueError(
                 f"model {self.name or 'without a name'} has no chat template; use generate"
             )
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a conversation; whether there is a BOS is for the template to say."""
-        return self.encode(self.chat_prompt(messages), continues=True)
+        return self.tokenizer
 
 
 def rows_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -8,7 +8,7 @@ bounded time and memory (`template_process`). Every failure is a one-line `Value
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -136,6 +136,30 @@ def _mappings(plain: "_Plain", given: object, what: str, form: str) -> list[dict
         if not isinstance(entry, Mapping):
             raise ValueError(f"{what} must be a list of {form}, got the entry {_shown(entry)}")
     return [plain.mapping(entry, what) for entry in given]
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield name
+            yield from texts_of(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from texts_of(entry)
+
+
+def with_texts(value: object, change: Callable[[str], str]) -> object:
+    """A JSON value with every text changed, names included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): with_texts(entry, change) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [with_texts(entry, change) for entry in value]
+    return value
 
 
 class _Plain:

@@ -5,6 +5,7 @@ special_tokens_map.json, chat_template.jinja). Folders with only vocab.json and 
 by their class (`slow_tokenizer`). Nothing in a folder is executed.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,15 @@ from pathlib import Path
 import tokenizers
 
 from jaxinfer.files import one_line, read_json, read_text
-from jaxinfer.io.chat_template import render_chat
+from jaxinfer.io.chat_template import (
+    render,
+    render_chat,
+    template_values,
+    texts_of,
+    with_texts,
+)
 from jaxinfer.io.chat_template_files import ChatTemplates, read_templates, write_templates
+from jaxinfer.io.control_tokens import ControlTokens
 from jaxinfer.io.slow_tokenizer import slow_tokenizer
 from jaxinfer.io.special_tokens import read_named_tokens, with_tokens
 from jaxinfer.io.tokenizer_json import backend_of, one_error, parse
@@ -65,14 +73,20 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of `text`; with `add_special` also what the model expects around it (BOS)."""
+    def encode(self, text: str, add_special: bool = True, control_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; with `add_special` also what the model expects around it (BOS).
+
+        A control token that the text spells, such as "<|im_start|>", is read as one; with
+        `control_tokens=False` it stays text.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the text holds a lone surrogate at {error.start}; pass valid Unicode"
             ) from error
+        if not control_tokens:
+            return self._control_tokens.encode_literally(text, add_special)
         with one_error("the tokenizer cannot encode the text"):
             return self.backend.encode(text, add_special_tokens=add_special).ids
 
@@ -92,7 +106,8 @@ class Tokenizer:
         documents: object = None,
         variables: Mapping[str, object] | None = None,
     ) -> str:
-        """The prompt of a conversation, as `render_chat` makes it; encode it without BOS."""
+        """The prompt of a conversation, as `render_chat` makes it, to read; `encode_chat` gives
+        its tokens."""
         return render_chat(
             self._template(tools),
             messages,
@@ -101,6 +116,40 @@ class Tokenizer:
             documents=documents,
             variables={**self.special, **(variables or {})},
         )
+
+    def encode_chat(
+        self,
+        messages: object,
+        add_generation_prompt: bool = True,
+        tools: object = None,
+        documents: object = None,
+        variables: Mapping[str, object] | None = None,
+        after: Sequence[str] = (),
+    ) -> list[int]:
+        """Token ids of the prompt of a conversation.
+
+        Control tokens are those that the template writes: what the messages, tools, documents and
+        variables spell stays text.
+
+        Args:
+          after: texts of the prompt; only what follows the first of them that is there is encoded.
+        """
+        template, control = self._template(tools), self._control_tokens
+        values = template_values(messages, add_generation_prompt, tools, documents, variables)
+        own = {name: text for name, text in self.special.items() if name not in values}
+        mark, marks = control.marker(texts_of(values), [template, *own.values()])
+        values = with_texts(values, mark) if marks is not None else values
+        text = render(template, {**own, **values})  # type: ignore[dict-item]
+        for place in after:
+            before, found, rest = text.partition(place)
+            if found:
+                text = rest
+                break
+        return control.encode(text, marks)
+
+    @functools.cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.backend)
 
     def _template(self, tools: object) -> str:
         template = self.chat_template

@@ -152,6 +152,9 @@ class Speculator:
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        variables: Message | None = None,
         policy: PolicyLike = None,
         sampler: Sampler = GREEDY,
         max_new_tokens: int = 64,
@@ -169,7 +172,10 @@ class Speculator:
             ignore_eos=ignore_eos,
             draft=self,
         )
-        return generation.generate(self.target, [self.target.chat_tokens(messages)], opts)[0]
+        tokens = self.target.chat_tokens(
+            messages, tools=tools, documents=documents, variables=variables
+        )
+        return generation.generate(self.target, [tokens], opts)[0]
 
     def score(
         self,

@@ -36,8 +36,10 @@ class CharTokenizer:
     def decode(self, ids, skip_special: bool = True) -> str:
         return "".join(chr(65 + i % 26) if i % 5 else " " for i in ids)
 
-    def apply_chat_template(self, messages, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages, *_) -> str:
         raise NotImplementedError("characters have no template")
+
+    encode_chat = apply_chat_template
 
 
 @functools.cache
