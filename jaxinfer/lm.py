@@ -188,10 +188,7 @@ class LM(Model):
           ', the first time was the first time of the war.'
         """
         if samples != 1:
-            raise ValueError(
-                f"chat gives one answer, got samples={samples!r}; give "
-                "chat_tokens(messages) to generate"
-            )
+            raise ValueError(f"chat gives one answer, got samples={samples!r}; use generate")
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,
