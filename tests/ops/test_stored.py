@@ -35,7 +35,8 @@ def model(cfg: ModelConfig = CFG, **options) -> LM:
     "name",
     [
         "kivi",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "h2o", "streaming")),
+        "full",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("h2o", "streaming")),
     ],
 )
 def test_kernels_give_the_text_of_the_reference(name):

@@ -26,8 +26,8 @@ CASES = [
 ]
 
 
-def drawn(rows: Rows, sampler: Sampler) -> np.ndarray:
-    return np.concatenate([rows.run(sampler, seed)[0] for seed in range(REPEATS)])[:, :JOINT]
+def drawn(rows: Rows, sampler: Sampler, repeats: int = REPEATS) -> np.ndarray:
+    return np.concatenate([rows.run(sampler, seed)[0] for seed in range(repeats)])[:, :JOINT]
 
 
 def assert_same_distribution(tokens, sampler):
@@ -43,6 +43,20 @@ def test_four_tokens_over_several_steps_have_the_targets_joint_distribution(
     for temperature in TEMPERATURES:
         sampler = Sampler(temperature=temperature)
         assert_same_distribution(drawn(rows, sampler), sampler)
+
+
+@pytest.mark.parametrize(
+    "method, sampler",
+    [
+        ("specinfer", Sampler(temperature=0.7)),
+        ("top-k", Sampler(temperature=0.7)),
+        ("naive", Sampler(temperature=0.9, top_p=0.7)),
+        ("sequoia", Sampler(temperature=0.9, top_p=0.7, min_p=0.1)),
+    ],
+)
+def test_every_method_is_exact_in_a_quarter_of_the_draws(method, sampler):
+    rows = Rows(speculator("early exit", method), PROMPT, ROWS, JOINT + 1)
+    assert_same_distribution(drawn(rows, sampler, REPEATS // 4), sampler)
 
 
 @pytest.mark.parametrize(
