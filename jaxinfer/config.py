@@ -23,9 +23,12 @@ RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 LARGEST = 2**31 - 1
 """Of all integers; layers and heads have limits of their own, as loops run over them."""
 
+MOST_ENDS = 256
+"""Of `eos_token_ids`, each of which every step compares."""
+
 _LIMITS = dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_positions"), LARGEST
-) | {"num_layers": 4096, "num_heads": 65536, "num_kv_heads": 65536}
+) | {"num_layers": 1024, "num_heads": 65536, "num_kv_heads": 65536}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,10 @@ class ModelConfig:
             _require(
                 value is None or value > 1e-30, f"{name} must be a positive number, got {value}"
             )
+        _require(
+            len(self.eos_token_ids) <= MOST_ENDS,
+            f"at most {MOST_ENDS} eos_token_ids, got {len(self.eos_token_ids)}",
+        )
         for token in (self.bos_token_id, *self.eos_token_ids):
             _require(
                 token is None or 0 <= token < self.vocab_size,
@@ -165,8 +172,8 @@ class ModelConfig:
         slopes = self.num_heads if self.positions == "alibi" else None
         _require(
             slopes == (None if self.alibi_slopes is None else len(self.alibi_slopes)),
-            f"positions={self.positions!r} and alibi_slopes={self.alibi_slopes!r} disagree: "
-            f"give one slope per head ({self.num_heads}) exactly for 'alibi'",
+            f"positions={self.positions!r} and alibi_slopes={reprlib.repr(self.alibi_slopes)} "
+            f"disagree: give one slope per head ({self.num_heads}) exactly for 'alibi'",
         )
         for name in ("sliding_windows", "mixers", "mlps"):
             value = getattr(self, name)
@@ -177,7 +184,8 @@ class ModelConfig:
         if self.sliding_windows is not None:
             _require(
                 all(w is None or w > 0 for w in self.sliding_windows),
-                f"sliding windows must be positive or None, got {self.sliding_windows}",
+                "sliding windows must be positive or None, got "
+                + reprlib.repr(self.sliding_windows),
             )
         _require(
             not self.shared_norm or self.parallel_block,

@@ -16,7 +16,14 @@ from pathlib import Path
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.environment import package_version
-from jaxinfer.files import check_destination, one_line, read_json, replacing_folder, write_json
+from jaxinfer.files import (
+    check_destination,
+    one_line,
+    quoted,
+    read_json,
+    replacing_folder,
+    write_json,
+)
 from jaxinfer.io import orbax
 from jaxinfer.io.dtypes import DType, resolve_dtype
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
@@ -25,6 +32,9 @@ from jaxinfer.typing import Json, Params
 
 FORMAT = "jaxinfer"
 WHAT = "a jaxinfer checkpoint"
+MAX_CONFIG = 4 * 2**20
+"""Bytes of a config.json; real ones have some thousand."""
+
 VERSION = 2  # 2: weights [outputs, inputs]
 PACKAGES = ("jaxinfer", "jax", "numpy", "orbax-checkpoint", "tokenizers", "gguf")
 
@@ -45,7 +55,7 @@ def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
     if not path.is_file():
         return False
     try:
-        data = read_json(path)
+        data = read_json(path, MAX_CONFIG)
     except ValueError:
         return False
     versions = (VERSION,) if current else (data.get("format_version"),)
@@ -73,12 +83,12 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoint:
     """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default)."""
     folder = Path(folder)
-    data = read_json(folder / "config.json")
+    data = read_json(folder / "config.json", MAX_CONFIG)
     if data.get("format") != FORMAT:
         raise ValueError(f"{folder} is not a {FORMAT} checkpoint; its config.json lacks the format")
     if data.get("format_version") != VERSION:
         raise ValueError(
-            f"{folder} has format version {data.get('format_version')!r}; this release reads "
+            f"{folder} has format version {quoted(data.get('format_version'))}; this release reads "
             f"{VERSION}; convert the model again"
         )
     config = _config(data.get("model"), folder)

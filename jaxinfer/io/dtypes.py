@@ -9,6 +9,8 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
+from jaxinfer.files import quoted
+
 DType: TypeAlias = str | np.dtype | type | None
 """How a dtype is given: its name, a NumPy or JAX type, or None for that of the back end."""
 
@@ -30,5 +32,5 @@ def resolve_dtype(dtype: DType = None) -> np.dtype:
     except TypeError:
         name = repr(dtype)
     if name not in BY_NAME:
-        raise ValueError(f"unknown dtype {name!r}; use one of {', '.join(BY_NAME)}")
+        raise ValueError(f"unknown dtype {quoted(name, 40)}; use one of {', '.join(BY_NAME)}")
     return BY_NAME[name]

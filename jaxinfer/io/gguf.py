@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.files import one_line
+from jaxinfer.files import one_line, quoted
 from jaxinfer.io.gguf_config import hf_config
-from jaxinfer.io.gguf_header import TensorInfo, read_header
+from jaxinfer.io.gguf_header import TensorInfo
+from jaxinfer.io.gguf_parts import read_model
 from jaxinfer.io.weights import close_quietly, drop_pages
 from jaxinfer.models.registry import config_from_hf
 from jaxinfer.typing import Json
@@ -29,21 +30,22 @@ ROPE_FREQS = "rope_freqs.weight"
 
 
 class GGUFFile:
-    """An open GGUF file: a `TensorStore` that answers to Hugging Face tensor names."""
+    """An open GGUF model: a `TensorStore` that answers to Hugging Face tensor names."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.where = str(self.path)
-        header = read_header(self.path)
+        header = read_model(self.path)
         self.metadata, self.tensors = header.metadata, header.tensors
         self.architecture = str(self.metadata.get("general.architecture"))
-        with self.path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps: dict[Path, mmap.mmap] = {}
         self._last: tuple[str, np.ndarray] | None = None
 
     def close(self) -> None:
         self._last = None
-        close_quietly(self._data)
+        for mapping in self._maps.values():
+            close_quietly(mapping)
+        self._maps.clear()
 
     @cached_property
     def hf_config(self) -> Json:
@@ -54,8 +56,9 @@ class GGUFFile:
 
     @cached_property
     def config(self) -> ModelConfig:
+        translated = self.hf_config
         try:
-            return config_from_hf(self.hf_config)
+            return config_from_hf(translated)
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
 
@@ -77,15 +80,30 @@ class GGUFFile:
         read = {self._gguf_name(name) for name in used} | {ROPE_FREQS}
         return [name for name in self.tensors if name not in read]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor of a Hugging Face name; GPT-2's kernels are turned."""
+        gguf_name = self._stored(name)
+        shape = self.tensors[gguf_name].shape
+        return shape[::-1] if self._is_kernel(gguf_name) else shape
+
     def read(self, name: str) -> np.ndarray:
         """The tensor of a Hugging Face name, float32, laid out as Hugging Face stores it."""
-        gguf_name = self._gguf_name(name)
-        if gguf_name is None or gguf_name not in self.tensors:
-            raise ValueError(f"{self.where}: tensor {name!r} is missing")
+        gguf_name = self._stored(name)
         if self._last is None or self._last[0] != gguf_name:
             self._last = None
             self._last = (gguf_name, self._as_hugging_face(gguf_name, self.raw(gguf_name)))
         return self._last[1]
+
+    def _stored(self, name: str) -> str:
+        gguf_name = self._gguf_name(name)
+        if gguf_name is None or gguf_name not in self.tensors:
+            raise ValueError(f"{self.where}: tensor {quoted(name)} is missing")
+        return gguf_name
+
+    def _is_kernel(self, gguf_name: str) -> bool:
+        """Whether Hugging Face stores the weight as GPT-2's Conv1D does, [inputs, outputs]."""
+        is_matrix = len(self.tensors[gguf_name].shape) == 2
+        return self.architecture == "gpt2" and is_matrix and gguf_name.startswith("blk.")
 
     def release(self, name: str) -> None:
         self._last = None
@@ -97,7 +115,7 @@ class GGUFFile:
 
         info: TensorInfo = self.tensors[gguf_name]
         kind = GGMLQuantizationType(info.type_id)
-        data = np.frombuffer(self._data, np.uint8, info.num_bytes, info.offset)
+        data = np.frombuffer(self._map(info.path), np.uint8, info.num_bytes, info.offset)
         rows = data.reshape(math.prod(info.shape[:-1]), -1)
         result = np.empty((rows.shape[0], info.shape[-1]), np.float32)
         step = max(1, CHUNK_BYTES // result.shape[1] // 4)
@@ -112,12 +130,18 @@ class GGUFFile:
                 result[start : start + step] = block
         except NotImplementedError as error:
             raise ValueError(
-                f"{self.where}: tensor {gguf_name!r} has type {kind.name}, which cannot be "
+                f"{self.where}: tensor {quoted(gguf_name)} has type {kind.name}, which cannot be "
                 f"dequantized ({one_line(error)}); convert the model to another GGUF type"
             ) from error
         finally:
-            drop_pages(self._data, info.offset, info.num_bytes)
+            drop_pages(self._map(info.path), info.offset, info.num_bytes)
         return result.reshape(info.shape)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            with path.open("rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
 
     def _as_hugging_face(self, gguf_name: str, array: np.ndarray) -> np.ndarray:
         cfg, part = self.config, gguf_name.split(".", 2)[-1]
@@ -125,7 +149,7 @@ class GGUFFile:
             return deinterleave(array, cfg.num_heads)
         if self.architecture == "llama" and part in ("attn_k.weight", "attn_k.bias"):
             return deinterleave(array, cfg.num_kv_heads)
-        if self.architecture == "gpt2" and array.ndim == 2 and gguf_name.startswith("blk."):
+        if self._is_kernel(gguf_name):
             return array.T
         if self.architecture == "gptneox" and part.startswith("attn_qkv"):
             return regroup(array, cfg, cfg.num_heads)

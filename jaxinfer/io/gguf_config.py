@@ -12,26 +12,33 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxinfer.files import quoted
+from jaxinfer.models.nearest import nearest
 from jaxinfer.typing import Json
 
 Shapes = Mapping[str, tuple[int, ...]]
+ENDS = ("eos", "eot", "eom")
 
 
 def hf_config(metadata: Json, shapes: Shapes, rope_factors: np.ndarray | None, where: str) -> Json:
     """The config of a known architecture; ValueError names a missing key or the architecture."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
+        known = sorted(ARCHITECTURES)
+        near = nearest(name, known) if isinstance(name, str) else "llama"
         raise ValueError(
-            f"{where}: architecture {reprlib.repr(name)} is not implemented for GGUF; "
-            f"known are {sorted(ARCHITECTURES)}"
+            f"{where}: architecture {quoted(name, 40)} is not implemented for GGUF; its closest "
+            f"supported family is {near}; known are {known}"
         )
     reader = _Reader(name, metadata, shapes, rope_factors, where)
+    reader.check_blocks()
     config = ARCHITECTURES[name](reader)
     if scaling := _rope_scaling(reader, config):
         config["rope_scaling"] = scaling
-    for key in ("bos", "eos"):
-        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        config[f"{key}_token_id"] = number
+    ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", *ENDS)}
+    config["bos_token_id"] = ids["bos"]
+    # as in llama.cpp, the ends of a turn and of a message end a text too
+    config["eos_token_id"] = [ids[key] for key in ENDS if ids[key] is not None]
     return config
 
 
@@ -66,6 +73,15 @@ class _Reader:
         if type(value) not in (int, float) or not math.isfinite(value):
             self.refuse(key, value, "a finite number")
         return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def check_blocks(self) -> None:
+        """Refuses more blocks than there are tensors of: tables are built for every block."""
+        count = self.size("block_count")
+        if not any(name.startswith(f"blk.{count - 1}.") for name in self.shapes):
+            raise ValueError(
+                f"{self.where}: metadata '{self.name}.block_count' is {count}, but there is no "
+                f"tensor of block {count - 1}; is the file complete?"
+            )
 
     def refuse(self, key: str, value: Any, expected: str) -> NoReturn:
         raise ValueError(
@@ -207,6 +223,7 @@ def _gptneox(gguf: _Reader) -> Json:
 
 def _falcon(gguf: _Reader) -> Json:
     heads, kv_heads = gguf.size("attention.head_count"), gguf.size("attention.head_count_kv")
+    two_norms = gguf.has("attn_norm_2.weight")
     return {
         "model_type": "falcon",
         "vocab_size": gguf.vocab_size,
@@ -215,7 +232,10 @@ def _falcon(gguf: _Reader) -> Json:
         "num_attention_heads": heads,
         "num_kv_heads": kv_heads,
         "multi_query": kv_heads == 1,
-        "new_decoder_architecture": gguf.has("attn_norm_2.weight"),
+        # Falcon2-11B groups keys under one norm, Falcon-40B and 180B under two
+        "new_decoder_architecture": two_norms or kv_heads not in (1, heads),
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+        "ffn_hidden_size": gguf.size("feed_forward_length"),
         "max_position_embeddings": gguf.size("context_length"),
         "layer_norm_epsilon": gguf.number("attention.layer_norm_epsilon"),
         "rope_theta": gguf.number("rope.freq_base", 10000.0),

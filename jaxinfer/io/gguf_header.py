@@ -52,8 +52,9 @@ _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `shape` in NumPy order, absolute `offset` and size in bytes."""
+    """Where a tensor lies: `shape` in NumPy order, its file, absolute `offset`, size in bytes."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     type_id: int
@@ -173,7 +174,8 @@ class _Cursor:
             )
         shape = tuple(self.number("Q") for _ in range(rank))[::-1]
         type_id, offset = self.number("I"), self.number("Q")
-        return TensorInfo(name, shape, type_id, offset, self.num_bytes(name, shape, type_id))
+        num_bytes = self.num_bytes(name, shape, type_id)
+        return TensorInfo(self.path, name, shape, type_id, offset, num_bytes)
 
     def num_bytes(self, name: str, shape: tuple[int, ...], type_id: int) -> int:
         if type_id not in _blocks():

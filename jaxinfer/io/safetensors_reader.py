@@ -55,6 +55,9 @@ class Safetensors:
     def unused(self, used: Collection[str]) -> Iterable[str]:
         return [name for name in self._entries if name not in used]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name][1].shape
+
     def read(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in the mapped file."""
         path, entry = self._entries[name]

@@ -10,13 +10,15 @@ import math
 import mmap
 import re
 import warnings
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import one_line, quoted
+from jaxinfer.io.tied_head import sources_as_stored
 from jaxinfer.models.family import Family, Path, Source
 from jaxinfer.models.params import abstract_params, leaf_path
 from jaxinfer.runtime.memory import available_bytes, readable
@@ -27,6 +29,7 @@ ALIGNMENT = 64
 
 BLOCK_BYTES = 8 * 2**20
 LARGEST_PARAMETER_BYTES = 2**41
+_LAYER = re.compile(r"\b(?:layers|h|blocks|blk)\.(\d{1,9})\.")
 
 Progress = Callable[[int, int], None]
 """Called as `progress(done, total)`, in parameter leaves."""
@@ -42,6 +45,10 @@ class TensorStore(Container[str], Protocol):
         """The file's own names of the tensors that none of `used` stands for."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of what `read` returns, from the file's header alone."""
+        ...
+
     def read(self, name: str) -> np.ndarray: ...
 
     def release(self, name: str) -> None: ...
@@ -54,12 +61,17 @@ def build_params(
     dtype: np.dtype,
     progress: Progress | None = None,
 ) -> Params:
-    """The parameters of `cfg` from `store`; ValueError names a tensor that is missing or wrong."""
+    """The parameters of `cfg` from `store`; ValueError names a tensor that is missing or wrong.
+
+    All names and sizes are compared before anything is allocated.
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
     shapes = {leaf_path(path): leaf.shape for path, leaf in leaves}
-    sources = family.sources(cfg)
+    sources = sources_as_stored(cfg, family, store)
     names = {path: family.locate(sources[path], store) for path in shapes}
-    _warn_unused(family, store, set(names.values()))
+    _check_sizes(store, shapes, names)
+    check_room([leaf for _, leaf in leaves], store.where)
+    _warn_unused(cfg, family, store, set(names.values()))
     arrays: dict[Path, jax.Array] = {}
     # leaves of one fused tensor follow each other, so that the store reads it once
     first_use = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
@@ -106,22 +118,40 @@ def check_room(leaves: Iterable[jax.ShapeDtypeStruct], where: str) -> None:
         )
 
 
+def _check_sizes(
+    store: TensorStore, shapes: Mapping[Path, tuple[int, ...]], names: Mapping[Path, str]
+) -> None:
+    """Every tensor has as many values as the leaves that are read from it."""
+    wanted: dict[str, list[tuple[int, ...]]] = {}
+    for path, name in names.items():
+        wanted.setdefault(name, []).append(shapes[path])
+    for name, parts in wanted.items():
+        found = store.shape(name)
+        if math.prod(found) != sum(math.prod(part) for part in parts):
+            asked = " + ".join(str(list(part)) for part in parts)
+            raise ValueError(
+                f"{store.where}: tensor {quoted(name)} has shape {list(found)}, the config asks "
+                f"for {asked}; config and checkpoint disagree"
+            )
+
+
 def _read_leaf(
     store: TensorStore, name: str, source: Source, shape: tuple[int, ...], dtype: np.dtype
 ) -> jax.Array:
+    what = f"{store.where}: tensor {quoted(name)}"
     try:
         values = source.transform(store.read(name))
     except (ValueError, IndexError) as error:
         if name in str(error):
             raise
-        raise ValueError(f"{store.where}: tensor {name!r}: {error}") from error
+        raise ValueError(f"{what}: {one_line(error)}") from error
     if values.shape != shape:
         raise ValueError(
-            f"{store.where}: tensor {name!r} gives shape {list(values.shape)}, the config asks for "
-            f"{list(shape)}; config and checkpoint disagree"
+            f"{what} gives shape {list(values.shape)}, the config asks for {list(shape)}; config "
+            "and checkpoint disagree"
         )
     result = aligned_empty(shape, dtype)
-    copy_finite(result, values, f"{store.where}: tensor {name!r}")
+    copy_finite(result, values, what)
     return place(result)
 
 
@@ -149,21 +179,27 @@ def copy_finite(result: np.ndarray, values: np.ndarray, what: str) -> None:
             raise ValueError(f"{what} holds non-finite values (NaN or infinity); it is damaged")
 
 
-def _warn_unused(family: Family, store: TensorStore, used: set[str]) -> None:
+def _warn_unused(cfg: ModelConfig, family: Family, store: TensorStore, used: set[str]) -> None:
+    """Says in one line which tensors of the file the config has no place for."""
     ignored = [re.compile(pattern) for pattern in family.ignored]
-    # a tied head is often stored a second time
+    # a tied head is often stored a second time; `config_as_stored` has seen that it is the same
+    heads = ("lm_head.weight", "embed_out.weight") if cfg.tie_embeddings else ()
     unused = [
         name
         for name in store.unused(used)
-        if not name.endswith(("lm_head.weight", "embed_out.weight"))
-        and not any(pattern.search(name) for pattern in ignored)
+        if not name.endswith(heads) and not any(pattern.search(name) for pattern in ignored)
     ]
-    if unused:
-        warnings.warn(
-            f"{store.where}: {len(unused)} tensors are not part of the {family.name} model and "
-            f"were not read: {', '.join(sorted(unused)[:3])}{', ...' if len(unused) > 3 else ''}",
-            stacklevel=3,
-        )
+    if not unused:
+        return
+    layers = 1 + max((int(n) for name in unused for n in _LAYER.findall(name)), default=-1)
+    deeper = f" (the config says {cfg.num_layers} layers, the file has {layers})"
+    warnings.warn(
+        f"{store.where}: {len(unused)} tensors are not part of the {family.name} model of the "
+        f"config and were not read: {', '.join(one_line(n, 80) for n in sorted(unused)[:3])}"
+        + (", ..." if len(unused) > 3 else "")
+        + (deeper if layers > cfg.num_layers else ""),
+        stacklevel=3,
+    )
 
 
 def drop_pages(mapping: mmap.mmap, offset: int, count: int) -> None:

@@ -59,18 +59,25 @@ class Family:
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
 
+    def find(self, source: Source, available: Container[str]) -> str | None:
+        """The first spelling of `source` among the checkpoint's tensor names, if there is one."""
+        return next((name for name in self._spellings(source) if name in available), None)
+
     def locate(self, source: Source, available: Container[str]) -> str:
         """The first spelling of `source` among the checkpoint's tensor names."""
-        names = [
-            prefix + name for name in (source.name, *source.aliases) for prefix in self.prefixes
-        ]
-        for name in names:
-            if name in available:
-                return name
+        found = self.find(source, available)
+        if found is not None:
+            return found
+        names = self._spellings(source)
         raise ValueError(
             f"the checkpoint lacks tensor {names[0]!r} (also tried {names[1:]}); "
             f"is it a complete {self.name} checkpoint?"
         )
+
+    def _spellings(self, source: Source) -> list[str]:
+        return [
+            prefix + name for name in (source.name, *source.aliases) for prefix in self.prefixes
+        ]
 
 
 def from_table(

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
 }
-LARGEST = {"layers": 4096, "heads": 65536, "size": 2**31 - 1}
+LARGEST = {"layers": 1024, "heads": 65536, "size": 2**31 - 1}
 _MISSING = object()
 
 

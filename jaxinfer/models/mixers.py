@@ -1,6 +1,7 @@
 """The mixers by the name under which a layer keeps their parameters."""
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import quoted
 from jaxinfer.models.attention import Attention
 from jaxinfer.models.mixer import Mixer
 from jaxinfer.typing import Params
@@ -17,7 +18,7 @@ def register_mixer(name: str, mixer: Mixer) -> None:
 def mixer_named(name: str) -> Mixer:
     """The mixer that was registered under `name`."""
     if name not in _MIXERS:
-        raise ValueError(f"unknown mixer {name!r}; known are {sorted(_MIXERS)}")
+        raise ValueError(f"unknown mixer {quoted(name, 40)}; known are {sorted(_MIXERS)}")
     return _MIXERS[name]
 
 

@@ -5,10 +5,13 @@ sources. A new family is one file with a `FAMILY` and one line here, or a packag
 """
 
 import reprlib
+from collections.abc import Iterable
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.files import quoted
 from jaxinfer.models import falcon, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
 from jaxinfer.models.family import Family
+from jaxinfer.models.nearest import nearest
 from jaxinfer.plugins import Registry
 
 FAMILIES: tuple[Family, ...] = (
@@ -42,13 +45,23 @@ def register_family(family: Family) -> None:
         _BY_TYPE.register(kind, family)
 
 
-def family_for(model_type: object) -> Family:
-    """The family of a config.json's `model_type`, which is also `ModelConfig.family`."""
+def family_for(model_type: object, settings: Iterable[str] = ()) -> Family:
+    """The family of a config.json's `model_type`, which is also `ModelConfig.family`.
+
+    Args:
+        model_type: what the file says.
+        settings: the names of its other settings, by which an unknown type is told its nearest.
+
+    Raises:
+        ValueError: the type is unknown; the line names the nearest that is known.
+    """
     family = _BY_TYPE.find(model_type) if isinstance(model_type, str) else None
     if family is None:
+        known = sorted(_BY_TYPE.names())
+        near = nearest(model_type, known, settings) if isinstance(model_type, str) else "llama"
         raise ValueError(
-            f"model type {reprlib.repr(model_type)} is not implemented; "
-            f"known are {sorted(_BY_TYPE.names())}"
+            f"model type {quoted(model_type, 40)} is not implemented; its closest supported family "
+            f"is {near}; known are {known}"
         )
     return family
 
@@ -60,4 +73,4 @@ def config_from_hf(hf: object) -> ModelConfig:
             f"expected a config.json dictionary with 'model_type', got {reprlib.repr(hf)}; "
             f"known model types are {sorted(_BY_TYPE.names())}"
         )
-    return family_for(hf["model_type"]).config_from_hf(hf)
+    return family_for(hf["model_type"], hf).config_from_hf(hf)
