@@ -141,16 +141,7 @@ class ModelConfig:
             _require(
                 value is None or value > 1e-30, f"{name} must be a positive number, got {value}"
             )
-        _require(
-            len(self.eos_token_ids) <= MOST_ENDS,
-            f"at most {MOST_ENDS} eos_token_ids, got {len(self.eos_token_ids)}",
-        )
-        for token in (self.bos_token_id, *self.eos_token_ids):
-            _require(
-                token is None or 0 <= token < self.vocab_size,
-                f"bos_token_id and eos_token_ids must lie in the vocabulary of {self.vocab_size}, "
-                f"got {token}",
-            )
+        self._check_special_tokens()
         _require(
             self.position_offset >= 0,
             f"position_offset must not be negative, got {self.position_offset}",
@@ -191,6 +182,18 @@ class ModelConfig:
             not self.shared_norm or self.parallel_block,
             "shared_norm is only for parallel_block=True",
         )
+
+    def _check_special_tokens(self) -> None:
+        _require(
+            len(self.eos_token_ids) <= MOST_ENDS,
+            f"at most {MOST_ENDS} eos_token_ids, got {len(self.eos_token_ids)}",
+        )
+        for token in (self.bos_token_id, *self.eos_token_ids):
+            _require(
+                token is None or 0 <= token < self.vocab_size,
+                f"bos_token_id and eos_token_ids must lie in the vocabulary of {self.vocab_size}, "
+                f"got {token}",
+            )
 
     @property
     def group_size(self) -> int:

@@ -12,7 +12,7 @@ from jaxinfer.decode.capacity import check_fits
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.model import Model
 from jaxinfer.decode.scoring import Reading, chunk_of, read
-from jaxinfer.models.stack import grow_cache
+from jaxinfer.models.stack import check_positions, grow_cache
 
 
 class Reader:
@@ -68,6 +68,7 @@ class Reader:
         return found
 
     def _reserve(self, length: int) -> None:
+        check_positions(self.model.config, length)
         stays = self.policy.fixed_size or length <= self.capacity
         capacity = self.capacity if stays else bucket(length, SMALLEST_CAPACITY)
         self.policy.check_room(capacity, 0, length)

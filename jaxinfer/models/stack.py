@@ -101,6 +101,15 @@ def cache_geometry(
     )
 
 
+def check_positions(cfg: ModelConfig, length: int) -> None:
+    """Refuses a text longer than learned positions reach: behind them, indices are clamped."""
+    if cfg.positions == "learned" and length > cfg.max_positions:
+        raise ValueError(
+            f"{length} tokens exceed the {cfg.max_positions} learned positions of the model; "
+            "shorten the text"
+        )
+
+
 def forward(
     cfg: ModelConfig,
     params: Params,
@@ -118,6 +127,7 @@ def forward(
     """
     batch, size = tokens.shape
     if cache is None:
+        check_positions(cfg, size)
         empty = jnp.zeros((batch,), jnp.int32)
         cache = Cache(
             length=empty, layers=((),) * cfg.num_layers, policies=(NO_CACHE,) * cfg.num_layers
