@@ -30,7 +30,7 @@ RELATIVES = {
     "mixtral": "mistral",
     "olmo": "llama",
     "phi": "llama",
-    "rw": "falcon",
+    "refinedweb": "falcon",
     "smollm": "llama",
     "stablelm": "gpt_neox",
     "starcoder2": "mistral",
@@ -50,12 +50,12 @@ SETTINGS = (
 def nearest(name: str, known: Collection[str], settings: Iterable[str] = ()) -> str:
     """One of `known` (or of the families beside it): by `name`, else by names of `settings`."""
     name = name[:64].lower()
-    start = max((k for k in known if name.startswith(k)), key=len, default=None)
+    named = {family: family for family in known} | RELATIVES
+    start = max((k for k in named if name.startswith(k)), key=len, default=None)
+    if start is not None:
+        return named[start]
     alike = difflib.get_close_matches(name, known, 1, ALIKE)
-    if start or alike:
-        return start or alike[0]
-    related = max((k for k in RELATIVES if name.startswith(k)), key=len, default=None)
-    if related:
-        return RELATIVES[related]
+    if alike:
+        return alike[0]
     present = set(settings)
     return next((family for key, family in SETTINGS if key in present), "llama")
