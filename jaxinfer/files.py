@@ -91,20 +91,35 @@ def put_in_place(content: Path, folder: Path, temporary: Path) -> None:
     _flush_names(folder.parent)
 
 
-def check_destination(folder: Path, is_ours: Callable[[Path], bool], what: str) -> None:
+def check_destination(
+    folder: Path, is_ours: Callable[[Path], bool], what: str, *, overwrite: bool
+) -> None:
     """Raises unless `folder` is absent, empty or what may be replaced.
 
     Args:
       folder: where a folder is to be written.
       is_ours: whether a folder that is there holds an older version of what is to be written.
       what: what that is, for the error, such as "a draft".
+      overwrite: whether such an older version may be replaced; nothing else ever is.
     """
     _check_place(folder, "a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
-        raise ValueError(f"{folder} exists and is not {what}; choose another destination")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not is_ours(folder):
+            raise ValueError(f"{folder} exists and is not {what}; choose another destination")
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds {what} already; choose another destination, or replace it with "
+                "overwrite=True (--force)"
+            )
     above = next((p for p in folder.absolute().parents if p.exists()), None)
     if above is not None and not above.is_dir():
         raise ValueError(f"{above} is not a folder; choose another destination than {folder}")
+
+
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Raises where there is a file already that may not be replaced."""
+    if path.is_file() and not overwrite:
+        raise ValueError(f"{path} exists; choose another file, or replace it with --force")
 
 
 def write_text(path: str | Path, text: str) -> None:

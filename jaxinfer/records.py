@@ -6,6 +6,7 @@ results.
 
 import dataclasses
 import datetime
+import errno
 import json
 import math
 import os
@@ -47,7 +48,8 @@ def append(record: Record, folder: Path) -> Path:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
-        os.write(descriptor, line)
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
     return path

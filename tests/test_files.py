@@ -204,15 +204,17 @@ def test_files_and_the_names_of_their_folders_reach_the_disk(tmp_path, monkeypat
 def test_a_destination_must_be_new_empty_or_ours(tmp_path):
     ours = tmp_path / "ours"
     ours.mkdir()
-    check_destination(ours, lambda folder: False, "a draft")
-    check_destination(tmp_path / "absent", lambda folder: False, "a draft")
+    check_destination(ours, lambda folder: False, "a draft", overwrite=False)
+    check_destination(tmp_path / "absent", lambda folder: False, "a draft", overwrite=False)
     (ours / "file").write_text("")
-    check_destination(ours, lambda folder: folder == ours, "a draft")
+    check_destination(ours, lambda folder: folder == ours, "a draft", overwrite=True)
+    with pytest.raises(ValueError, match="holds a draft already"):
+        check_destination(ours, lambda folder: folder == ours, "a draft", overwrite=False)
     with pytest.raises(ValueError, match="is not a draft"):
-        check_destination(ours, lambda folder: False, "a draft")
+        check_destination(ours, lambda folder: False, "a draft", overwrite=True)
     for wrong in (ours / "file", ours / "file" / "below"):
         with pytest.raises(ValueError, match="not a folder"):
-            check_destination(wrong, lambda folder: True, "a draft")
+            check_destination(wrong, lambda folder: True, "a draft", overwrite=True)
 
 
 def test_a_message_from_a_file_is_one_short_line_that_a_terminal_only_shows():

@@ -100,12 +100,15 @@ def rounded(maps: Params) -> dict[str, np.ndarray]:
     return {name: _decode(*_encode(np.asarray(x, np.float32))) for name, x in maps.items()}
 
 
-def save_feature_maps(folder: str | Path, maps: LessFeatureMaps) -> None:
-    """Writes a folder, whole or not at all; an older one is replaced, any other refused."""
+def save_feature_maps(
+    folder: str | Path, maps: LessFeatureMaps, *, overwrite: bool = False
+) -> None:
+    """Writes a folder, whole or not at all; older feature maps there are replaced only with
+    `overwrite`, and nothing else ever is."""
     from safetensors.numpy import save
 
     folder = Path(folder)
-    check_destination(folder, is_less, WHAT)
+    check_destination(folder, is_less, WHAT, overwrite=overwrite)
     tensors: dict[str, np.ndarray] = {}
     for index, layer in enumerate(maps.layers):
         for name, value in layer["feature_map"].items():

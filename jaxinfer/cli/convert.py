@@ -17,6 +17,7 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), bfloat16 or float16.")
     ] = None,
+    force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Write a model to a folder that loads fast; nothing half-written is left behind."""
@@ -26,7 +27,7 @@ def convert(
     if not destination.strip() or "\0" in destination:
         raise ValueError(f"the destination must be a folder, got {destination!r}")
     with progress(f"converting {source}") as report:
-        folder = run(source, destination, dtype=dtype, progress=report)
+        folder = run(source, destination, dtype=dtype, overwrite=force, progress=report)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if as_json:
         o.print_json({"source": source, "folder": str(folder), "bytes": size})

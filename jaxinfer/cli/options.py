@@ -33,6 +33,7 @@ WeightsOption = Annotated[
     typer.Option("--weights", help="int8 (faster on a CPU) or int4 stores weights in fewer bits."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")
 ]

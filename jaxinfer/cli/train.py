@@ -34,6 +34,7 @@ def less(
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
     seed: o.SeedOption = 0,
+    force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Train LESS's feature maps, which remember what an eviction policy drops (arXiv 2402.09398).
@@ -58,7 +59,7 @@ def less(
         learning_rate=learning_rate,
         seed=seed,
     )
-    check_destination(out, is_less, WHAT)  # before hours of work
+    check_destination(out, is_less, WHAT, overwrite=force)  # before hours of work
     lm = open_model(model, "float32")
     tokens = text_windows(
         lm.encode, sequences, context, seed=seed, sources=source or None, folder=texts
@@ -68,7 +69,7 @@ def less(
         maps = train_less(
             lm.config, lm.params, tokens, recipe, run_dir, model=lm.name, report=report
         )
-    save_feature_maps(out, maps)
+    save_feature_maps(out, maps, overwrite=force)
     _show(maps, out, as_json)
 
 
@@ -120,6 +121,7 @@ def draft(
     texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
     seed: o.SeedOption = 0,
+    force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Distil a draft for speculative decoding (arXiv 2402.12374).
@@ -139,7 +141,7 @@ def draft(
         windows=windows, context=context, own=own, steps=steps, batch=batch,
         learning_rate=learning_rate, optimizer=optimizer, seed=seed,
     )  # fmt: skip
-    check_out(out, recipe)  # before hours of work
+    check_out(out, recipe, overwrite=force)  # before hours of work
     lm = open_model(target, "float32", weights)
     tokens = text_windows(
         lm.encode, windows, context, seed=seed, sources=source or None, folder=texts
@@ -148,7 +150,7 @@ def draft(
     with bars(transient=False) as report:
         student, trained, metrics = train_draft(lm, tokens, recipe, run_dir, report=report)
     record = {"recipe": asdict(recipe) | {"weights": weights}, "results": metrics}
-    save_trained(out, lm, student, trained, record)
+    save_trained(out, lm, student, trained, record, overwrite=force)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if as_json:
         o.print_json({"folder": str(out), "bytes": size} | metrics)

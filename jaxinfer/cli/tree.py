@@ -41,6 +41,7 @@ def tree(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again.")] = False,
     dtype: o.DtypeOption = None,
     weights: o.WeightsOption = None,
+    force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure acceptance and times, and choose the tree with the most tokens per second.
@@ -48,7 +49,10 @@ def tree(
     Example: jaxinfer tree --target tiny-llama --draft tiny-draft --save tree.json --plot tree.png
     """
     from jaxinfer.decode.sampling import Sampler
+    from jaxinfer.files import check_new_file
 
+    for path in filter(None, (save, plot)):  # before minutes of work
+        check_new_file(path, overwrite=force)
     chosen = o.make_policy(policy, policy_args)
     sampler = Sampler(temperature=temperature, top_p=top_p)
     try:

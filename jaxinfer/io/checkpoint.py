@@ -62,10 +62,16 @@ def is_checkpoint(folder: Path, *, current: bool = False) -> bool:
     return data.get("format") == FORMAT and data.get("format_version") in versions
 
 
-def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `folder`, replacing a checkpoint there but never any other folder."""
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
+    """Write `checkpoint` to `folder`, which appears whole or not at all.
+
+    Args:
+      folder: absent or empty; with `overwrite` also one that holds an older checkpoint.
+      checkpoint: what is written.
+      overwrite: replace a checkpoint that is there, but never any other folder.
+    """
     folder = Path(folder)
-    check_destination(folder, is_checkpoint, WHAT)
+    check_destination(folder, is_checkpoint, WHAT, overwrite=overwrite)
     with replacing_folder(folder) as temporary:
         config = {
             "format": FORMAT,

@@ -18,24 +18,28 @@ def convert(
     dst: str | os.PathLike,
     *,
     dtype: DType = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the model `src` to the folder `dst` and return it.
 
     Args:
       src: a model-index name, a Hugging Face folder, a GGUF file or a folder of our format.
-      dst: a new or empty folder, or an older checkpoint of ours, which is replaced.
+      dst: a new or empty folder, no link.
       dtype: "float32", "bfloat16" or "float16"; None is "float32".
+      overwrite: replace an older checkpoint of ours at `dst`; any other folder is never touched.
       progress: called as `progress(done, total)` while tensors are read.
     """
     path, folder = model_path(src), Path(os.path.expanduser(dst))
     if path.resolve() == folder.resolve():
         raise ValueError(f"source and destination are both {path}; choose another destination")
-    check_destination(folder, is_checkpoint, WHAT)
+    check_destination(folder, is_checkpoint, WHAT, overwrite=overwrite)
     checkpoint = read_checkpoint(path, "float32" if dtype is None else dtype, progress)
     record = checkpoint.provenance | _hashes(path)
     save_checkpoint(
-        folder, Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, record)
+        folder,
+        Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, record),
+        overwrite=overwrite,
     )
     return folder
 

@@ -63,12 +63,13 @@ def is_draft(folder: str | Path) -> bool:
         return False
 
 
-def save_draft(folder: str | Path, draft: BorrowingDraft) -> None:
-    """Writes a folder, whole or not at all; only an older draft is replaced."""
+def save_draft(folder: str | Path, draft: BorrowingDraft, *, overwrite: bool = False) -> None:
+    """Writes a folder, whole or not at all; an older draft there is replaced only with
+    `overwrite`, and nothing else ever is."""
     from safetensors.numpy import save
 
     folder = Path(folder)
-    check_destination(folder, is_draft, WHAT)
+    check_destination(folder, is_draft, WHAT, overwrite=overwrite)
     tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(draft.params):
         name, value = leaf_name(path), np.asarray(leaf, np.float32)

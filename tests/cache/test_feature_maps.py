@@ -94,12 +94,14 @@ def test_unknown_names_and_folders_are_refused(tmp_path):
 
 
 def test_only_feature_maps_are_replaced(folder, tmp_path):
-    save_feature_maps(folder, make(1))
+    with pytest.raises(ValueError, match="holds .* already"):
+        save_feature_maps(folder, make(1))
+    save_feature_maps(folder, make(1), overwrite=True)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="choose another destination"):
-        save_feature_maps(mine, make())
+        save_feature_maps(mine, make(), overwrite=True)
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
 
 
@@ -141,7 +143,7 @@ def test_damaged_files_are_refused(folder):
 def test_numbers_that_are_not_finite_are_refused(folder, tmp_path):
     maps = make()
     maps.layers[1]["feature_map"]["scale"][0, 0] = np.nan
-    save_feature_maps(folder, maps)
+    save_feature_maps(folder, maps, overwrite=True)
     with pytest.raises(ValueError, match=r"layers.1.scale.*not finite"):
         load_feature_maps(folder)
 

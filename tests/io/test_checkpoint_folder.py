@@ -64,10 +64,14 @@ def test_a_checkpoint_without_tokenizer_round_trips(tmp_path):
     assert load_checkpoint(tmp_path / "out", "float32").tokenizer is None
 
 
-def test_a_checkpoint_is_replaced_by_a_newer_one(tmp_path):
+def test_a_checkpoint_is_replaced_by_a_newer_one_only_when_asked_for(tmp_path):
     config = CONFIG | {"tie_word_embeddings": True}
     convert(gguf_file(tmp_path / "a.gguf"), tmp_path / "out")
-    convert(gguf_file(tmp_path / "b.gguf", config), tmp_path / "out")
+    newer = gguf_file(tmp_path / "b.gguf", config)
+    with pytest.raises(ValueError, match=r"holds a jaxinfer checkpoint already; .*--force"):
+        convert(newer, tmp_path / "out")
+    assert not load_checkpoint(tmp_path / "out", "float32").config.tie_embeddings
+    convert(newer, tmp_path / "out", overwrite=True)
     assert load_checkpoint(tmp_path / "out", "float32").config.tie_embeddings
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "out"]
 
@@ -76,7 +80,7 @@ def test_a_folder_of_somebody_else_is_never_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is not a jaxinfer checkpoint"):
-        convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out")
+        convert(gguf_file(tmp_path / "m.gguf"), tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
@@ -110,7 +114,7 @@ def test_a_failed_write_leaves_the_older_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "write_json", full)
     with pytest.raises(OSError):
-        convert(tmp_path / "m.gguf", tmp_path / "out")
+        convert(tmp_path / "m.gguf", tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "config.json").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 
@@ -177,7 +181,7 @@ def test_a_killed_conversion_leaves_the_whole_model_or_none(tmp_path, delay):
     process.wait()
     if target.exists():
         load_checkpoint(target, "float32")
-    convert(file, target)
+    convert(file, target, overwrite=True)
     same(load_checkpoint(file, "float32").params, load_checkpoint(target, "float32").params)
 
 

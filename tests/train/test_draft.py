@@ -68,7 +68,9 @@ def test_a_saved_draft_speculates_with_the_targets_own_text(trained, tmp_path):
     options = {"max_new_tokens": 16, "ignore_eos": True}
     found, expected = spec.generate(prompts, **options), target.generate(prompts, **options)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
-    check_out(folder, recipe)  # it may be replaced
+    check_out(folder, recipe, overwrite=True)
+    with pytest.raises(ValueError, match="holds .* already"):
+        check_out(folder, recipe)
 
 
 def test_a_recurrent_draft_keeps_its_weights_in_full(tmp_path):
@@ -119,7 +121,7 @@ def test_a_draft_of_other_weights_or_a_damaged_one_is_refused(tmp_path):
     (tmp_path / "other" / "mine.txt").write_text("mine")
     for recipe in (BORROWING, OWN_KIND):
         with pytest.raises(ValueError, match="choose another destination"):
-            check_out(tmp_path / "other", recipe)
+            check_out(tmp_path / "other", recipe, overwrite=True)
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict):
     backend = Backend.from_file(str(run / "tokenizer.json"))
     tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(END_ID,))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance))
+    save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance), overwrite=True)
     return params
 
 

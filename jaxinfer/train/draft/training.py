@@ -77,16 +77,22 @@ def train_draft(
     return student, state.params, {n: float(np.mean([row[n] for row in tail])) for n in names}
 
 
-def check_out(folder: Path, recipe: DraftRecipe) -> None:
+def check_out(folder: Path, recipe: DraftRecipe, *, overwrite: bool = False) -> None:
     """Raises unless the draft may be written to `folder`."""
     if recipe.width is None:
-        check_destination(folder, draft.is_draft, draft.WHAT)
+        check_destination(folder, draft.is_draft, draft.WHAT, overwrite=overwrite)
     else:
-        check_destination(folder, checkpoint.is_checkpoint, checkpoint.WHAT)
+        check_destination(folder, checkpoint.is_checkpoint, checkpoint.WHAT, overwrite=overwrite)
 
 
 def save_trained(
-    folder: Path, target: Model, student: Student, trained: Params, record: dict[str, object]
+    folder: Path,
+    target: Model,
+    student: Student,
+    trained: Params,
+    record: dict[str, object],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes a model folder in bfloat16, or int8 for a draft that borrows the target's head."""
     if student.fixed:
@@ -96,6 +102,7 @@ def save_trained(
             BorrowingDraft(
                 student.config, trained, vocabulary, target.name, fingerprint(target.params), record
             ),
+            overwrite=overwrite,
         )
         return
     assert isinstance(student.config, ModelConfig)
@@ -104,4 +111,5 @@ def save_trained(
     save_checkpoint(
         folder,
         Checkpoint(student.config, params, target.tokenizer, record | {"target": target.name}),
+        overwrite=overwrite,
     )
