@@ -194,6 +194,10 @@ def partial_folder(place: Path) -> Iterator[Path]:
     path, lock = _new(place.parent)
     try:
         yield path
+    except OSError as error:
+        if str(error.filename).startswith(str(path)):  # of a name that nobody has heard of
+            error.filename = str(place)
+        raise
     finally:
         _remove(path)
         os.close(lock)

@@ -9,6 +9,8 @@ from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, check_cac
 from jaxinfer.runtime import memory
 
 ENDLESS = 2**31 - 1  # tokens of a stream without end
+ENDLESS_BUFFER = 64  # token buffer of an endless stream, which the loop fills in circles
+LONGEST = 2**30  # tokens of any other text: the largest buffer that 32-bit indices reach
 
 
 def capacity_for(model: Model, policy: Policy, context: int, new: int) -> int:
@@ -38,11 +40,22 @@ def capacity_for(model: Model, policy: Policy, context: int, new: int) -> int:
 
 
 def check_fits(
-    model: Model, policy: Policy, batch: int, capacity: int, tokens: int, *, allocates: bool = True
+    model: Model,
+    policy: Policy,
+    batch: int,
+    capacity: int,
+    tokens: int,
+    *,
+    new: int = 0,
+    allocates: bool = True,
 ) -> None:
     """Refuses, before anything is compiled, what cannot fit in memory.
 
-    `allocates=False`: the cache is there already.
+    Args:
+      model, policy, batch, capacity: whose cache it is.
+      tokens: read at once.
+      new: tokens that each row generates at most.
+      allocates: False when the cache is there already.
     """
     cfg = model.config
     geometry = cache_geometry(cfg, capacity, model.engine.dtype, model.engine.backend)
@@ -54,6 +67,7 @@ def check_fits(
         cache_bytes=batch * cache_bytes_per_row(cfg, policy, geometry) * allocates,
         batch=batch,
         tokens=min(tokens, chunk),
+        new=ENDLESS_BUFFER if new == ENDLESS else bucket(new, 1) if new else 0,
         block=min(geometry.backend.block or capacity, capacity),
     )
     memory.check_available(parts)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from jaxinfer.decode.capacity import LONGEST
 from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.results import Completion
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.stream import Stream
+from jaxinfer.runtime import memory
 
 
 def generate(model: Model, prompts: Sequence[Prompt], opts: Options) -> list[Completion]:
@@ -25,5 +27,10 @@ def warmup(model: Model, prompt_lengths: Sequence[int], batch: int, opts: Option
     """Compiles what such generations need; returns the seconds that it took."""
     before = model.engine.compile_s
     for length in prompt_lengths:
+        if not 1 <= length <= LONGEST or not 1 <= batch <= LONGEST:
+            raise ValueError(
+                f"prompt lengths and batch must be from 1 to {LONGEST}, got {length} and {batch}"
+            )
+        memory.check_available({"prompts": batch * (memory.ROW + length * memory.TOKEN)})
         generate(model, [[0] * length] * batch, opts)
     return model.engine.compile_s - before

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxinfer.cache.policy import Policy
-from jaxinfer.decode.capacity import ENDLESS
+from jaxinfer.decode.capacity import ENDLESS, LONGEST
 from jaxinfer.decode.model import plain
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.decode.sampling import GREEDY, Sampler
@@ -66,8 +66,10 @@ class Options:
         if self.sparsity is not None:
             raise ValueError(f"sparsity={self.sparsity!r} is not supported by this model object")
         object.__setattr__(self, "samples", plain(self.samples))
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"samples must be a whole number, at least 1, got {self.samples!r}")
+        if not isinstance(self.samples, int) or not 1 <= self.samples <= LONGEST:
+            raise ValueError(
+                f"samples must be a whole number from 1 to {LONGEST}, got {self.samples!r}"
+            )
 
     def per_prompt(self, count: int) -> list[Asked]:
         """The options of each of `count` prompts."""
@@ -82,9 +84,9 @@ class Options:
         )
         asked = [Asked(*row) for row in rows]
         for one in asked:
-            if not 1 <= one.max_new_tokens <= ENDLESS:
+            if not 1 <= one.max_new_tokens <= LONGEST and self.max_new_tokens is not None:
                 raise ValueError(
-                    f"max_new_tokens must be from 1 to {ENDLESS}, got {one.max_new_tokens}"
+                    f"max_new_tokens must be from 1 to {LONGEST}, got {one.max_new_tokens}"
                 )
             if one.seed not in SEEDS:
                 raise ValueError(f"seed must be from -2**63 to 2**63 - 1, got {one.seed}")

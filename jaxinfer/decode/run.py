@@ -11,7 +11,7 @@ import numpy as np
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.cache.presets import full
-from jaxinfer.decode.capacity import capacity_for, check_fits
+from jaxinfer.decode.capacity import ENDLESS_BUFFER, capacity_for, check_fits
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, repeat_rows, seen_tokens
 from jaxinfer.decode.loop import plain_step
 from jaxinfer.decode.model import Model, Prompt
@@ -25,7 +25,6 @@ from jaxinfer.decode.state import DecodeState
 from jaxinfer.models.stack import grow_cache
 from jaxinfer.typing import Leaf
 
-ENDLESS_BUFFER = 64  # token buffer of an endless stream, which the loop fills in circles
 ENDLESS_KEPT = 4096  # its newest tokens and pieces of text, which its completion holds
 
 
@@ -51,11 +50,11 @@ class Run:
         self.model, self.opts, self.consume = model, opts, consume
         self.prompts, self.policy = _read_by(model, prompts, opts)
         self.prefix_tokens = [] if opts.prefix is None else opts.prefix.tokens
+        self.capacity = self._checked_capacity()
         self.rows = Rows.of(model, self.prompts, opts)
         self.contexts = [self.prefix_tokens + prompt for prompt in self.rows.prompts]
         self.requests = self.rows.requests(model, opts.limit)
         self.engine = model.engine.serving(self.policy)
-        self.capacity = self._checked_capacity()
         self.plan = None if opts.draft is None else opts.draft.plan(self)
         # A session remembers all of its text; its tokens are read out as they come.
         kept = ENDLESS_KEPT if self.endless and not consume else None
@@ -154,12 +153,14 @@ class Run:
         )
 
     def _checked_capacity(self) -> int:
-        """The cache's capacity, which fits into the memory."""
+        """The cache's capacity, which fits into the memory beside the rows and their tokens."""
+        asked = self.opts.per_prompt(len(self.prompts))
+        new, rows = max(one.max_new_tokens for one in asked), len(asked) * self.opts.samples
         read, prefix = max(map(len, self.prompts)), self.opts.prefix
         context = len(self.prefix_tokens) + read
-        capacity = capacity_for(self.model, self.policy, context, self.rows.limit)
+        capacity = capacity_for(self.model, self.policy, context, new)
         allocates = not (self.consume and prefix is not None and capacity <= prefix.capacity)
-        check_fits(self.model, self.policy, len(self.rows), capacity, read, allocates=allocates)
+        check_fits(self.model, self.policy, rows, capacity, read, new=new, allocates=allocates)
         return capacity
 
     def _begun(self) -> DecodeState:

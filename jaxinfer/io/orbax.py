@@ -8,9 +8,16 @@ a missing chunk is an error, never zeros.
 """
 
 import contextlib
+import errno
 import logging
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,8 +41,11 @@ def save_params(folder: Path, params: Params) -> None:
     """Write `params` below `folder`, which must not exist."""
     import orbax.checkpoint as ocp
 
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if shutil.disk_usage(folder.parent).free < size:  # known before a byte is written
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+    with writing(folder), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
     marker = folder / "commit_success.txt"
     if marker.is_file():  # it names the folder of this machine, which is nobody's business
@@ -69,12 +79,36 @@ def _filled(array: ZarrArray, dtype: np.dtype) -> jax.Array:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's notes about its own settings off the user's terminal."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def writing(folder: Path) -> Iterator[None]:
+    """Orbax writes inside, and says what went wrong once.
+
+    Its threads log their tracebacks, and what the file system refused comes as a ValueError of the
+    storage engine; here it is an OSError. Notes about Orbax's own settings go nowhere.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook = threading.excepthook = _nothing
+    sys.unraisablehook = _only(hooks[2], KeyboardInterrupt)  # Ctrl-C is heard here as elsewhere
     try:
         yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
     finally:
-        logger.setLevel(level)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _nothing(*args: object) -> None:
+    """A hook for what is raised to the caller anyway."""
+
+
+def _only(hook: Callable[[Any], object], kind: type[BaseException]) -> Callable[[Any], object]:
+    return lambda what: hook(what) if issubclass(what.exc_type, kind) else None

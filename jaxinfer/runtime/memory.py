@@ -13,6 +13,8 @@ import jax
 from jaxinfer.config import ModelConfig
 
 REMEDY = "lower the batch or the context, choose a smaller cache policy, or free memory"
+ROW = 4096  # bytes that a row's options and results take on the host, before its first token
+TOKEN = 8 + 72  # bytes of a generated token: in the loop's buffers, and in the host's lists
 _UNLIMITED = 1 << 60  # what cgroup v1 writes for "no limit" is near 2^63
 
 
@@ -37,10 +39,12 @@ def estimate(
     cache_bytes: int,
     batch: int = 1,
     tokens: int = 1,
+    new: int = 0,
     block: int = 512,
     parameter_bytes: int = 0,
 ) -> dict[str, int]:
-    """Bytes by part for reading `tokens` per row at once, activations in float32.
+    """Bytes by part for reading `tokens` per row at once, activations in float32, and for `new`
+    generated tokens of every row.
 
     Temporaries: scores of one block with their exponentials and masks, the MLP's inner activations,
     and a few copies of the residual stream. An upper bound of the right size, not a measurement.
@@ -52,6 +56,7 @@ def estimate(
         "cache": cache_bytes,
         "logits": 4 * batch * cfg.vocab_size * 3,
         "temporaries": 4 * batch * tokens * (scores + inner),
+        "tokens": batch * (ROW + new * TOKEN) if new else 0,
     }
     return {name: size for name, size in parts.items() if size}
 

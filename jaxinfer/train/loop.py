@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxinfer.files import write_text
+from jaxinfer.io.orbax import writing
 from jaxinfer.progress import Report, silent
 from jaxinfer.typing import Json, Params
 
@@ -156,8 +157,9 @@ def _manager(folder: Path, keep: int | None):
 def _save(manager, step: int, state: TrainState) -> None:
     import orbax.checkpoint as ocp
 
-    manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
-    manager.wait_until_finished()
+    with writing(manager.directory):
+        manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
+        manager.wait_until_finished()
 
 
 def _restore(manager, like: TrainState) -> TrainState:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import jaxinfer as ji
-from jaxinfer.decode.run import ENDLESS_BUFFER
+from jaxinfer.decode.capacity import ENDLESS_BUFFER
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, PieceTokenizer, lm_of, params_of, random_tokens
 

@@ -13,6 +13,7 @@ from jaxinfer.files import replacing
 from jaxinfer.lm import LM
 from jaxinfer.models.stack import forward
 from jaxinfer.progress import Report, silent
+from jaxinfer.train.run_folder import read_array
 
 OWN_PROMPT = 16  # tokens of a text that the target continues
 OWN_TEMPERATURES = (0.0, 0.6, 1.0)
@@ -45,7 +46,7 @@ def target_states(
             with replacing(path) as temporary:
                 np.save(temporary, states)
             report("target's states", min(first + batch, len(windows)), len(windows))
-        parts.append(np.load(path, mmap_mode="r"))
+        parts.append(read_array(path, "r"))
     return parts
 
 
@@ -60,7 +61,7 @@ def own_text(
 ) -> Int[np.ndarray, "Q T"]:
     """Windows of the same shape that the target wrote, behind the first tokens of each; kept in
     `path`, which a killed run goes on with."""
-    done = np.load(path) if path.is_file() else tokens[:0]
+    done = read_array(path) if path.is_file() else tokens[:0]
     length = tokens.shape[1] - OWN_PROMPT
     while len(done) < len(tokens):
         first = len(done)

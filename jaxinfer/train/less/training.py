@@ -29,7 +29,13 @@ from jaxinfer.train.less.data import Harvester, default_policies
 from jaxinfer.train.less.layer import train_layer
 from jaxinfer.train.less.objective import Eviction
 from jaxinfer.train.less.recipe import LessRecipe
-from jaxinfer.train.run_folder import append_line, check_options, read_arrays, write_arrays
+from jaxinfer.train.run_folder import (
+    append_line,
+    check_options,
+    read_array,
+    read_arrays,
+    write_arrays,
+)
 from jaxinfer.typing import Params
 
 
@@ -104,7 +110,7 @@ def _states(run: Path, index: int, harvester, params: Params, tokens: np.ndarray
     """The states in front of layer `index`, saved ones if there are any."""
     path = run / f"hidden-{index:02d}.npy"
     if path.is_file():
-        return np.load(path)
+        return read_array(path)
     hidden = harvester.embed(params, tokens)
     for layer in params["layers"][:index]:
         harvester.advance(layer, hidden, lambda done: report("skipping", done, len(tokens)))
