@@ -195,7 +195,9 @@ def partial_folder(place: Path) -> Iterator[Path]:
     try:
         yield path
     except OSError as error:
-        if str(error.filename).startswith(str(path)):  # of a name that nobody has heard of
+        # a full disk says no name, and others one that nobody has heard of
+        is_ours = error.filename is None or str(error.filename).startswith(str(path))
+        if is_ours and error.errno is not None:
             error.filename = str(place)
         raise
     finally:

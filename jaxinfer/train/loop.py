@@ -157,7 +157,7 @@ def _manager(folder: Path, keep: int | None):
 def _save(manager, step: int, state: TrainState) -> None:
     import orbax.checkpoint as ocp
 
-    with writing(manager.directory):
+    with writing(Path(str(manager.directory))):
         manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
         manager.wait_until_finished()
 
