@@ -13,6 +13,7 @@ groups and that of the words are independent choices.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
@@ -93,16 +94,24 @@ def put_runs(old: Array, new: Array, index: Int[Array, "B M"], axis: int) -> Arr
     """`old` with run m of `new`, which consists of M equal runs along `axis`, at run `index[b, m]`;
     too large an index writes nothing.
 
-    Axes stay in place: XLA CPU updates the reshaped array without a copy.
+    One scatter of windows into the array as it is: of one row and run XLA CPU makes an update in
+    place, but a whole copy where the array is split into runs first.
     """
-    entries = new.shape[axis] // index.shape[1]
-
-    def runs(x: Array) -> Array:
-        return x.reshape(*x.shape[:axis], -1, entries, *x.shape[axis + 1 :])
-
-    where = (jnp.arange(index.shape[0])[:, None], *(slice(None),) * (axis - 1), index)
-    written = runs(old).at[where].set(jnp.moveaxis(runs(new), axis, 1), mode="drop")
-    return written.reshape(old.shape)
+    rows, count = index.shape
+    entries = new.shape[axis] // count
+    split = new.reshape(*new.shape[:axis], count, entries, *new.shape[axis + 1 :])
+    start = jnp.stack([jnp.broadcast_to(jnp.arange(rows)[:, None], index.shape), index * entries])
+    return jax.lax.scatter(
+        old,
+        jnp.moveaxis(start, 0, -1),
+        jnp.moveaxis(split, axis, 1),
+        jax.lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(range(2, new.ndim + 1)),
+            inserted_window_dims=(0,),
+            scatter_dims_to_operand_dims=(0, axis),
+        ),
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )
 
 
 def _checked(bits: int) -> int:
