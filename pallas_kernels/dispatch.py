@@ -19,16 +19,40 @@ def dispatch(
     """`reference(*args)`, or `triton(*args, interpret=...)`.
 
     None takes the kernel on a CUDA device and the reference anywhere else, decided when the
-    program is lowered. A named implementation never falls back to another: "triton" on a CPU is
-    an error of the compiler. "interpret" runs the kernel's body on any device, for tests.
+    program is lowered; for a kernel of `replace_by_reference` the reference everywhere. A named
+    implementation never falls back to another: "triton" on a CPU is an error of the compiler.
+    "interpret" runs the kernel's body on any device, for tests.
     """
     check_implementation(implementation)
     if implementation is None:
+        if kernel_name(triton) in _REPLACED:
+            return reference(*args)
         kernel = _once(triton, interpret=False)
         return jax.lax.platform_dependent(*args, cuda=kernel, default=reference)
     if implementation == "reference":
         return reference(*args)
     return _once(triton, interpret=implementation == "interpret")(*args)
+
+
+_REPLACED: set[str] = set()
+
+
+def replace_by_reference(kernel: str) -> None:
+    """From now on the reference of `kernel` (the name of its folder) computes where no
+    implementation is named. Programs that were traced before stay as they are."""
+    _REPLACED.add(kernel)
+
+
+def replaced_kernels() -> frozenset[str]:
+    """The kernels whose references compute."""
+    return frozenset(_REPLACED)
+
+
+def kernel_name(triton: Callable[..., Any]) -> str:
+    """The name of the folder whose `api.py` has this function."""
+    while isinstance(triton, functools.partial):
+        triton = triton.func
+    return triton.__module__.split(".")[-2] if "." in triton.__module__ else triton.__module__
 
 
 def check_implementation(name: str | None) -> None:

@@ -1,7 +1,6 @@
-"""Every kernel on random problems against its reference in float32 at the highest precision.
+"""Every kernel on random problems against its reference, see `pallas_kernels.checks`.
 
-Shapes are ragged and heads grouped, inputs are drawn anew for every check. An error is the largest
-difference over the largest magnitude of each output, as in the kernels' tests.
+Shapes are ragged and heads grouped, inputs are drawn anew for every check.
 """
 
 import functools
@@ -16,9 +15,9 @@ import numpy as np
 from bench.gpu.rows import Run
 from bench.gpu.timing import filled, memory_limit
 from pallas_kernels.cases import Problem, every
+from pallas_kernels.checks import error_of, wide
 from pallas_kernels.dense_attention import dense_attention
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
-from pallas_kernels.softmax_state import NEGATIVE
 
 SEEDS = 8
 PROBLEMS = every("PROBLEMS")
@@ -47,14 +46,14 @@ class Check:
             with jax.default_matmul_precision("highest"):
                 return run(*args, implementation="reference")
 
-        exact = _wide(args) if self.problem.widens else args
+        exact = wide(args) if self.problem.widens else args
         self.programs = [
             jax.jit(f).lower(*x).compile() for f, x in ((kernel, args), (reference, exact))
         ]
 
     def run(self) -> dict[str, Any]:
         problem = self.problem
-        exact = _wide(problem.args) if problem.widens else problem.args
+        exact = wide(problem.args) if problem.widens else problem.args
         found, wanted = self.programs[0](*problem.args), self.programs[1](*exact)
         error = error_of(found, wanted)
         return problem.facts | {
@@ -151,31 +150,3 @@ def attention(
     if bits is not None:
         run = functools.partial(kivi_attention, key_bits=bits, value_bits=bits)
     return run(q, keys, values, visible, scale=scale, config=config, implementation=name)
-
-
-def error_of(found: Any, wanted: Any) -> float:
-    """The largest error of any output relative to its magnitude; NaN if one is not finite, and
-    infinite where an integer or an empty maximum differs."""
-    worst = 0.0
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        if b.dtype.kind in "iub":
-            worst = max(worst, 0.0 if (a == b).all() else np.inf)
-            continue
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        empty = b == np.float32(NEGATIVE)  # maxima of queries that see nothing
-        if (a[empty] != b[empty]).any():
-            return np.inf
-        a, b = np.where(empty, 0, a), np.where(empty, 0, b)
-        error = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
-        if not np.isfinite(error):
-            return float("nan")
-        worst = max(worst, float(error))
-    return worst
-
-
-def _wide(tree: Any) -> Any:
-    """Floats as float32: what a bfloat16 kernel computes, without its roundings."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )

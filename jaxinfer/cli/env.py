@@ -4,9 +4,13 @@ import os
 import platform
 import sys
 from importlib import util
+from typing import Annotated
+
+import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.environment import cores, package_version
+from jaxinfer.files import one_line
 from jaxinfer.typing import Json
 
 PACKAGES = (
@@ -24,8 +28,22 @@ EXTRAS = {
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "JAXINFER_CACHE", "XDG_CACHE_HOME")
 
 
-def env(as_json: o.JsonOption = False) -> None:
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Compare every kernel with its reference and keep the results; without a GPU the "
+        "kernels are interpreted, on small problems. The exit status is 1 if one fails.",
+    ),
+]
+
+
+def env(check: CheckOption = False, as_json: o.JsonOption = False) -> None:
     """Print versions, devices, threads, cache folders and installed extras."""
+    if check:
+        if not check_kernels(as_json):
+            raise typer.Exit(1)
+        return
     record = environment()
     if as_json:
         o.print_json(record)
@@ -37,6 +55,38 @@ def env(as_json: o.JsonOption = False) -> None:
                 print(f"  {key:20} {'-' if item is None else item}")
         else:
             print(f"{name:22} {value}")
+
+
+def check_kernels(as_json: bool) -> bool:
+    """Checks all kernels anew and prints the results; whether all passed."""
+    from jaxinfer.progress import bars
+    from jaxinfer.runtime import kernel_check
+
+    device = kernel_check.device_here()
+    with bars() as report:
+        if device is None:
+            small = ((0, True),)
+            results = kernel_check.check_kernels("interpret", draws=small, report=report)
+        else:
+            results = kernel_check.check_kernels(report=report)
+            kernel_check.keep(device, results)
+    passed = all(result.passed for result in results)
+    if as_json:
+        o.print_json({
+            "device": device and device.kind, "file": device and str(device.file),
+            "implementation": "interpret" if device is None else "triton", "passed": passed,
+            "results": [*map(kernel_check.as_json, results)],
+        })  # fmt: skip
+        return passed
+    where = (
+        f"on {device.kind}" if device else "interpreted: no CUDA device, references compute here"
+    )
+    print(f"kernels {where}")
+    for result in results:
+        verdict = "ok" if result.passed else "FAILED"
+        error = one_line(result.message, 100) or f"{result.error:.2g} of {result.tolerance:.2g}"
+        print(f"  {result.kernel:18} {result.problem:22} {verdict:7} {error}")
+    return passed
 
 
 def environment() -> Json:
@@ -61,6 +111,7 @@ def environment() -> Json:
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "threads": cores(),
         "memory_available_bytes": host_available_bytes(),
+        "kernels": _kernels(),
         "gpu_compiler": gpu_target.unavailable_reason() or "available",
         "model_cache": str(models),
         "program_cache": None if programs is None else str(programs),
@@ -69,6 +120,20 @@ def environment() -> Json:
         "versions": {name: package_version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def _kernels() -> str:
+    """What is known of the kernels on this device."""
+    from jaxinfer.runtime import kernel_check
+
+    device = kernel_check.device_here()
+    if device is None:
+        return "references, no CUDA device"
+    results = kernel_check.stored_results(device)
+    if results is None:
+        return "not checked yet; the first use does, or `jaxinfer env --check`"
+    failed = sorted({result.kernel for result in results if not result.passed})
+    return f"replaced by references: {', '.join(failed)}" if failed else "all checked"
 
 
 def _is_here(name: str) -> bool:

@@ -27,7 +27,7 @@ def info(
     as_json: o.JsonOption = False,
 ) -> None:
     """Print architecture, sizes and the compiled decode step: copies, temporaries, time, floor."""
-    chosen = o.make_policy(policy, policy_args)
+    chosen = o.make_policy(policy, policy_args).sized(capacity)
 
     from jaxinfer.inspection import gpu_target
 
@@ -81,4 +81,8 @@ def _tables(record: Json) -> None:
     table("architecture", record["config"])
     outer = {k: v for k, v in record.items() if k not in ("config", "decode")}
     table("sizes", outer)
-    table("decode step", record["decode"])
+    decode = dict(record["decode"])
+    copies = decode.pop("copies")
+    table("decode step", decode)
+    for line in copies:
+        console.print(f"copy: {line}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.runtime.kernel_check import ensure_checked
 from jaxinfer.typing import Message, Params, Tokenizer
 from pallas_kernels.dispatch import Implementation
 
@@ -40,6 +41,8 @@ class Model:
     engine: Engine = field(init=False, repr=False)
 
     def __post_init__(self):
+        if self.implementation is None:
+            ensure_checked()
         self.engine = Engine(self.config, self.params, Backend.of(self.implementation))
 
     def encode(

@@ -6,21 +6,35 @@ pass over memory per token. The search follows each cache parameter through tupl
 the inside of fusions up to the first contraction or reduction, whose result is attention, not
 cache.
 
-What is not a copy: `dynamic-update-slice` and `scatter` of little data onto the buffer they were
-given, alone or as the root of a fusion (XLA makes them in place, and where it cannot, its copy
-insertion leaves an explicit `copy`, which is counted), and everything inside a fusion, where only
-the output is stored.
+What is not a copy: the blocks that a loop cuts out of a leaf which it hands on unchanged (a read
+in blocks; what the loop puts together elsewhere is counted), `dynamic-update-slice` and `scatter`
+of little data onto the buffer they were given, alone or as the root of a fusion (XLA makes them in
+place, and where it cannot, its copy insertion leaves an explicit `copy`, which is counted), and
+everything inside a fusion, where only the output is stored.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from jaxinfer.inspection.hlo_text import ArrayType, Computation, Instruction, Module
 
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """The cache leaf that a value derives from; of several the largest in this order."""
+
+    is_whole: bool = True  # else one block of a read
+    bytes: int = 0  # 0: from no leaf
+    name: str = ""
+    is_kept: bool = False  # an enclosing loop hands the leaf on unchanged
+
+
+NOTHING = Source(is_whole=False)
 Taint = Any
-"""Bytes of the cache leaf that a value derives from, 0 if none; a list of these for a tuple."""
+"""The `Source` of a value; a list of these for a tuple."""
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
@@ -49,7 +63,7 @@ class CopySearch:
     def run(self) -> dict[str, str]:
         entry = self.module.entry
         taints = [self._source(p) for p in entry.parameters]
-        if not any(taints):
+        if all(taint == NOTHING for taint in taints):
             raise ValueError(
                 "no argument of the program looks like a cache leaf: expected one of "
                 f"{sorted(map(str, self.types)) or sorted(self.sizes)}"
@@ -60,9 +74,11 @@ class CopySearch:
     def is_leaf(self, array: ArrayType) -> bool:
         return array.bytes in self.sizes or (array.dtype, array.dims) in self.types
 
-    def _source(self, parameter: Instruction) -> int:
+    def _source(self, parameter: Instruction) -> Source:
         (array, *rest) = parameter.arrays or (ArrayType("token", ()),)
-        return array.bytes if not rest and self.is_leaf(array) else 0
+        if rest or not self.is_leaf(array):
+            return NOTHING
+        return Source(bytes=array.bytes, name=parameter.source or f"argument {parameter.literal}")
 
     def _walk(self, computation: Computation, taints: list[Taint], stored: bool) -> Taint:
         """The taint of the root; counts copies when the computation's values are stored."""
@@ -73,14 +89,14 @@ class CopySearch:
         for name, instruction in computation.instructions.items():
             if instruction.opcode == "parameter":
                 index = int(instruction.literal)
-                values[name] = taints[index] if index < len(taints) else 0
+                values[name] = taints[index] if index < len(taints) else NOTHING
                 continue
-            inputs = [values.get(operand, 0) for operand in instruction.operands]
+            inputs = [values.get(operand, NOTHING) for operand in instruction.operands]
             values[name] = self._transfer(instruction, inputs, stored)
             if stored:
                 self._count(computation, instruction, values)
         self._values[computation.name] = values
-        self._memo[key] = values.get(computation.root.name, 0)
+        self._memo[key] = values.get(computation.root.name, NOTHING)
         return self._memo[key]
 
     def _transfer(self, instruction: Instruction, inputs: list[Taint], stored: bool) -> Taint:
@@ -96,7 +112,7 @@ class CopySearch:
             done = opcode == "copy-done" and isinstance(value, list)
             return value[0] if done else value
         if opcode == "copy-start":
-            return [inputs[0], inputs[0], 0]
+            return [inputs[0], inputs[0], NOTHING]
         if opcode == "while":
             return self._loop(instruction, inputs[0], stored)
         if opcode in ("fusion", "call"):
@@ -109,32 +125,35 @@ class CopySearch:
                 self._walk(self.module.computations[name], [value], stored)
                 for name, value in zip(called["branches"], inputs[1:], strict=False)
             ]
-            joined: Taint = 0
+            joined: Taint = NOTHING
             for result in results:
                 joined = _join(joined, result)
             return joined
         if opcode == "async-start" and "calls" in called:
             inner = self.module.computations[called["calls"][0]]
-            return [inputs, self._walk(inner, inputs, stored), 0]
+            return [inputs, self._walk(inner, inputs, stored), NOTHING]
         if opcode == "async-done" and isinstance(inputs[0], list) and len(inputs[0]) > 1:
             return inputs[0][1]
         if opcode in _WRITING and not instruction.is_tuple:
             return _peak(inputs[0])  # the buffer stays what it was; see _moves for the update
         if opcode in _CONTRACTING or _is_matrix_call(instruction):
-            return 0
-        strongest = max(map(_peak, inputs), default=0)
+            return NOTHING
+        strongest = max(map(_peak, inputs), default=NOTHING)
+        if opcode == "dynamic-slice" and strongest.is_kept:
+            strongest = replace(strongest, is_whole=False)
         return [strongest] * len(instruction.arrays) if instruction.is_tuple else strongest
 
     def _loop(self, instruction: Instruction, state: Taint, stored: bool) -> Taint:
-        (body,) = instruction.called["body"]
+        (body,) = (self.module.computations[name] for name in instruction.called["body"])
         (condition,) = instruction.called["condition"]
+        kept = _handed_on(body)
         for _ in range(16):  # a taint can move one tuple place per turn; real loops settle in two
-            after = _join(state, self._walk(self.module.computations[body], [state], False))
+            after = _join(state, self._walk(body, [_keeping(state, kept)], False))
             if after == state:
                 break
             state = after
         if stored:
-            self._walk(self.module.computations[body], [state], True)
+            self._walk(body, [_keeping(state, kept)], True)
             self._walk(self.module.computations[condition], [state], True)
         return state
 
@@ -162,19 +181,24 @@ class CopySearch:
                 self.found[where] = (
                     f"{instruction.opcode} {array.dtype}[{dims}] {where} {instruction.source}"
                 ).rstrip()
+                leaf = _peak([values.get(name, NOTHING) for name in instruction.operands]).name
+                self.found[where] += f" of {leaf}" if leaf else ""
 
-    def _is_large(self, array: ArrayType, source: int) -> bool:
-        return source > 0 and array.bytes >= self.fraction * source
+    def _is_large(self, array: ArrayType, source: Source) -> bool:
+        return source.is_whole and self._covers(array, source)
+
+    def _covers(self, array: ArrayType, source: Source) -> bool:
+        return source.bytes > 0 and array.bytes >= self.fraction * source.bytes
 
     def _moves(
         self, computation: Computation, writer: Instruction, values: dict[str, Taint]
     ) -> bool:
         """Whether an in-place write moves much of a cache: at once, or bit by bit elsewhere."""
         update = writer.operands[2 if writer.opcode == "scatter" else 1]
-        source = _peak(values.get(update, 0))
+        source = _peak(values.get(update, NOTHING))
         whole = self._is_large(computation.instructions[update].arrays[0], source)
-        into_new = not _peak(values.get(writer.operands[0], 0))
-        return whole or (into_new and self._is_large(writer.arrays[0], source))
+        into_new = not _peak(values.get(writer.operands[0], NOTHING)).bytes
+        return whole or (into_new and self._covers(writer.arrays[0], source))
 
     def _fills(self, instruction: Instruction, fused: Computation | None, array: ArrayType) -> bool:
         """Whether a buffer of a leaf's shape is made from scratch (a hidden second cache)."""
@@ -219,18 +243,43 @@ def _is_matrix_call(instruction: Instruction) -> bool:
     return any(word in target for word in _MATRIX_CALLS)
 
 
-def _peak(taint: Taint) -> int:
-    return max(map(_peak, taint), default=0) if isinstance(taint, list) else taint
+def _handed_on(body: Computation) -> set[int]:
+    """The places of a loop's state that its body hands on as it got them."""
+    if body.root.opcode != "tuple":
+        return set()
+    origins = ((i, body.instructions[name]) for i, name in enumerate(body.root.operands))
+    return {
+        place
+        for place, origin in origins
+        if origin.opcode == "get-tuple-element"
+        and int(origin.attribute("index") or 0) == place
+        and body.instructions[origin.operands[0]].opcode == "parameter"
+    }
+
+
+def _keeping(state: Taint, kept: set[int]) -> Taint:
+    """The state of a loop, inside of which the leaves at the places `kept` do not change."""
+    if not isinstance(state, list):
+        return state
+    return [
+        replace(taint, is_kept=place in kept) if isinstance(taint, Source) else taint
+        for place, taint in enumerate(state)
+    ]
+
+
+def _peak(taint: Taint) -> Source:
+    return max(map(_peak, taint), default=NOTHING) if isinstance(taint, list) else taint
 
 
 def _join(a: Taint, b: Taint) -> Taint:
+    """Of a loop's turns or of branches."""
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [_join(x, y) for x, y in zip(a, b, strict=True)]
     if isinstance(a, list) and not isinstance(b, list):
         return [_join(x, b) for x in a]
     if isinstance(b, list) and not isinstance(a, list):
         return [_join(a, y) for y in b]
-    return max(_peak(a), _peak(b))
+    return replace(max(_peak(a), _peak(b)), is_kept=False)
 
 
 _NAMES = {"bool": "pred", "int": "s", "uint": "u", "float": "f", "bfloat": "bf", "complex": "c"}

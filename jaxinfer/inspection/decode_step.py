@@ -6,6 +6,7 @@ the same matrix products alone plus the time to read the live cache.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 
@@ -13,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.inspection import gpu_target, hlo
+from jaxinfer.inspection.leaves import felt_leaves
 from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.runtime.backend import Backend
@@ -37,6 +39,8 @@ class DecodeCase:
     program: Program
     requests: Requests
     state: DecodeState  # ShapeDtypeStruct leaves
+    grown: Cache  # the cache of twice the capacity
+    capacity: int
 
     @property
     def arguments(self) -> tuple:
@@ -45,12 +49,8 @@ class DecodeCase:
 
     @property
     def cache_leaves(self) -> list[jax.ShapeDtypeStruct]:
-        """The leaves whose copy would be felt: those with keys, values or their codes (four axes)
-        of at least 1/16 of the largest one. A tail or sinks of constant size are less in a long
-        cache, and so are the few bytes per slot of a policy's books."""
-        leaves = jax.tree.leaves(self.state.cache.layers)
-        largest = max((bytes_of(leaf) for leaf in leaves), default=0)
-        return [leaf for leaf in leaves if 16 * bytes_of(leaf) >= largest and leaf.ndim > 3]
+        """The leaves whose copy would be felt, see `jaxinfer.inspection.leaves`."""
+        return felt_leaves(self.state.cache, self.grown, self.capacity)
 
 
 def decode_case(
@@ -68,7 +68,10 @@ def decode_case(
     """
     policy = policy.sized(capacity)
     engine = Engine(cfg, params, Backend.of(platform=platform)).serving(policy)
-    cache = jax.eval_shape(lambda: engine.new_cache(policy, batch, capacity))
+    cache, grown = (
+        jax.eval_shape(functools.partial(engine.new_cache, policy, batch, size))
+        for size in (capacity, 2 * capacity)
+    )
     requests = make_requests(
         [sampler or Sampler()] * batch, [0] * batch, [TOKEN_BUFFER] * batch, (), cfg.vocab_size
     )
@@ -86,7 +89,7 @@ def decode_case(
         donate_argnames=ours.donate_argnames,
         name=ours.name,
     )
-    return DecodeCase(engine, program, requests, state)
+    return DecodeCase(engine, program, requests, state, grown, capacity)
 
 
 def inspect_decode(
@@ -102,10 +105,11 @@ def inspect_decode(
 
     With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
     parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `params` are
-    abstract. `live` is the number of stored tokens in the timed steps (default: half the
-    capacity).
+    abstract. `copies` names the instructions that `cache_copies` counts, and the leaves;
+    `counted_leaves` are those of `jaxinfer.inspection.leaves`. `live` is the number of stored
+    tokens in the timed steps (default: half the capacity).
     """
-    numbers = size_of(params)
+    numbers, policy = size_of(params), policy.sized(capacity)
     if target is not None:
         params = jax.tree.map(_as_bfloat16, params)
     case = decode_case(cfg, params, policy, capacity, batch, None if target is None else "gpu")
@@ -143,9 +147,12 @@ def _structure(case: DecodeCase, compiled: Compiled) -> Json:
     module = hlo.module_of(compiled.executable)
     memory = hlo.memory(compiled.executable)
     leaves = case.cache_leaves
+    copies = hlo.cache_sized_copies(module, leaves) if leaves else []
     return {
         "compile_s": compiled.total_s,
-        "cache_copies": len(hlo.cache_sized_copies(module, leaves)) if leaves else 0,
+        "cache_copies": len(copies),
+        "copies": copies,
+        "counted_leaves": len(leaves),
         "unaliased_leaves": len(hlo.unaliased_leaves(module, leaves)),
         "temp_bytes": memory.temp_bytes,
         "alias_bytes": memory.alias_bytes,

@@ -59,12 +59,13 @@ def problem(rng: Rng, quick: bool) -> Problem:
 
 def hidden_problem(rng: Rng, quick: bool) -> Problem:
     rows, most = int(rng.choice([1, 1, 4, 16])), 100 if quick else 3000
-    (d, f), dtype = rng.integers(1, most, 2), rng.choice(["float32", "bfloat16"])
+    d, f = (int(n) for n in rng.integers(1, most, 2))
+    dtype = rng.choice(["float32", "bfloat16"])
     kind = str(rng.choice(["silu", "gelu", "gelu_tanh", "relu"]))
     x = jnp.asarray(rng.normal(size=(rows, d)) / d**0.5, dtype)
     gate = some(rng, dtype, f, d) if rng.random() < 0.5 else None
     args = (x, some(rng, dtype, f, d), gate)
-    facts = {"shape": [rows, int(d), int(f)], "activation": kind, "dtype": str(dtype)}
+    facts = {"shape": [rows, d, f], "activation": kind, "dtype": str(dtype)}
     run = functools.partial(feed_forward_hidden, activation=kind)
     return Problem(run=run, args=args, tolerance=tolerance_of(dtype), facts=facts)
 

@@ -71,7 +71,7 @@ def search(run: Any, problem: TimedUse, end: float) -> Row:
     """Tries candidates, the heuristic's choice first, until all are tried or it is `end`."""
     import jax
 
-    from bench.gpu.correctness_part import error_of
+    from pallas_kernels.checks import error_of
     from pallas_kernels.tuned import lookups
 
     seed = jax.ShapeDtypeStruct((), "uint32")
