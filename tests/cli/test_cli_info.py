@@ -47,7 +47,7 @@ def model(tmp_path_factory) -> str:
     """Two layers with heads of 32, which KIVI's groups divide."""
     config = ModelConfig(
         family="llama", vocab_size=258, hidden_size=64, intermediate_size=96, num_layers=2,
-        num_heads=2, num_kv_heads=1, head_dim=32, max_positions=4096,
+        num_heads=2, num_kv_heads=2, head_dim=32, max_positions=4096,
         rope=RopeConfig(rotary_dim=32),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("info") / "tiny"
@@ -70,10 +70,7 @@ def maps(lm, tmp_path_factory) -> str:
 
 
 def test_every_policy_that_has_a_name_is_tried():
-    with pytest.raises(ValueError) as error:
-        resolve("none of them")
-    assert all(name in str(error.value) for name in NAMES)
-    assert all(POLICIES.find(name) for name in NAMES)
+    assert set(NAMES) <= set(POLICIES.names())
 
 
 @pytest.mark.parametrize("target, name, weights", combinations())
