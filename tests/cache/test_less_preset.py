@@ -44,6 +44,16 @@ def test_feature_maps_of_zero_change_no_number_of_a_model(base):
     assert np.abs(log_probs(ji.less(base, maps())) - log_probs(base)).max() > 1e-3
 
 
+def test_every_layer_gets_its_own_feature_maps():
+    policy = ji.less(BASES["h2o"], maps())
+    layers = LM.engine.serving(policy).params["layers"]
+    for layer, own, before in zip(
+        layers, policy.feature_maps.layers, LM.params["layers"], strict=True
+    ):
+        assert layer["attn"]["cache"] is own
+        assert layer["mlp"] is before["mlp"] and "cache" not in before["attn"]
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_how_a_prompt_is_read(name):
     """Over positions in the text at once and dense, over those in the cache in whole windows."""

@@ -76,6 +76,21 @@ def test_rows_and_biases_of_a_stored_weight():
     np.testing.assert_allclose(biased, product(x, stored) + 1)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("weights, bits", [("int8", 8), ("int4", 4)])
+def test_the_head_has_8_bits_in_every_format(weights, bits, tied):
+    """A tied one is the embedding; an embedding that is no head stays as it is."""
+    lm = lm_of("llama")
+    head = lm.params["embed"]["tokens"]
+    params = {"embed": {"tokens": head}, "layers": lm.params["layers"]}
+    params |= {} if tied else {"head": {"weight": head}}
+    stored = quantize_weights(params, weights, Backend.of("triton"))
+    found = stored["embed"]["tokens"] if tied else stored["head"]["weight"]
+    assert isinstance(found, PackedWeight) and found.packed.bits == 8
+    assert stored["layers"][0]["attn"]["q"]["weight"].packed.bits == bits
+    assert tied or stored["embed"]["tokens"] is head
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_model_stays_close_to_itself(name, weights):

@@ -11,6 +11,8 @@ from jaxinfer.nn.rope import _by_halves, _by_pairs, inverse_frequencies, rotate,
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
+SHORT_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONG_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 REAL = {
     "Llama-2": (128, {"rope_type": "default", "rope_theta": 1e4}),
     "Vicuna-16k": (128, {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
@@ -18,6 +20,9 @@ REAL = {
     "Llama-3.2": (64, {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0} | LLAMA3),
     "Qwen2.5": (128, {"rope_type": "yarn", "rope_theta": 1e6} | YARN),
     "untruncated": (64, {"rope_type": "yarn", "rope_theta": 1.5e5, "truncate": False} | YARN),
+    # The channels of beta_fast and of beta_slow turns lie outside of the rotary ones.
+    "YaRN before the first channel": (64, {"rope_theta": 1e4} | SHORT_YARN),
+    "YaRN behind the last channel": (32, {"rope_theta": 10.0} | LONG_YARN),
 }
 
 
