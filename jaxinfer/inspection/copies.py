@@ -14,27 +14,21 @@ everything inside a fusion, where only the output is stored.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxinfer.inspection.hlo_text import ArrayType, Computation, Instruction, Module
-
-
-@dataclass(frozen=True, order=True)
-class Source:
-    """The cache leaf that a value derives from; of several the largest in this order."""
-
-    is_whole: bool = True  # else one block of a read
-    bytes: int = 0  # 0: from no leaf
-    name: str = ""
-    is_kept: bool = False  # an enclosing loop hands the leaf on unchanged
-
-
-NOTHING = Source(is_whole=False)
-Taint = Any
-"""The `Source` of a value; a list of these for a tuple."""
+from jaxinfer.inspection.sources import (
+    NOTHING,
+    Source,
+    Taint,
+    handed_on,
+    join,
+    keeping,
+    peak,
+)
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
@@ -106,7 +100,7 @@ class CopySearch:
         if opcode == "get-tuple-element":
             index = int(instruction.attribute("index") or 0)
             value = inputs[0]
-            return value[index] if isinstance(value, list) and index < len(value) else _peak(value)
+            return value[index] if isinstance(value, list) and index < len(value) else peak(value)
         if opcode in ("bitcast", "opt-barrier", "copy", "copy-done"):
             value = inputs[0]
             done = opcode == "copy-done" and isinstance(value, list)
@@ -127,7 +121,7 @@ class CopySearch:
             ]
             joined: Taint = NOTHING
             for result in results:
-                joined = _join(joined, result)
+                joined = join(joined, result)
             return joined
         if opcode == "async-start" and "calls" in called:
             inner = self.module.computations[called["calls"][0]]
@@ -135,10 +129,10 @@ class CopySearch:
         if opcode == "async-done" and isinstance(inputs[0], list) and len(inputs[0]) > 1:
             return inputs[0][1]
         if opcode in _WRITING and not instruction.is_tuple:
-            return _peak(inputs[0])  # the buffer stays what it was; see _moves for the update
+            return peak(inputs[0])  # the buffer stays what it was; see _moves for the update
         if opcode in _CONTRACTING or _is_matrix_call(instruction):
             return NOTHING
-        strongest = max(map(_peak, inputs), default=NOTHING)
+        strongest = max(map(peak, inputs), default=NOTHING)
         if opcode == "dynamic-slice" and strongest.is_kept:
             strongest = replace(strongest, is_whole=False)
         return [strongest] * len(instruction.arrays) if instruction.is_tuple else strongest
@@ -146,14 +140,14 @@ class CopySearch:
     def _loop(self, instruction: Instruction, state: Taint, stored: bool) -> Taint:
         (body,) = (self.module.computations[name] for name in instruction.called["body"])
         (condition,) = instruction.called["condition"]
-        kept = _handed_on(body)
+        kept = handed_on(body)
         for _ in range(16):  # a taint can move one tuple place per turn; real loops settle in two
-            after = _join(state, self._walk(body, [_keeping(state, kept)], False))
+            after = join(state, self._walk(body, [keeping(state, kept)], False))
             if after == state:
                 break
             state = after
         if stored:
-            self._walk(body, [_keeping(state, kept)], True)
+            self._walk(body, [keeping(state, kept)], True)
             self._walk(self.module.computations[condition], [state], True)
         return state
 
@@ -173,7 +167,7 @@ class CopySearch:
                 inside = values if fused is None else self._values.get(fused.name, {})
                 copied = any(self._moves(fused or computation, w, inside) for w in writers)
             else:
-                copied = self._is_large(array, _peak(source))
+                copied = self._is_large(array, peak(source))
                 copied |= self._fills(instruction, fused, array)
             if copied:
                 where = f"{computation.name}/{instruction.name}"
@@ -181,7 +175,7 @@ class CopySearch:
                 self.found[where] = (
                     f"{instruction.opcode} {array.dtype}[{dims}] {where} {instruction.source}"
                 ).rstrip()
-                leaf = _peak([values.get(name, NOTHING) for name in instruction.operands]).name
+                leaf = peak([values.get(name, NOTHING) for name in instruction.operands]).name
                 self.found[where] += f" of {leaf}" if leaf else ""
 
     def _is_large(self, array: ArrayType, source: Source) -> bool:
@@ -195,9 +189,9 @@ class CopySearch:
     ) -> bool:
         """Whether an in-place write moves much of a cache: at once, or bit by bit elsewhere."""
         update = writer.operands[2 if writer.opcode == "scatter" else 1]
-        source = _peak(values.get(update, NOTHING))
+        source = peak(values.get(update, NOTHING))
         whole = self._is_large(computation.instructions[update].arrays[0], source)
-        into_new = not _peak(values.get(writer.operands[0], NOTHING)).bytes
+        into_new = not peak(values.get(writer.operands[0], NOTHING)).bytes
         return whole or (into_new and self._covers(writer.arrays[0], source))
 
     def _fills(self, instruction: Instruction, fused: Computation | None, array: ArrayType) -> bool:
@@ -241,45 +235,6 @@ def _is_matrix_call(instruction: Instruction) -> bool:
         return False
     target = instruction.attribute("custom_call_target") or ""
     return any(word in target for word in _MATRIX_CALLS)
-
-
-def _handed_on(body: Computation) -> set[int]:
-    """The places of a loop's state that its body hands on as it got them."""
-    if body.root.opcode != "tuple":
-        return set()
-    origins = ((i, body.instructions[name]) for i, name in enumerate(body.root.operands))
-    return {
-        place
-        for place, origin in origins
-        if origin.opcode == "get-tuple-element"
-        and int(origin.attribute("index") or 0) == place
-        and body.instructions[origin.operands[0]].opcode == "parameter"
-    }
-
-
-def _keeping(state: Taint, kept: set[int]) -> Taint:
-    """The state of a loop, inside of which the leaves at the places `kept` do not change."""
-    if not isinstance(state, list):
-        return state
-    return [
-        replace(taint, is_kept=place in kept) if isinstance(taint, Source) else taint
-        for place, taint in enumerate(state)
-    ]
-
-
-def _peak(taint: Taint) -> Source:
-    return max(map(_peak, taint), default=NOTHING) if isinstance(taint, list) else taint
-
-
-def _join(a: Taint, b: Taint) -> Taint:
-    """Of a loop's turns or of branches."""
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [_join(x, y) for x, y in zip(a, b, strict=True)]
-    if isinstance(a, list) and not isinstance(b, list):
-        return [_join(x, b) for x in a]
-    if isinstance(b, list) and not isinstance(a, list):
-        return [_join(a, y) for y in b]
-    return replace(max(_peak(a), _peak(b)), is_kept=False)
 
 
 _NAMES = {"bool": "pred", "int": "s", "uint": "u", "float": "f", "bfloat": "bf", "complex": "c"}
