@@ -53,7 +53,7 @@ class RopeConfig:
     truncate: bool = True
 
     def __post_init__(self):
-        _check_types(self)
+        check_types(self)
         _require(
             self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
             f"rotary_dim must be even and positive, got {self.rotary_dim}",
@@ -129,7 +129,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        _check_types(self)
+        check_types(self)
         for name, largest in _LIMITS.items():
             value = getattr(self, name)
             _require(
@@ -219,13 +219,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: Json) -> "ModelConfig":
-        data = _known_fields(cls, data)
+        data = known_fields(cls, data)
         if data.get("rope") is not None:
-            data["rope"] = RopeConfig(**_known_fields(RopeConfig, data["rope"]))
+            data["rope"] = RopeConfig(**known_fields(RopeConfig, data["rope"]))
         return cls(**data)
 
 
-def _known_fields(cls: type, data: Any) -> dict[str, Any]:
+def known_fields(cls: type, data: Any) -> dict[str, Any]:
     """Keyword arguments for a dataclass, every list a tuple; none unknown, none missing."""
     _require(
         isinstance(data, dict),
@@ -245,7 +245,7 @@ def _known_fields(cls: type, data: Any) -> dict[str, Any]:
     }
 
 
-def _check_types(config: Any) -> None:
+def check_types(config: Any) -> None:
     """Raise unless every field of a dataclass holds a value of its annotated type."""
     for name, kind in _hints(type(config)).items():
         value = getattr(config, name)

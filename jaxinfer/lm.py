@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.presets import PolicyLike, policy_of, resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode import scoring, session_file
-from jaxinfer.decode.model import Model, Prompt, rows_of
+from jaxinfer.decode.model import Model, Prompt, rows_of, token_array
 from jaxinfer.decode.options import Flags, Integers, Options, Samplers, Stop
 from jaxinfer.decode.results import Completion
 from jaxinfer.decode.sampling import GREEDY, Sampler
@@ -255,7 +254,7 @@ class LM(Model):
 
     def logits(self, tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array) -> jax.Array:
         """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
-        return self._logits(self.params, jnp.asarray(tokens, jnp.int32))
+        return self._logits(self.params, token_array(tokens, self.config.vocab_size))
 
     def offloaded(self, stay: int = 0) -> "LM":
         """The same model with its layers, but the first `stay`, in host memory, from where every

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from jaxinfer.arguments import of_kind, path_text, shown
 from jaxinfer.io.draft import is_draft, read_draft
 from jaxinfer.io.dtypes import DType
 from jaxinfer.io.load import load_checkpoint
@@ -14,7 +15,7 @@ from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.speculative.drafts import PROMPT_LOOKUP, early_exit
-from pallas_kernels.dispatch import Implementation
+from pallas_kernels.dispatch import Implementation, check_implementation
 
 DRAFTS = {name: f"checkpoints/{name}" for name in ("draft-smollm2-135m", "draft-tiny-llama")}
 """Drafts that come with the library and borrow their target's embedding and head, by name."""
@@ -55,6 +56,9 @@ def load(
     """
     if weights is not None:
         check_format(weights)  # before gigabytes are read
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress must be a function of (done, total), got {shown(progress)}")
+    check_implementation(implementation)
     checkpoint = load_checkpoint(source, dtype, progress)
     params = checkpoint.params
     if weights is not None:
@@ -101,12 +105,14 @@ def load_draft(
       >>> load_draft(lm, "exit:2").config.num_layers
       2
     """
+    of_kind("target", target, LM, "an LM")
+    source = path_text("source", source)
     if source == PROMPT_LOOKUP:
         return source
     kind, colon, layers = source.partition(":")
     if kind == "exit" and colon:
-        if not layers.isdigit():
-            raise ValueError(f"a draft exit:N has a number of layers, got {source!r}")
+        if not (layers.isdecimal() and len(layers) < 6):
+            raise ValueError(f"a draft exit:N has a number of layers, got {shown(source)}")
         return early_exit(target, int(layers))
     folder = committed_folder(FolderModel(DRAFTS[source])) if source in DRAFTS else source
     if is_draft(folder):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
+from jaxinfer.files import quoted
+
 T = TypeVar("T")
 
 
@@ -28,8 +30,11 @@ class Registry(Generic[T]):
         Raises:
             ValueError: for a name that stands for another value already.
         """
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"the name of a {self.kind} must be a text, got {name!r}")
+        if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 100:
+            raise ValueError(
+                f"the name of a {self.kind} must be a short text that can be printed, got "
+                f"{quoted(name)}"
+            )
         if self._known.setdefault(name, value) is not value:
             raise ValueError(f"there is a {self.kind} {name!r} already; choose another name")
 

@@ -57,9 +57,10 @@ def kernel_name(triton: Callable[..., Any]) -> str:
 
 def check_implementation(name: str | None) -> None:
     """Raises unless `name` is None or an `Implementation`."""
-    if name is not None and name not in get_args(Implementation):
+    if name is not None and (not isinstance(name, str) or name not in get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
-        raise ValueError(f"implementation must be None, {names}, got {name!r}")
+        given = ascii(name)[:60] if isinstance(name, str) else f"a {type(name).__name__}"
+        raise ValueError(f"implementation must be None, {names}, got {given}")
 
 
 def check_layout(layout: KeyLayout, implementation: Implementation | None) -> None:

@@ -115,7 +115,7 @@ def read(path: Path) -> Entries:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not JSON: {error}; {_REMEDY}") from error
     kernels = record.get("kernels") if isinstance(record, dict) else None
     if not _is_tree_of_integers(kernels, depth=3):
@@ -131,7 +131,7 @@ _read_once = functools.cache(read)
 
 def _is_tree_of_integers(tree: Any, depth: int) -> bool:
     if depth == 0:
-        return type(tree) is int
+        return type(tree) is int and 0 <= tree < 2**31
     if not isinstance(tree, dict):
         return False
     return all(_is_tree_of_integers(branch, depth - 1) for branch in tree.values())

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer.arrays import ArrayFile, check_finite, opened
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import (
     check_destination,
     one_line,
+    quoted,
     read_json,
     replacing_folder,
     shipped_folder,
@@ -135,10 +137,8 @@ def load_feature_maps(source: str | Path, cfg: ModelConfig | None = None) -> Les
         )
     wanted = {one.name for one in fields(LessConfig)}
     if set(data) != wanted:
-        raise ValueError(
-            f"{folder / CONFIG} is damaged: fields {sorted(set(data) ^ wanted)} are missing or "
-            "unknown"
-        )
+        wrong = ", ".join(quoted(name, 40) for name in sorted(set(data) ^ wanted)[:5])
+        raise ValueError(f"{folder / CONFIG} is damaged: {wrong} missing or unknown")
     kinds: dict[str, type] = dict.fromkeys(_COUNTS, int) | {"recipe": dict, "results": dict}
     for name, value in data.items():
         kind = kinds.get(name, str)
@@ -153,34 +153,26 @@ def load_feature_maps(source: str | Path, cfg: ModelConfig | None = None) -> Les
 
 
 def _read(path: Path, config: LessConfig) -> tuple[Params, ...]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a sound safetensors file: {one_line(error)}") from error
-
-    def array(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        value = tensors.get(name)
-        if value is None or value.shape != shape or value.dtype != dtype:
-            raise ValueError(f"{path}: expected tensor {name!r} of {dtype.__name__}{shape}")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{path}: tensor {name!r} holds numbers that are not finite")
-        return value
-
-    layers = []
-    for index in range(config.num_layers):
-        layer = {}
-        for name, shape in config.shapes().items():
-            full = f"layers.{index}.{name}"
-            if len(shape) == 2:
-                layer[name] = array(full, shape, np.float32)
-            else:
-                scale = array(f"{full}.scale", (shape[0], 1, shape[2]), np.float32)
-                layer[name] = _decode(array(full, shape, np.int8), scale)
-        layers.append({"feature_map": layer})
+    layers, known = [], set()
+    with opened(path) as file:
+        for index in range(config.num_layers):  # the first that the file lacks ends it
+            layer = {}
+            for name, shape in config.shapes().items():
+                full = f"layers.{index}.{name}"
+                known |= {full, f"{full}.scale"}
+                layer[name] = value = _stored(file, full, shape)
+                check_finite(value, f"{path}: tensor {full!r}")
+            layers.append({"feature_map": layer})
+        file.check_names(known)
     return tuple(layers)
+
+
+def _stored(file: ArrayFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) == 2:
+        return file.read(name, shape, np.float32)
+    scale = file.read(f"{name}.scale", (shape[0], 1, shape[2]), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _decode(file.read(name, shape, np.int8), scale)
 
 
 _COUNTS = (

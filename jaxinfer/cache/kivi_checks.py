@@ -2,8 +2,12 @@
 
 from typing import Any
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.base import Geometry
 from jaxinfer.ops.quantize import BITS, SCALE_DTYPES
+
+MOST_TOKENS = 2**24
+"""Of a residual or a group: no cache has as many tokens, and divisors are looked for below it."""
 
 CHOICES = {
     "key_bits": (*BITS, 16),
@@ -19,12 +23,17 @@ CHOICES = {
 def check_settings(tier: Any) -> None:
     """Refuses settings that contradict each other."""
     for name, allowed in CHOICES.items():
-        if getattr(tier, name) not in allowed:
+        value = getattr(tier, name)
+        if not any(type(value) is type(one) and value == one for one in allowed):
             known = ", ".join(map(str, allowed))
-            raise ValueError(f"{name} must be one of {known}; got {getattr(tier, name)!r}")
+            raise ValueError(f"{name} must be one of {known}; got {shown(value)}")
     for name, least in (("residual", 1), ("key_group", 1), ("value_group", 1), ("start", 0)):
-        if getattr(tier, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(tier, name)}")
+        value = getattr(tier, name)
+        if type(value) is not int or value < least or value > MOST_TOKENS:
+            raise ValueError(
+                f"{name} must be a whole number of at least {least} and at most {MOST_TOKENS}, got "
+                f"{shown(value)}"
+            )
     if tier.groups_tokens("value") and tier.value_flush == "sliding":
         raise ValueError(
             "value_grouping 'channel' needs value_flush 'block': with 'sliding' values leave the "

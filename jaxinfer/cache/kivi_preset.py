@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Int
 
+from jaxinfer.arguments import one_of
 from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.rotated import Rotated
@@ -48,10 +49,9 @@ def kivi(
     rotated cache of QuaRot (arXiv 2404.00456), behind KIVI's residual. Its head size must be a
     power of two.
     """
-    if flush_order not in ("after", "before"):
-        raise ValueError(f"flush_order must be 'after' or 'before', got {flush_order!r}")
-    if rotation not in (None, "hadamard"):
-        raise ValueError(f"rotation must be None or 'hadamard', got {rotation!r}")
+    one_of("flush_order", flush_order, ("after", "before"))
+    if rotation is not None:
+        one_of("rotation", rotation, ("hadamard",))
     tier = Kivi(
         key_bits=bits if key_bits is None else key_bits,
         value_bits=bits if value_bits is None else value_bits,

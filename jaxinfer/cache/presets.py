@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from jaxinfer.arguments import one_of, path_text, shown
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
 from jaxinfer.cache.heavy import Heavy
@@ -18,6 +19,7 @@ from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
+from jaxinfer.files import one_line
 from jaxinfer.plugins import Registry
 
 PolicyLike: TypeAlias = (
@@ -55,11 +57,11 @@ def streaming(
     """
     check_tokens("sinks", sinks, least=0)
     check_tokens("window", window, least=1)
-    if positions not in ("in_cache", "absolute"):
-        raise ValueError(f"positions must be 'in_cache' or 'absolute', got {positions!r}")
+    one_of("positions", positions, ("in_cache", "absolute"))
     first = (Sinks(size=sinks, query_phase=positions),) if sinks else ()
     recent = Ring(size=window, start=sinks)
     if bits is not None:
+        check_tokens("residual", residual, least=1)
         blocks = window // residual - 1
         if blocks < 1:
             raise ValueError(
@@ -135,6 +137,7 @@ def less(
         raise ValueError("feature_maps and its older spelling kernels are both given; give one")
     maps = kernels if feature_maps is None else feature_maps
     if not isinstance(maps, LessFeatureMaps):
+        maps = maps if maps is None else path_text("feature_maps", maps)
         maps = load_feature_maps("smollm2-135m" if maps is None else maps)
     layers = base.layers if isinstance(base, PerLayer) else (base,)
     if not any(policy.fixed_size for policy in layers):
@@ -164,9 +167,11 @@ def _absorbing(base: Policy, maps: LessFeatureMaps) -> Policy:
 
 def per_layer(policies: Sequence[PolicyLike]) -> Policy:
     """Layer i uses `policies[i]`; it promises what all of them promise."""
+    if not isinstance(policies, list | tuple) or not policies:
+        raise ValueError(f"policies must be a list with one per layer, got {shown(policies)}")
+    if any(isinstance(policy, list | tuple) for policy in policies):
+        raise ValueError("policies must be a list with one per layer, got lists in it")
     layers = tuple(resolve(policy) for policy in policies)
-    if not layers:
-        raise ValueError("give one policy per layer, got none")
     maps = [policy.feature_maps for policy in layers if policy.feature_maps is not None]
     if any(other.config != maps[0].config for other in maps):
         raise ValueError("all layers with LESS must share one set of feature maps, got several")
@@ -213,6 +218,8 @@ def register_policy(name: str, factory: Callable[..., Policy]) -> None:
         >>> import jaxinfer as ji
         >>> ji.register_policy("short", lambda window=60: ji.streaming(4, window))
     """
+    if not callable(factory):
+        raise ValueError(f"factory must be a function that returns a Policy, got {shown(factory)}")
     POLICIES.register(name, factory)
 
 
@@ -226,20 +233,27 @@ def resolve(policy: PolicyLike) -> Policy:
         return full()
     if isinstance(policy, Policy):
         return policy
-    if not isinstance(policy, str | Mapping):
+    if isinstance(policy, list | tuple):
         return per_layer(policy)
+    if not isinstance(policy, str | Mapping):
+        raise ValueError(
+            "policy must be a Policy, a name, a mapping with 'name' and arguments, or a list with "
+            f"one per layer, got {shown(policy)}"
+        )
     arguments = {"name": policy} if isinstance(policy, str) else dict(policy)
     name = arguments.pop("name", None)
     factory = POLICIES.find(name) if isinstance(name, str) else None
     if factory is None:
         known = ", ".join(POLICIES.names())
-        raise ValueError(f"unknown cache policy {name!r}; known policies: {known}")
+        raise ValueError(f"unknown cache policy {shown(name)}; known policies: {known}")
     try:
         made = factory(**arguments)
-    except TypeError as error:
-        raise ValueError(f"policy {name!r} does not take these arguments: {error}") from None
+    except (TypeError, RecursionError) as error:
+        raise ValueError(
+            f"policy {name!r} does not take these arguments: {one_line(error, 160)}"
+        ) from error
     if not isinstance(made, Policy):
-        raise ValueError(f"the factory of policy {name!r} made no Policy, but {made!r:.80}")
+        raise ValueError(f"the factory of policy {name!r} made no Policy, but {shown(made)}")
     return made
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxinfer.arguments import LARGEST, shown
 from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
 from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
@@ -152,8 +153,8 @@ def items_at(items: Items, index: Array) -> Items:
 def check_tokens(name: str, tokens: Any, least: int) -> None:
     """Refuses what is no number of tokens, or fewer than `least`."""
     is_whole = isinstance(tokens, int | np.integer) and not isinstance(tokens, bool)
-    if not (is_whole and tokens >= least):
-        raise ValueError(f"{name} must be {least} or more whole tokens, got {tokens!r}")
+    if not (is_whole and least <= tokens <= LARGEST):
+        raise ValueError(f"{name} must be {least} or more whole tokens, got {shown(tokens)}")
 
 
 def check_budget(name: str, budget: int | float) -> None:

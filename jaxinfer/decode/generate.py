@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxinfer.arguments import shown, whole
 from jaxinfer.decode.capacity import LONGEST
-from jaxinfer.decode.model import Model, Prompt
+from jaxinfer.decode.model import Model, Prompt, plain
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.results import Completion
 from jaxinfer.decode.run import Run
@@ -26,11 +27,10 @@ def stream(model: Model, prompt: Prompt, opts: Options) -> Stream:
 def warmup(model: Model, prompt_lengths: Sequence[int], batch: int, opts: Options) -> float:
     """Compiles what such generations need; returns the seconds that it took."""
     before = model.engine.compile_s
-    for length in prompt_lengths:
-        if not 1 <= length <= LONGEST or not 1 <= batch <= LONGEST:
-            raise ValueError(
-                f"prompt lengths and batch must be from 1 to {LONGEST}, got {length} and {batch}"
-            )
+    lengths, batch = plain(prompt_lengths), whole("batch", batch, most=LONGEST)
+    if not isinstance(lengths, list | tuple | range):
+        raise ValueError(f"prompt_lengths must be a list of numbers, got {shown(prompt_lengths)}")
+    for length in [whole("prompt_lengths", one, most=LONGEST) for one in lengths]:
         memory.check_available({"prompts": batch * (memory.ROW + length * memory.TOKEN)})
         generate(model, [[0] * length] * batch, opts)
     return model.engine.compile_s - before

@@ -4,13 +4,15 @@
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
 from jaxinfer.runtime.backend import Backend
@@ -63,7 +65,7 @@ class Model:
             tokens = _token_ids(prompt)
         outside = [token for token in tokens if not 0 <= token < vocab]
         if outside:
-            raise ValueError(f"token {outside[0]} is outside the vocabulary of {vocab}")
+            raise ValueError(f"token {shown(outside[0])} is outside the vocabulary of {vocab}")
         if continues:
             return tokens
         if not tokens and bos is not None:
@@ -127,20 +129,45 @@ def rows_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     given = plain(prompts)
-    if not isinstance(given, Iterable):
-        raise ValueError(f"prompts must be texts or lists of token ids, got {prompts!r:.80}")
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"prompts must be a text, a list of token ids, or a list of such; got {shown(prompts)}"
+        )
     rows = list(given)
     return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
 
 
+def token_array(tokens: object, vocab: int) -> jax.Array:
+    """i32[B, T] of rows of token ids; ValueError for anything else."""
+    try:
+        array = np.asarray(tokens)
+    except Exception:  # rows of several lengths, and whatever an object's conversion raises
+        array = np.zeros(0)
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"tokens must be rows of token ids, all of one length, got {shown(tokens)}"
+        )
+    if array.min() < 0 or array.max() >= vocab:
+        raise ValueError(
+            f"tokens must be from 0 to {vocab - 1}, got {array.min()} to {array.max()}"
+        )
+    return jnp.asarray(array, jnp.int32)
+
+
 def _token_ids(prompt: Sequence[int] | np.ndarray | jax.Array) -> list[int]:
     tokens = plain(prompt)
-    try:
-        return [operator.index(token) for token in tokens]  # type: ignore[union-attr]
-    except TypeError:
-        raise ValueError(
-            f"a prompt must be a text or a list of token ids, got {tokens!r:.80}"
-        ) from None
+    if isinstance(tokens, Sequence) and not isinstance(tokens, bytes | bytearray | memoryview):
+        try:
+            return [_token_id(token) for token in tokens]
+        except TypeError:
+            pass
+    raise ValueError(f"a prompt must be a text or a list of token ids, got {shown(prompt)}")
+
+
+def _token_id(token: object) -> int:
+    if isinstance(token, bool | np.bool_):
+        raise TypeError("a truth value is no token")
+    return operator.index(token)  # type: ignore[arg-type]
 
 
 def plain(value: object) -> object:

@@ -1,12 +1,13 @@
 """What a generation can be asked for, checked before anything is compiled."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import jax
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.policy import Policy
 from jaxinfer.decode.capacity import ENDLESS, LONGEST
 from jaxinfer.decode.model import plain
@@ -64,11 +65,13 @@ class Options:
 
     def __post_init__(self):
         if self.sparsity is not None:
-            raise ValueError(f"sparsity={self.sparsity!r} is not supported by this model object")
+            raise ValueError(
+                f"sparsity={shown(self.sparsity)} is not supported by this model object"
+            )
         object.__setattr__(self, "samples", plain(self.samples))
         if not isinstance(self.samples, int) or not 1 <= self.samples <= LONGEST:
             raise ValueError(
-                f"samples must be a whole number from 1 to {LONGEST}, got {self.samples!r}"
+                f"samples must be a whole number from 1 to {LONGEST}, got {shown(self.samples)}"
             )
 
     def per_prompt(self, count: int) -> list[Asked]:
@@ -103,7 +106,7 @@ def _each(value: object, count: int, kind: type[Kind], name: str) -> list[Kind]:
     values = [one for one in given if _is_a(one, kind)]
     if len(values) < len(given):
         raise ValueError(
-            f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {value!r:.80}"
+            f"{name} must be {KINDS[kind]}, or a list with one per prompt, got {shown(value)}"
         )
     _check_count(values, count, name)
     return values
@@ -122,10 +125,11 @@ def _stops(stop: Stop, count: int) -> list[tuple[str, ...]]:
 
 def _strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    if not isinstance(strings, Collection) or not all(isinstance(s, str) for s in strings):
+    is_list = isinstance(strings, Collection) and not isinstance(strings, Mapping | bytes)
+    if not is_list or not all(isinstance(s, str) for s in strings):
         raise ValueError(
             f"stop must be a string or a list of strings, or a list of such lists with one per "
-            f"prompt, got {stop!r:.80}"
+            f"prompt, got {shown(stop)}"
         )
     return tuple(strings)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.arguments import whole
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.decode.capacity import capacity_for, check_fits
@@ -53,9 +54,7 @@ def chunk_of(policy: Policy, chunk: int | None = None) -> int:
     """
     if chunk is None:
         return CHUNK if policy.prompt == "chunks" else 1
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    return chunk
+    return whole("chunk", chunk)
 
 
 def read(

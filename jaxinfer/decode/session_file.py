@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.arguments import path_text, whole
+from jaxinfer.arrays import ArrayFile, check_finite, opened
 from jaxinfer.cache.policy import Cache
+from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.prefix import Own, Prefix
-from jaxinfer.files import one_line, replacing
+from jaxinfer.files import one_line, parse_json, quoted, replacing
 from jaxinfer.models.fingerprint import identity
 
 FORMAT = "jaxinfer-session-1"
@@ -29,7 +32,7 @@ def save(prefix: Prefix, path: str | Path) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = Path(path_text("path", path))
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path.absolute().parent} is not a folder; save {path.name!r} elsewhere")
     if path.is_file() and not _is_session(path):
@@ -51,27 +54,22 @@ def restore(prefix: Own, path: str | Path) -> Own:
     Raises:
       ValueError: the file is missing, damaged, or of another model or policy.
     """
-    from safetensors import SafetensorError, safe_open
-
+    path = Path(path_text("path", path))
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            meta = file.metadata() or {}
+        with opened(path) as file:
             for name, mine in _identity(prefix).items():
-                if meta.get(name) != mine:
+                if file.metadata.get(name) != mine:
                     raise ValueError(
-                        f"it has {name} {meta.get(name)!r}, this model and policy have "
-                        f"{mine!r}; restore it with what saved it"
+                        f"it has {name} {quoted(file.metadata.get(name))}, this model and policy "
+                        f"have {quoted(mine, 200)}; restore it with what saved it"
                     )
-            state = json.loads(meta["state"])
-            tokens, pending = list(state["tokens"]), list(state["pending"])
-            prefix.capacity = int(state["capacity"])
-            prefix.model.encode(tokens + pending, continues=True)
-            arrays = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-        cache = _filled(prefix, arrays)
+            tokens, pending, capacity = _state(prefix, file.metadata.get("state", ""))
+            prefix.capacity = capacity
+            cache = _filled(prefix, file)
         if cache.length.tolist() != [len(tokens)]:
-            raise ValueError(f"its cache holds {cache.length} tokens, not {len(tokens)}")
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"cannot read session file {path}: {error}") from None
+            raise ValueError(f"its cache holds {cache.length.tolist()} tokens, not {len(tokens)}")
+    except ValueError as error:
+        raise ValueError(f"cannot read session file {path}: {one_line(error, 600)}") from error
     prefix.put_back(cache, tokens, pending)
     return prefix
 
@@ -83,14 +81,41 @@ def _is_session(path: Path) -> bool:
     return not start or b'"format":"jaxinfer-session-' in start
 
 
-def _filled(prefix: Prefix, arrays: list[np.ndarray]) -> Cache:
-    """A cache of the prefix's capacity with these leaves."""
+def _state(prefix: Prefix, text: str) -> tuple[list[int], list[int], int]:
+    """Tokens in the cache, tokens not yet there, and the room of the cache."""
+    state = parse_json(text, "its state")
+    if not isinstance(state, dict) or set(state) != {"tokens", "pending", "capacity"}:
+        raise ValueError("its state must have tokens, pending and capacity, and nothing else")
+    tokens, pending = state["tokens"], state["pending"]
+    for name, ids in (("tokens", tokens), ("pending", pending)):
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise ValueError(f"its {name} must be a list of token ids")
+    prefix.model.encode(tokens + pending, continues=True)
+    capacity = whole("its capacity", state["capacity"], least=SMALLEST_CAPACITY)
+    if capacity != bucket(capacity, SMALLEST_CAPACITY):
+        raise ValueError(f"its capacity is {capacity}, which no session has")
+    if not prefix.policy.fixed_size and len(tokens) > capacity:
+        raise ValueError(f"it has {len(tokens)} tokens in a cache for {capacity}")
+    return tokens, pending, capacity
+
+
+def _filled(prefix: Prefix, file: ArrayFile) -> Cache:
+    """A cache of the prefix's capacity with the file's leaves."""
     new = partial(prefix.engine.new_cache, prefix.policy, 1, prefix.capacity)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(new))
-    expected = [(leaf.shape, _file_dtype(leaf.dtype)) for leaf in leaves]
-    if expected != [(x.shape, x.dtype) for x in arrays]:
-        raise ValueError("its arrays are not those of such a cache")
-    filled = [jnp.asarray(x.view(leaf.dtype)) for x, leaf in zip(arrays, leaves, strict=True)]
+    leaves, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(new))
+    file.check_names([str(i) for i in range(len(leaves))])
+    filled = []
+    for i, (place, leaf) in enumerate(leaves):
+        stored = file.read(str(i), leaf.shape, _file_dtype(leaf.dtype)).view(leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            # an empty slot of H2O has weight -inf
+            empty = (
+                np.isneginf(stored)
+                if jax.tree_util.keystr(place).endswith("attn_weight")
+                else False
+            )
+            check_finite(np.where(empty, 0, stored), f"array {i}")
+        filled.append(jnp.asarray(stored))
     return jax.tree.unflatten(tree, filled)
 
 

@@ -17,10 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxinfer.config import ModelConfig
-from jaxinfer.files import check_destination, read_json, replacing_folder, write_json
+from jaxinfer.arrays import ArrayFile, check_finite, opened
+from jaxinfer.config import ModelConfig, known_fields
+from jaxinfer.files import (
+    check_destination,
+    one_line,
+    quoted,
+    read_json,
+    replacing_folder,
+    write_json,
+)
 from jaxinfer.models.fingerprint import fingerprint
-from jaxinfer.models.params import init_params, leaf_name
+from jaxinfer.models.params import abstract_params, leaf_name
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
 from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.nn.linear import rows
@@ -87,31 +95,32 @@ def save_draft(folder: str | Path, draft: BorrowingDraft, *, overwrite: bool = F
 
 
 def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
-    """The draft in a folder; refused for another target than its own."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """The draft in a folder; refused for another target than its own.
 
+    Raises:
+        ValueError: naming the folder and what is wrong in it. Sizes are held against the target and
+            the file before anything is made of them.
+    """
     folder = Path(folder)
     data = read_json(folder / CONFIG)
     if data.get("format") != FORMAT or data.get("format_version") != VERSION:
         raise ValueError(f"{folder} holds no draft of version {VERSION}; train it again")
     if data.get("fingerprint") != fingerprint(target):
         raise ValueError(
-            f"the draft in {folder} belongs to other weights, those of {data.get('target')!r:.60}; "
-            "train one for this model with `jaxinfer train draft`"
+            f"the draft in {folder} belongs to other weights, those of "
+            f"{quoted(data.get('target'), 60)}; train one for this model with `jaxinfer train "
+            "draft`"
         )
     try:
+        _check_record(data)
         cfg = _config(data)
-        tensors = load_file(folder / WEIGHTS)
-        vocabulary = tensors.pop("vocabulary").astype(np.int32)
-        shapes = jax.eval_shape(lambda: _abstract(cfg))
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _decoded(tensors, leaf_name(path), leaf.shape), shapes
-        )
-    except (SafetensorError, KeyError, OSError) as error:
-        raise ValueError(f"the draft in {folder} is damaged: {error}") from None
+        with opened(folder / WEIGHTS) as file:
+            vocabulary = _vocabulary(file, cfg, target)
+            params = _params(file, cfg, target)
+    except ValueError as error:
+        raise ValueError(f"the draft in {folder} is damaged: {one_line(error)}") from error
     return BorrowingDraft(
-        cfg, params, vocabulary, str(data.get("target")), data["fingerprint"], data["record"]
+        cfg, params, vocabulary, data["target"], data["fingerprint"], data["record"]
     )
 
 
@@ -131,26 +140,76 @@ def _described(cfg: ModelConfig | RecurrentConfig) -> dict[str, Any]:
     return {"model": cfg.to_dict()}
 
 
+def _check_record(data: dict[str, Any]) -> None:
+    """The fields that say where it came from, and that there are no others."""
+    for name, kind in {"target": str, "record": dict}.items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"{CONFIG} has no {name}, or one of another kind")
+    if ("recurrent" in data) == ("model" in data):
+        raise ValueError(f"{CONFIG} must have either 'recurrent' or 'model'")
+    known = {"format", "format_version", "target", "fingerprint", "record", "recurrent", "model"}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(f"{CONFIG} has the unknown field {quoted(unknown[0])}")
+
+
 def _config(data: dict[str, Any]) -> ModelConfig | RecurrentConfig:
     if "recurrent" in data:
-        try:
-            return RecurrentConfig(**data["recurrent"])
-        except TypeError as error:
-            raise KeyError(f"config.json: {error}") from None
+        return RecurrentConfig(**known_fields(RecurrentConfig, data["recurrent"]))
     return ModelConfig.from_dict(data["model"])
 
 
-def _abstract(cfg: ModelConfig | RecurrentConfig) -> Params:
+def _vocabulary(
+    file: ArrayFile, cfg: ModelConfig | RecurrentConfig, target: Params
+) -> Int[np.ndarray, " V"]:
+    """The tokens that it can propose: different ones of the target's."""
+    count, most = file.size("vocabulary"), target["embed"]["tokens"].shape[0]
+    if not 1 <= count <= most:
+        raise ValueError(f"it proposes {count} tokens of a target that has {most}")
+    if isinstance(cfg, RecurrentConfig) and cfg.vocab_size != count:
+        raise ValueError(f"vocab_size is {cfg.vocab_size}, but its vocabulary has {count} tokens")
+    tokens = file.read("vocabulary", (count,), np.int32)
+    if tokens.min() < 0 or tokens.max() >= most:
+        raise ValueError(f"its vocabulary has tokens outside the target's, 0 to {most - 1}")
+    if len(np.unique(tokens)) < count:
+        raise ValueError("its vocabulary has a token twice")
+    return tokens
+
+
+def _params(file: ArrayFile, cfg: ModelConfig | RecurrentConfig, target: Params) -> Params:
+    """The parameters, whose shapes follow from `cfg` and have to be those of the file."""
+    width = target["embed"]["tokens"].shape[1]
+    if cfg.hidden_size != width:
+        raise ValueError(f"hidden_size is {cfg.hidden_size}, the target's {width}")
+    if isinstance(cfg, ModelConfig):
+        stored = {name.split(".")[1] for name in file.names if name.startswith("layers.")}
+        if cfg.num_layers != len(stored):  # before so many are made
+            raise ValueError(f"num_layers is {cfg.num_layers}, the file has {len(stored)}")
+    shapes, tree = jax.tree_util.tree_flatten_with_path(_abstract(cfg, target))
+    expected = {leaf_name(path): leaf.shape for path, leaf in shapes}
+    scales = {name + SCALE for name, shape in expected.items() if len(shape) > 1}
+    file.check_names({"vocabulary", *expected, *scales})
+    leaves = [_decoded(file, name, shape) for name, shape in expected.items()]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _abstract(cfg: ModelConfig | RecurrentConfig, target: Params) -> Params:
+    """The shapes of what a draft has of its own; what it borrows has to be the target's shape."""
     if isinstance(cfg, RecurrentConfig):
-        return init_cell(cfg, jax.random.key(0))
-    params = init_params(cfg, jax.random.key(0))
+        return jax.eval_shape(lambda: init_cell(cfg, jax.random.key(0)))
+    params = abstract_params(cfg)
+    ours, theirs = ({n: x.shape for n, x in p["embed"].items()} for p in (params, target))
+    if ours != theirs:
+        raise ValueError(f"its embedding has shapes {ours}, the target's {theirs}")
     return {"layers": params["layers"], "final_norm": params["final_norm"]}
 
 
-def _decoded(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = tensors[name]
-    if len(shape) > 1:
-        value = dequantize_rows(value, tensors[name + SCALE])
-    if value.shape != shape or not np.isfinite(value).all():
-        raise KeyError(f"tensor {name!r} must be finite and of shape {shape}")
+def _decoded(file: ArrayFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) < 2:
+        value = file.read(name, shape, np.float32)
+    else:
+        scale = file.read(name + SCALE, (shape[0], 1, *shape[2:]), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = dequantize_rows(file.read(name, shape, np.int8), scale)
+    check_finite(value, f"array {name!r}")
     return value

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
-from jaxinfer.files import quoted
+from jaxinfer.arguments import shown
 
 DType: TypeAlias = str | np.dtype | type | None
 """How a dtype is given: its name, a NumPy or JAX type, or None for that of the back end."""
@@ -29,8 +29,8 @@ def resolve_dtype(dtype: DType = None) -> np.dtype:
         return BY_NAME["float32" if jax.default_backend() == "cpu" else "bfloat16"]
     try:
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    except TypeError:
-        name = repr(dtype)
+    except Exception:  # NumPy tries to make a structure of whatever it is given
+        name = ""
     if name not in BY_NAME:
-        raise ValueError(f"unknown dtype {quoted(name, 40)}; use one of {', '.join(BY_NAME)}")
+        raise ValueError(f"unknown dtype {shown(dtype)}; use one of {', '.join(BY_NAME)}")
     return BY_NAME[name]

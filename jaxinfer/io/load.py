@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from jaxinfer.arguments import path_text
+from jaxinfer.files import quoted
 from jaxinfer.io.checkpoint import Checkpoint
 from jaxinfer.io.dtypes import DType
 from jaxinfer.io.fetch import model_folder
@@ -20,11 +22,7 @@ def load_checkpoint(
 
 def model_path(source: str | os.PathLike) -> Path:
     """The file or folder that `source` means; a model-index name is fetched if need be."""
-    text = os.fspath(source)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(
-            f"a model is a name or a path, got {source!r}; known names: {list(MODELS)}"
-        )
+    text = path_text(f"a model (one of {', '.join(MODELS)}, or a file or folder)", source)
     if text in MODELS:
         return model_folder(text)
     path = Path(os.path.expanduser(text))
@@ -34,7 +32,7 @@ def model_path(source: str | os.PathLike) -> Path:
         raise ValueError(f"{text[:80]!r} is not a usable path: {error.strerror}") from error
     if not exists:
         raise ValueError(
-            f"no model {text!r}: not one of {', '.join(MODELS)} and not a file or folder; "
+            f"no model {quoted(text)}: not one of {', '.join(MODELS)} and not a file or folder; "
             "give a model name, a Hugging Face folder, a GGUF file or a converted folder"
         )
     return path

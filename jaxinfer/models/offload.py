@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxinfer.arguments import whole
 from jaxinfer.typing import Params
 
 PCIE4 = 25e9  # bytes per second that PCIe 4.0 x16 reaches; 31.5e9 on paper
@@ -32,14 +33,13 @@ def in_host_memory(params: Params, stay: int = 0) -> Params:
 
     Raises ValueError where the back end has no such memory.
     """
+    stay = whole("stay", stay, least=0, most=len(params["layers"]))
     kinds = [memory.kind for memory in jax.devices()[0].addressable_memories()]
     if "pinned_host" not in kinds:
         raise ValueError(
             f"{jax.default_backend()} has no page-locked host memory (only {', '.join(kinds)}); "
             "load the model without offloading"
         )
-    if not 0 <= stay <= len(params["layers"]):
-        raise ValueError(f"stay must be 0 to {len(params['layers'])} layers, got {stay}")
     put: Callable[[Any], Any] = lambda x: jax.device_put(  # noqa: E731
         x, x.sharding.with_memory_kind("pinned_host")
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinfer.arguments import of_kind, shown
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
 from jaxinfer.models.fingerprint import fingerprint
@@ -41,6 +42,10 @@ def quantize_params(
     Raises:
       ValueError: an unknown format, or a weight whose inputs no group divides.
     """
+    check_format(weights)
+    of_kind("cfg", cfg, ModelConfig, "a ModelConfig")
+    if not isinstance(params, Mapping) or not {"embed", "layers"} <= set(params):
+        raise ValueError(f"params must be a model's parameters, got {shown(params)}")
     origin, factors = fingerprint(params), {}
     if weights == "int8" and not _for_kernels(backend):
         params, factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
@@ -87,8 +92,8 @@ def quantize_weights(
 
 def check_format(weights: str) -> None:
     """Raises unless `weights` names a format."""
-    if weights not in FORMATS:
-        raise ValueError(f"weights must be 'int8' or 'int4', or None, got {weights!r}")
+    if not isinstance(weights, str) or weights not in FORMATS:
+        raise ValueError(f"weights must be 'int8' or 'int4', or None, got {shown(weights)}")
 
 
 def _for_kernels(backend: Backend | None) -> bool:

@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.arguments import whole
 from jaxinfer.nn.linear import linear, product, rows
 from jaxinfer.nn.norm import norm
 from jaxinfer.typing import Params
 
 EPS = 1e-5
+MOST_BLOCKS = 64
+"""One pays; a forged file may not make us unroll a million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,12 @@ class RecurrentConfig:
     intermediate_size: int
     blocks: int
     vocab_size: int  # tokens that it can propose
+
+    def __post_init__(self):
+        whole("hidden_size", self.hidden_size)
+        whole("intermediate_size", self.intermediate_size)
+        whole("blocks", self.blocks, least=0, most=MOST_BLOCKS)
+        whole("vocab_size", self.vocab_size)
 
 
 @dataclass(frozen=True, eq=False)

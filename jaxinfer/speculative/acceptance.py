@@ -8,7 +8,6 @@ imports jax.
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 from jaxtyping import Float64
 
+from jaxinfer.arguments import path_text, real, shown, whole
 from jaxinfer.files import read_json, write_text
 
 FORMAT, VERSION = "jaxinfer-acceptance", 1
@@ -46,14 +46,12 @@ class Acceptance:
 
     def __post_init__(self):
         object.__setattr__(self, "p", _tuples(as_table(self.p)))
-        _require(
-            0 <= self.temperature < math.inf,
-            f"temperature is {self.temperature}, expected 0 or more",
-        )
-        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}, expected above 0 and up to 1")
+        real("temperature", self.temperature, least=0, most=sys.float_info.max)
+        real("top_p", self.top_p, least=sys.float_info.min, most=1)
         for name in ("samples", "seed"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} is {value}, expected 0 or more")
+            whole(name, getattr(self, name), least=0, most=2**64)
+        if not isinstance(self.pair, tuple) or [type(x) for x in self.pair] != [str, str]:
+            raise ValueError(f"pair must be two names in a tuple, got {shown(self.pair)}")
 
     @property
     def width(self) -> int:
@@ -87,7 +85,7 @@ class Acceptance:
         Raises:
             ValueError: naming the file and the field, if it is not such a file.
         """
-        return cls.from_dict(read_json(Path(path)), path)
+        return cls.from_dict(read_json(Path(path_text("path", path))), path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object], what: object = "the acceptance") -> "Acceptance":
@@ -100,20 +98,22 @@ class Acceptance:
     @classmethod
     def _checked(cls, data: Mapping[str, object]) -> "Acceptance":
         form, version = data.get("format"), data.get("version")
-        _require(form == FORMAT, f'expected "format": "{FORMAT}", got {form!r:.40}')
+        _require(form == FORMAT, f'expected "format": "{FORMAT}", got {shown(form)}')
         _require(
             type(version) is int and version == VERSION,
-            f"version is {version!r:.40}, expected {VERSION}",
+            f"version is {shown(version)}, expected {VERSION}",
         )
         names = {field.name for field in dataclasses.fields(cls)}
         extra = {"format", "version", "width", "reject"}
         unknown = sorted(set(data) - names - extra)
-        _require(not unknown, f"unknown field {unknown[:1]}; expected {sorted(names | extra)}")
+        _require(
+            not unknown, f"unknown field {shown(unknown[:1])}; expected {sorted(names | extra)}"
+        )
         missing = sorted((names | extra) - set(data))
         _require(not missing, f"field {missing[:1]} is missing")
         pair = data["pair"]
         if not (isinstance(pair, list) and [type(x) for x in pair] == [str, str]):
-            raise ValueError(f"pair is {pair!r:.80}, expected the names of target and draft")
+            raise ValueError(f"pair is {shown(pair)}, expected the names of target and draft")
         made = cls(
             p=_tuples(as_table(_float64(data["p"], "p"))),
             temperature=_number(data, "temperature"),
@@ -187,14 +187,14 @@ def _tuples(table: np.ndarray) -> Any:
 def _number(data: Mapping[str, object], name: str) -> float:
     value = data[name]
     if not _is_number(value) or abs(value) > sys.float_info.max:
-        raise ValueError(f"{name} is {value!r:.40}, expected a number")
+        raise ValueError(f"{name} is {shown(value)}, expected a number")
     return float(value)
 
 
 def _whole(data: Mapping[str, object], name: str) -> int:
     value = data[name]
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r:.40}, expected a whole number")
+        raise ValueError(f"{name} is {shown(value)}, expected a whole number")
     return value
 
 

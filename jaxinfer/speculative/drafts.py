@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxinfer.arguments import of_kind, whole
 from jaxinfer.decode.model import Model
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import Drafter, Method, ModelDrafter
@@ -36,6 +37,8 @@ def early_exit(lm: OwnModel, layers: int) -> OwnModel:
         >>> draft.name, draft.config.num_layers
         ('tiny-llama[:2]', 2)
     """
+    of_kind("lm", lm, Model, "an LM")
+    layers = whole("layers", layers, least=0)
     if not 1 <= layers < lm.config.num_layers:
         raise ValueError(
             f"an early exit of {lm.config.num_layers} layers has 1 to {lm.config.num_layers - 1} "

@@ -6,6 +6,7 @@ Sequoia (arXiv 2402.12374, section 3.1). Nothing here imports jax.
 import numpy as np
 from jaxtyping import Float64
 
+from jaxinfer.arguments import of_kind
 from jaxinfer.speculative.acceptance import Ranks, as_table
 from jaxinfer.speculative.topology import Topology
 
@@ -15,6 +16,7 @@ def path_probabilities(topology: Topology, acceptance: Ranks) -> Float64[np.ndar
 
     `acceptance` as in `Topology.optimal`; ranks and depths beyond it are never accepted.
     """
+    of_kind("topology", topology, Topology, "a Topology")
     table = as_table(acceptance)
     rows = table if table.ndim == 2 else np.broadcast_to(table, (topology.levels, len(table)))
     depth, rank = topology.depth, topology.rank

@@ -4,6 +4,7 @@ spec = ji.speculate(target=lm, draft=small, topology=ji.Topology.optimal(p, node
 spec.generate(["The capital of France is"])[0].stats.tokens_per_step
 """
 
+from jaxinfer.arguments import of_kind, one_of, shown, whole
 from jaxinfer.cache.presets import PolicyLike, policy_of
 from jaxinfer.decode.model import Model
 from jaxinfer.models.recurrent import RecurrentDraft
@@ -55,26 +56,26 @@ def speculate(
         >>> fast.text == plain.text, fast.stats.tokens_per_step >= 1
         (True, True)
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
+    of_kind("target", target, Model, "an LM")
+    one_of("method", method, METHODS)
+    support = whole("support", support)
     if isinstance(draft, str):
         if draft != PROMPT_LOOKUP:
-            raise ValueError(f'draft must be a model or "{PROMPT_LOOKUP}", got {draft!r}')
+            raise ValueError(f'draft must be a model or "{PROMPT_LOOKUP}", got {shown(draft)}')
         model = None
     elif isinstance(draft, Model | RecurrentDraft):
         model = draft
     else:
         raise ValueError(
-            f'draft must be an LM, a RecurrentDraft or "{PROMPT_LOOKUP}", got '
-            f"{type(draft).__name__}"
+            f'draft must be an LM, a RecurrentDraft or "{PROMPT_LOOKUP}", got {shown(draft)}'
         )
     draft_policy = policy_of(policy)
     if isinstance(topology, Topology):
         trees = topology
-    elif topology == "auto":
+    elif isinstance(topology, str) and topology == "auto":
         trees = FastestTree(target, model, draft_policy)
     else:
-        raise ValueError(f'topology must be a Topology or "auto", got {topology!r:.80}')
+        raise ValueError(f'topology must be a Topology or "auto", got {shown(topology)}')
     return Speculator.of(
         target, model, trees, method=method, support=support, draft_policy=draft_policy
     )

@@ -9,7 +9,7 @@ The optimal shapes come from Sequoia (arXiv 2402.12374, section 3.1); see `dynam
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,16 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy.typing import ArrayLike
 
+from jaxinfer.arguments import path_text, shown, whole
 from jaxinfer.files import parse_json, read_text, write_text
 from jaxinfer.speculative.acceptance import Ranks, as_table
 from jaxinfer.speculative.dynamic_program import solve
 
 MOST_NODES = 4096
 """Far more than pays anywhere; the ancestor table of such a tree has 16 MiB."""
+
+MOST_STEPS = 2**33
+"""Of the search for a tree, some seconds."""
 
 FORMAT, VERSION = "jaxinfer-tree", 1
 
@@ -94,26 +98,26 @@ class Topology:
             (1, 2, 1, 1)
         """
         table = as_table(acceptance)
-        _at_least_one("nodes", nodes, MOST_NODES)
-        if levels is not None and _at_least_one("levels", levels) >= nodes and table.ndim == 1:
+        nodes = whole("nodes", nodes, most=MOST_NODES)
+        if levels is not None and whole("levels", levels) >= nodes and table.ndim == 1:
             levels = None  # no tree is deeper than its size, and this is the faster way
         if branching is not None:
-            _at_least_one("branching", branching)
+            whole("branching", branching)
+        _check_work(table, nodes, levels, branching)
         trees = solve(table, nodes, levels, branching)
         return cls(trees.parents(nodes, levels or MOST_NODES))
 
     @classmethod
     def chain(cls, n: int) -> "Topology":
         """One sequence of `n` nodes, the root included: n - 1 drafted tokens."""
-        _at_least_one("n", n, MOST_NODES)
+        n = whole("n", n, most=MOST_NODES)
         return cls(tuple(range(-1, n - 1)))
 
     @classmethod
     def k_chains(cls, k: int, n: int) -> "Topology":
         """`k` sequences of `n` drafted tokens that share only the root: 1 + k * n nodes."""
-        _at_least_one("k", k, MOST_NODES)
-        _at_least_one("n", n, MOST_NODES)
-        _at_least_one("1 + k * n", 1 + k * n, MOST_NODES)
+        k, n = whole("k", k, most=MOST_NODES), whole("n", n, most=MOST_NODES)
+        whole("1 + k * n", 1 + k * n, most=MOST_NODES)
         return cls((-1, *[0] * k, *range(1, 1 + k * (n - 1))))
 
     @classmethod
@@ -154,7 +158,7 @@ class Topology:
         pending: list[object] = [root]
         for node, children in enumerate(pending):  # grows while it is read: a queue
             if not isinstance(children, (list, tuple)):
-                raise ValueError(f"a node is a list of its children, got {children!r:.80}")
+                raise ValueError(f"a node is a list of its children, got {shown(children)}")
             pending += children
             parents += [node] * len(children)
             if len(parents) > MOST_NODES:
@@ -178,7 +182,7 @@ class Topology:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f'{what} is not a tree file: expected an object, "format": "{FORMAT}"')
         if type(data.get("version")) is not int or data["version"] != VERSION:
-            raise ValueError(f"{what} has version {data.get('version')!r:.40}, expected {VERSION}")
+            raise ValueError(f"{what} has version {shown(data.get('version'))}, expected {VERSION}")
         if not isinstance(data.get("parent"), list):
             raise ValueError(f'{what} has no list "parent"')
         try:
@@ -188,12 +192,12 @@ class Topology:
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json` to a file in one step."""
-        write_text(path, self.to_json())
+        write_text(path_text("path", path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Topology":
         """The tree of a file that `save` wrote."""
-        return cls.from_json(read_text(Path(path)), path)
+        return cls.from_json(read_text(Path(path_text("path", path))), path)
 
     def __str__(self) -> str:
         nodes, levels = f"{self.nodes} node{'s'[: self.nodes > 1]}", self.levels
@@ -262,21 +266,29 @@ class Topology:
         return table
 
 
-def _integers(values: Iterable[object], name: str) -> tuple[int, ...]:
+def _integers(values: object, name: str) -> tuple[int, ...]:
     """A tuple of Python integers, from any sequence; NumPy's integers are accepted."""
-    integers = []
-    for value in values:
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(given, (list, tuple, range)):
+        raise ValueError(f"{name} must be a list of whole numbers, got {shown(values)}")
+    for value in given:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise ValueError(f"{name} holds {value!r:.40}, expected whole numbers")
-        integers.append(int(value))
-    return tuple(integers)
+            raise ValueError(f"{name} holds {shown(value)}, expected whole numbers")
+    return tuple(map(int, given))
 
 
-def _at_least_one(name: str, value: int, most: int | None = None) -> int:
-    if value < 1 or (most is not None and value > most):
-        expected = "1 or more" if most is None else f"1 to {most}"
-        raise ValueError(f"{name} is {value}, expected {expected}")
-    return value
+def _check_work(table: np.ndarray, nodes: int, levels: int | None, branching: int | None) -> None:
+    """Refuses a search that would take minutes."""
+    ranks = min(table.shape[-1], branching or nodes, nodes)
+    depth = 1 if levels is None and table.ndim == 1 else min(levels or nodes, nodes)
+    if table.ndim == 2:
+        depth = min(depth, len(table) + 1)
+    steps = nodes**2 * ranks * depth
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"the best tree of {nodes} nodes with {depth} levels and {ranks} ranks takes "
+            f"{steps:.1g} steps, more than {MOST_STEPS:.1g}; ask for fewer nodes, levels or ranks"
+        )
 
 
 def frozen(values: ArrayLike) -> np.ndarray:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxinfer.arguments import real, whole
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler
-from jaxinfer.files import cache_folder, read_json, write_json
+from jaxinfer.files import cache_folder, one_line, read_json, write_json
 from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.offload import PCIE4
 from jaxinfer.models.recurrent import RecurrentDraft
@@ -32,7 +34,8 @@ from jaxinfer.speculative.acceptance_rates import measure_acceptance, online_acc
 from jaxinfer.speculative.optimizer import Choice, choose
 from jaxinfer.speculative.prompts import PROMPTS
 from jaxinfer.speculative.step_times import SIZES, measure_step, measure_times
-from jaxinfer.speculative.topology import Topology
+from jaxinfer.speculative.topology import MOST_NODES, Topology
+from jaxinfer.typing import Json
 
 MOST_LEVELS = 10
 LOOKUP_LEVELS = 8
@@ -57,6 +60,38 @@ class Tuned:
     acceptance: Acceptance
     verify_ms: Mapping[int, float]  # of a step by its nodes; 1 is plain decoding
     draft_ms: float  # one draft pass
+
+    def __post_init__(self):
+        if 1 not in self.verify_ms:
+            raise ValueError("verify_ms has no time of 1 node, which is plain decoding")
+        for nodes, ms in self.verify_ms.items():
+            whole("nodes of verify_ms", nodes, most=MOST_NODES)
+            real(f"verify_ms of {nodes} nodes", ms, least=1e-9, most=1e9)
+        real("draft_ms", self.draft_ms, least=0, most=1e9)
+
+    def to_dict(self) -> Json:
+        """The content of the file."""
+        return {
+            "acceptance": self.acceptance.to_dict(),
+            "verify_ms": dict(self.verify_ms),
+            "draft_ms": self.draft_ms,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Json, what: object) -> "Tuned":
+        """From `to_dict`; `what` names the source in errors."""
+        times, acceptance = data.get("verify_ms"), data.get("acceptance")
+        if set(data) != {"acceptance", "verify_ms", "draft_ms"}:
+            raise ValueError(f"{what} must have acceptance, verify_ms and draft_ms, no more")
+        if not isinstance(times, dict) or not isinstance(acceptance, dict):
+            raise ValueError(f"{what}: acceptance and verify_ms must be objects")
+        if not all(nodes.isdecimal() and len(nodes) < 6 for nodes in times):
+            raise ValueError(f"{what}: the names in verify_ms must be numbers of nodes")
+        return cls(
+            acceptance=Acceptance.from_dict(acceptance, what),
+            verify_ms={int(nodes): ms for nodes, ms in times.items()},
+            draft_ms=data["draft_ms"],
+        )
 
     def choice(self, max_levels: int = MOST_LEVELS) -> Choice:
         """One node means: do not speculate, as nothing promises at least `WORTH`."""
@@ -116,8 +151,14 @@ def tune(
             measure_step, target, draft, sampler, policy=policy, draft_policy=draft_policy
         )
         tuned = tried(tuned, step)
-    record = {"acceptance": acceptance.to_dict(), "verify_ms": times, "draft_ms": tuned.draft_ms}
-    write_json(path, record)
+    try:
+        write_json(path, tuned.to_dict())
+    except OSError as error:
+        warnings.warn(
+            f"cannot keep what was measured in {path.parent} ({one_line(error)}); the next run "
+            "will measure again",
+            stacklevel=2,
+        )
     return tuned
 
 
@@ -188,14 +229,8 @@ def _hash(parts: Sequence[Any]) -> str:
 def _read(path: Path) -> Tuned | None:
     """What an earlier run wrote, or None; a file that makes no sense is measured again."""
     try:
-        record = read_json(path)
-        times = {int(n): float(ms) for n, ms in record["verify_ms"].items()}
-        return Tuned(
-            acceptance=Acceptance.from_dict(record["acceptance"], path),
-            verify_ms=times,
-            draft_ms=float(record["draft_ms"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return Tuned.from_dict(read_json(path), path)
+    except ValueError:
         return None
 
 
