@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxinfer.files import quoted
+
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
 
@@ -87,7 +89,7 @@ def key_values(text: str, option: str) -> dict[str, object]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = item.partition("=")
         if not equals or not key.strip().isidentifier() or key.strip() == "name":
-            raise ValueError(f"{option} expects key=value,..., got {item!r}")
+            raise ValueError(f"{option} expects key=value,..., got {quoted(item)}")
         try:
             out[key.strip()] = json.loads(value)
         except ValueError:

@@ -109,3 +109,34 @@ def test_a_roofline_is_flat_until_operations_count():
     assert away.verify_ms[1] == away.verify_ms[512] and away.draft_ms < away.verify_ms[1] / 20
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         roofline(found, lm, None, "abacus")
+
+
+DAMAGED = {
+    "no plain time": lambda d: d["verify_ms"].pop("1"),
+    "a time of nothing": lambda d: d["verify_ms"].update({"1": 0}),
+    "a huge time": lambda d: d["verify_ms"].update({"2": 10**400}),
+    "no number of nodes": lambda d: d["verify_ms"].update({"²": 1.0}),
+    "infinite passes": lambda d: d.update(draft_ms=float("inf")),
+    "passes of no number": lambda d: d.update(draft_ms=None),
+    "times in a list": lambda d: d.update(verify_ms=[1.0]),
+    "no acceptance": lambda d: d.pop("acceptance"),
+    "another field": lambda d: d.update(more=1),
+    "acceptance of no rows": lambda d: d["acceptance"].update(p=[]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_of_times_is_measured_anew(tmp_path, damage):
+    found = tuning.Tuned(
+        acceptance=Acceptance(p=(0.5, 0.2), pair=("a", "b")),
+        verify_ms={1: 1.0, 2: 1.1},
+        draft_ms=0.1,
+    )
+    path, data = tmp_path / "times.json", json.loads(json.dumps(found.to_dict()))
+    path.write_text(json.dumps(data))
+    assert tuning._read(path) == found
+    damage(data)
+    path.write_text(json.dumps(data))
+    assert tuning._read(path) is None
+    path.write_text("[" * 100_000)
+    assert tuning._read(path) is None

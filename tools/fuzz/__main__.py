@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also of the processes that follow
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from tools.fuzz.run import fuzz, keep, replayed
 from tools.fuzz.targets import TARGETS, chosen
 
@@ -54,5 +57,4 @@ def _search(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(main())

@@ -32,7 +32,7 @@ def planned(targets: Sequence[Target], inputs: int) -> list[Input]:
 class _Worker:
     """A process and its part of the plan; a new process goes on behind an input that ended it."""
 
-    names: list[str]
+    targets: Sequence[Target]
     plan: list[Input]
     seed: int
     context: Any = field(default_factory=lambda: multiprocessing.get_context("spawn"))
@@ -45,7 +45,7 @@ class _Worker:
     def _start(self) -> None:
         self.reports, sender = self.context.Pipe(duplex=False)
         self.since.value = 0.0
-        arguments = (self.names, self.plan, self.seed, self.place, self.since, sender)
+        arguments = (self.targets, self.plan, self.seed, self.place, self.since, sender)
         self.process = self.context.Process(target=work, args=arguments, daemon=True)
         self.process.start()
         sender.close()
@@ -93,9 +93,8 @@ def fuzz(
 ) -> Iterator[tuple[int, Finding | None]]:
     """Reads so many inputs; yields how many are done, with each finding as it comes."""
     plan = planned(targets, inputs)
-    names = [target.name for target in targets]
     count = max(1, min(processes or os.cpu_count() or 1, len(plan)))
-    workers = [_Worker(names, plan[first::count], seed) for first in range(count)]
+    workers = [_Worker(targets, plan[first::count], seed) for first in range(count)]
     try:
         while not all(worker.finished for worker in workers):
             time.sleep(POLL)

@@ -75,18 +75,19 @@ class Bench:
 
 
 def work(
-    names: Sequence[str], plan: Sequence[Input], seed: int, place: Any, since: Any, out: Connection
+    targets: Sequence[Target],
+    plan: Sequence[Input],
+    seed: int,
+    place: Any,
+    since: Any,
+    out: Connection,
 ) -> None:
     """Reads the inputs `plan[place.value:]`; sends findings, then None."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.disable(logging.WARNING)  # what jax says of hardware that is not there
     warnings.simplefilter("ignore")
-    from tools.fuzz.targets import chosen
-
     with tempfile.TemporaryDirectory(prefix="jaxinfer-fuzz-") as folder:
         os.environ["JAXINFER_CACHE"] = f"{folder}/cache"
-        bench = Bench(Path(folder), chosen(names))
+        bench = Bench(Path(folder), targets)
         limit_memory()
         while place.value < len(plan):
             one = plan[place.value]

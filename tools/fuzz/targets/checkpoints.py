@@ -82,14 +82,9 @@ def make_own(folder: Path) -> None:
     hf.rmdir()
 
 
-def parse_model(where: str):
+def parse_model(where: str, folder: Path) -> None:
     """Loads the model at a place in the folder; what was read must run."""
-
-    def parse(folder: Path) -> None:
-        loaded = load_checkpoint(folder / where, "float32")
-        check_model(loaded)
-
-    return parse
+    check_model(load_checkpoint(folder / where, "float32"))
 
 
 def check_model(loaded: Checkpoint) -> None:
@@ -120,8 +115,56 @@ def use(tokenizer: Tokenizer) -> None:
         tokenizer.decode(ids)
 
 
+def make_tokenizers(folder: Path) -> None:
+    """A plain one, and one with a step of every kind."""
+    plain, rich = folder / "plain", folder / "rich"
+    for place in (plain, rich):
+        place.mkdir()
+        tiny.write_tokenizer(place)
+    data = json.loads((plain / "tokenizer.json").read_text()) | RICH
+    data["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split", "pattern": {"Regex": "\\d{1,3}"}, "behavior": "Isolated",
+                "invert": False,
+            },
+            data["pre_tokenizer"],
+        ],
+    }  # fmt: skip
+    (rich / "tokenizer.json").write_text(json.dumps(data))
+
+
+RICH = {
+    "truncation": {
+        "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0,
+    },
+    "padding": {
+        "strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 3,
+        "pad_type_id": 0, "pad_token": "<pad>",
+    },
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"String": "  "}, "content": " "},
+            {"type": "Prepend", "prepend": " "},
+        ],
+    },
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    },
+}  # fmt: skip
+
+
 def parse_tokenizer(folder: Path) -> None:
-    use(Tokenizer.load(folder))
+    for place in ("plain", "rich"):
+        use(Tokenizer.load(folder / place))
 
 
 def make_gguf_tokenizer(folder: Path) -> None:
@@ -206,17 +249,24 @@ def make_sharded(folder: Path) -> None:
 
 
 HF = ("config.json", "config.json", "model.safetensors", "tokenizer*.json")
+SHARDED = ("*.index.json", "*")
 OWN = ("config.json", "config.json", ".zarray", "tokenizer*.json", "*")
 
 TARGETS = (
     Target("safetensors", make_header, parse_header, share=15),
     Target("gguf-header", make_gguf_header, parse_gguf_header, share=15),
-    Target("gguf", make_gguf, parse_model("m.gguf"), share=3),
+    Target("gguf", make_gguf, functools.partial(parse_model, "m.gguf"), share=3),
     Target("hf-config", make_configs, parse_configs, share=10),
-    Target("hf-folder", tiny.hf_folder, parse_model("."), HF, share=4),
-    Target("hf-sharded", make_sharded, parse_model("."), ("*.index.json", "*"), share=3),
-    Target("own-folder", make_own, parse_model("m"), OWN, share=4),
-    Target("tokenizer", tiny.write_tokenizer, parse_tokenizer, share=10),
+    Target("hf-folder", tiny.hf_folder, functools.partial(parse_model, "."), HF, share=4),
+    Target(
+        "hf-sharded",
+        make_sharded,
+        functools.partial(parse_model, "."),
+        ("*.index.json", "*"),
+        share=3,
+    ),
+    Target("own-folder", make_own, functools.partial(parse_model, "m"), OWN, share=4),
+    Target("tokenizer", make_tokenizers, parse_tokenizer, share=10),
     Target("gguf-tokenizer", make_gguf_tokenizer, parse_gguf_tokenizer, share=5),
     Target(
         "template", make_template, parse_template, ("*.jinja",), share=3, mutate=mutate_template

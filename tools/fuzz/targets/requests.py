@@ -18,6 +18,7 @@ from jaxinfer.decode.engine import Engine
 from jaxinfer.decode.run import Run
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative import tuning
+from jaxinfer.speculative.acceptance import Acceptance
 from tools.fuzz.target import Target
 from tools.fuzz.targets.models import random_lm, real_lm
 
@@ -85,7 +86,7 @@ CALLS = {
     "ji.Topology.from_children": (("root",), ()),
     "ji.Topology.load": (("path",), ()),
     "ji.expected_tokens": (("topology", "acceptance"), ()),
-    "ji.Acceptance": ((), ("p", "temperature", "top_p", "pair", "samples", "seed")),
+    "Acceptance": ((), ("p", "temperature", "top_p", "pair", "samples", "seed")),
     "quantize_params": (("cfg", "params", "format"), ()),
 }
 """The calls that are tried: arguments by position, and by keyword."""
@@ -151,7 +152,7 @@ def parse(folder: Path) -> None:
     line = (folder / "call.py").read_text()
     names = {
         "ji": ji, "np": np, "jnp": jnp, "lm": real_lm(), "bare": random_lm(),
-        "quantize_params": quantize_params,
+        "quantize_params": quantize_params, "Acceptance": Acceptance,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(POLICIES._known))  # names of an earlier line
