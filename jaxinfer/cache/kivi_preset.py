@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Int
 
-from jaxinfer.arguments import one_of
+from jaxinfer.arguments import one_of, shown
 from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.rotated import Rotated
@@ -50,8 +50,8 @@ def kivi(
     power of two.
     """
     one_of("flush_order", flush_order, ("after", "before"))
-    if rotation is not None:
-        one_of("rotation", rotation, ("hadamard",))
+    if rotation is not None and not (isinstance(rotation, str) and rotation == "hadamard"):
+        raise ValueError(f"rotation must be None or 'hadamard', got {shown(rotation)}")
     tier = Kivi(
         key_bits=bits if key_bits is None else key_bits,
         value_bits=bits if value_bits is None else value_bits,
