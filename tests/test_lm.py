@@ -88,7 +88,7 @@ def test_texts_are_scored_one_by_one():
     [
         ([[3]], {}, "scoring needs at least 2 tokens, got 1"),
         ([[3, 61]], {}, "token 61 is outside the vocabulary of 61"),
-        ([[3, 4]], {"chunk": 0}, "chunk must be at least 1 token, got 0"),
+        ([[3, 4]], {"chunk": 0}, "chunk must be a whole number from 1"),
         ([[3, 4]], {"policy": "lru"}, "unknown cache policy 'lru'"),
     ],
 )

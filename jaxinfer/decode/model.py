@@ -130,9 +130,7 @@ def rows_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     given = plain(prompts)
     if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
-        raise ValueError(
-            f"prompts must be a text, a list of token ids, or a list of such; got {shown(prompts)}"
-        )
+        raise ValueError(f"prompts must be texts or lists of token ids, got {shown(prompts)}")
     rows = list(given)
     return [rows] if rows and all(isinstance(p, int | np.integer) for p in rows) else rows
 

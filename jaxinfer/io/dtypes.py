@@ -32,5 +32,5 @@ def resolve_dtype(dtype: DType = None) -> np.dtype:
     except Exception:  # NumPy tries to make a structure of whatever it is given
         name = ""
     if name not in BY_NAME:
-        raise ValueError(f"unknown dtype {shown(dtype)}; use one of {', '.join(BY_NAME)}")
+        raise ValueError(f"unknown dtype {shown(name or dtype)}; use one of {', '.join(BY_NAME)}")
     return BY_NAME[name]

@@ -175,7 +175,7 @@ def test_values_under_sparse_attention_want_groups_per_token():
         ({"key_bits": 3}, "key_bits must be one of 2, 4, 8, 16; got 3"),
         ({"value_flush": "never"}, "value_flush must be one of sliding, block"),
         ({"scale_dtype": "int8"}, "scale_dtype must be one of float16, bfloat16, float32"),
-        ({"residual": 0}, "residual must be at least 1"),
+        ({"residual": 0}, "residual must be a whole number of at least 1"),
         ({"value_grouping": "channel"}, "needs value_flush 'block'"),
         ({"window": 256}, "window needs value_flush 'block'"),
         ({"window": 200, "value_flush": "block"}, "window 200 is not a positive multiple of"),
@@ -215,7 +215,9 @@ def test_the_preset_says_what_it_promises():
     assert kivi(flush_order="before").commit_first and not kivi().commit_first
     assert kivi() == kivi() and hash(kivi()) == hash(kivi()) and kivi() != kivi(4)
     assert kivi(4, key_bits=2).tiers == (Kivi(key_bits=2, value_bits=4),)
-    with pytest.raises(ValueError, match="flush_order must be 'after' or 'before', got 'never'"):
+    with pytest.raises(
+        ValueError, match="flush_order must be one of 'after', 'before'; got 'never'"
+    ):
         kivi(flush_order="never")
 
 

@@ -44,7 +44,7 @@ def test_the_estimate_counts_what_crosses_the_bus():
 
 
 def test_impossible_offloading_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="stay must be 0 to 2 layers, got 3"):
+    with pytest.raises(ValueError, match="stay must be a whole number from 0 to 2, got 3"):
         lm_of().offloaded(3)
 
     class Bare:
