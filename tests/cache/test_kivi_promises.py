@@ -215,9 +215,7 @@ def test_the_preset_says_what_it_promises():
     assert kivi(flush_order="before").commit_first and not kivi().commit_first
     assert kivi() == kivi() and hash(kivi()) == hash(kivi()) and kivi() != kivi(4)
     assert kivi(4, key_bits=2).tiers == (Kivi(key_bits=2, value_bits=4),)
-    with pytest.raises(
-        ValueError, match="flush_order must be one of 'after', 'before'; got 'never'"
-    ):
+    with pytest.raises(ValueError, match="flush_order must be one of .*; got 'never'"):
         kivi(flush_order="never")
 
 

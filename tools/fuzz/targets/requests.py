@@ -86,7 +86,7 @@ CALLS = {
     "ji.Topology.from_children": (("root",), ()),
     "ji.Topology.load": (("path",), ()),
     "ji.expected_tokens": (("topology", "acceptance"), ()),
-    "Acceptance": ((), ("p", "temperature", "top_p", "pair", "samples", "seed")),
+    "acceptance": (("p",), ("temperature", "top_p", "pair", "samples", "seed")),
     "quantize_params": (("cfg", "params", "format"), ()),
 }
 """The calls that are tried: arguments by position, and by keyword."""
@@ -98,7 +98,7 @@ GOOD = {
     "lm": "lm", "layers": "1", "base": "'h2o'", "policies": "['full'] * 6", "name": "'b'",
     "factory": "ji.full", "parent": "(-1, 0)", "acceptance": "[0.5, 0.2]", "nodes": "4", "n": "3",
     "k": "2", "parents": "[-1, 0]", "root": "[[], []]", "topology": "ji.Topology.chain(3)",
-    "cfg": "lm.config", "params": "lm.params", "format": "'int8'", "policy": "'full'",
+    "cfg": "lm.config", "params": "lm.params", "format": "'int8'", "p": "(0.5, 0.2)", "policy": "'full'",
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def parse(folder: Path) -> None:
     line = (folder / "call.py").read_text()
     names = {
         "ji": ji, "np": np, "jnp": jnp, "lm": real_lm(), "bare": random_lm(),
-        "quantize_params": quantize_params, "Acceptance": Acceptance,
+        "quantize_params": quantize_params, "acceptance": lambda p, **rest: Acceptance(p=p, **rest),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(POLICIES._known))  # names of an earlier line
