@@ -98,7 +98,8 @@ GOOD = {
     "lm": "lm", "layers": "1", "base": "'h2o'", "policies": "['full'] * 6", "name": "'b'",
     "factory": "ji.full", "parent": "(-1, 0)", "acceptance": "[0.5, 0.2]", "nodes": "4", "n": "3",
     "k": "2", "parents": "[-1, 0]", "root": "[[], []]", "topology": "ji.Topology.chain(3)",
-    "cfg": "lm.config", "params": "lm.params", "format": "'int8'", "p": "(0.5, 0.2)", "policy": "'full'",
+    "cfg": "lm.config", "params": "lm.params", "format": "'int8'", "p": "(0.5, 0.2)",
+    "policy": "'full'",
 }  # fmt: skip
 
 
