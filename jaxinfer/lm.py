@@ -66,9 +66,9 @@ class LM(Model):
             seeds draw alike.
           samples: completions per prompt. Sample i of seed s draws with `fold_in(key(s), i)`, so
             sample 0 is what one sample gives.
-          stop: a string or a list of strings that end a text before them; the name of a special
-            token, such as "<|im_end|>", ends it at that token. When the list holds a list, it has
-            one entry (a string or a list of strings) per prompt.
+          stop: a string or a list of strings that end a text before them, all in the continuation;
+            the name of a special token, such as "<|im_end|>", ends it at that token, and may be
+            part of a string. A list that holds a list has one entry (or list) per prompt.
           ignore_eos: go on to the limit.
           prefix: a session whose text comes before every prompt, read only once.
           draft: what guesses ahead (see `ji.speculate`): its result, a smaller model of the same

@@ -184,6 +184,7 @@ class Session(Prefix):
         # A speculative step may have committed tokens behind a stop string.
         lost = deleted or bool(run.out.dropped.any())
         new = list(run.out.tokens[0])
+        self.owed = run.out.owed
         self.capacity = max(self.capacity, run.capacity)
         # The loop read every emitted token but the last one.
         self.put_back(None if lost else run.state.cache, run.prompts[0] + new[:-1], new[-1:])

@@ -188,7 +188,7 @@ def commit_layer(
         )
         tier_state, items, count = tier.push(tier_state, aux, items, push)
         new.append(tier_state)
-        n_in = tier.passed(n_in)
+        n_in = tier.passed_by(tier_state, n_in)
     return tuple(new)
 
 
@@ -197,7 +197,7 @@ def _segments(policy: Policy, state: tuple[Leaf, ...], aux: Params | None, lengt
     n_in, found = length, []
     for tier, tier_state in zip(policy.tiers, state, strict=True):
         found.append(tier.segments(tier_state, aux, n_in))
-        n_in = tier.passed(n_in)
+        n_in = tier.passed_by(tier_state, n_in)
     return tuple(found)
 
 

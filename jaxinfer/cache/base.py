@@ -8,7 +8,7 @@ code path with another `StepContext`. A tier sees one layer; the cache is a tupl
 states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -97,7 +97,7 @@ class Tier:
         return False
 
     def sized(self, context: int) -> "Tier":
-        """The tier with budgets given as shares turned into tokens of `context`."""
+        """The tier with room for budgets that are shares of at most `context` tokens."""
         return self
 
     def check(self, cfg: ModelConfig, geometry: Geometry) -> None:
@@ -118,6 +118,15 @@ class Tier:
     def passed(self, n_in: Array) -> Array:
         """How many of the `n_in` tokens have gone on to the next tier."""
         return jnp.zeros_like(n_in)
+
+    def passed_by(self, state: Leaf, n_in: Array) -> Array:
+        """`passed` for the rows of a state, which may have budgets of their own."""
+        return self.passed(n_in)
+
+    def budgeted(self, state: Leaf, contexts: Sequence[int]) -> Leaf:
+        """An empty state whose rows take budgets that are shares of `contexts[b]` tokens; one
+        without shares returns it as it is."""
+        return state
 
     def segments(self, state: Leaf, aux: Params | None, n_in: Array) -> tuple[Segment, ...]:
         """What queries attend to."""

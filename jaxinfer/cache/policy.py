@@ -85,7 +85,8 @@ class Policy:
         return (self,) * layers
 
     def sized(self, context: int) -> "Policy":
-        """The policy with budgets given as shares turned into tokens of `context`."""
+        """The policy with room for budgets that are shares of at most `context` tokens; each row
+        takes them of its own (`Tier.budgeted`)."""
         return replace(self, tiers=tuple(tier.sized(context) for tier in self.tiers))
 
     def check(self, cfg: ModelConfig, geometry: Geometry) -> None:

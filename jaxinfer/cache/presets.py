@@ -95,8 +95,11 @@ def h2o(heavy: int | float = 0.1, recent: int | float = 0.1) -> Policy:
     """The last `recent` tokens and, per head, the `heavy` most attended of those before (arXiv
     2306.14048).
 
-    Budgets are tokens (int) or shares of the prompt's bucket (float): "5 % H2O" is
-    `h2o(0.025, 0.025)`.
+    Budgets are tokens (int) or shares of each row's own prompt (float), rounded down to whole
+    tokens, at least one: of 65 tokens `h2o(0.1, 0.1)` keeps 6 and 6. "5 % H2O" is
+    `h2o(0.025, 0.025)`. In a session, whose text grows, a share is one of the model's context; a
+    text that is scored is its own context. The memory is that of the longest prompt, rounded up to
+    a power of two.
     """
     return Policy(
         name="h2o",
@@ -119,10 +122,10 @@ def less(
     2402.09398).
 
     Without `base` it is `h2o(51, 51)`, 5 % of 2048 tokens; `options` are arguments of a base given
-    by name: `less("streaming", positions="absolute", window=98)`. Of a list with one policy per
-    layer, those that evict get the state. `feature_maps` are trained ones, or the folder or name
-    of saved ones; None takes those that come with the library ("smollm2-135m"). `kernels` is an
-    older spelling of it.
+    by name: `less("streaming", positions="absolute", window=98)`; budgets may be shares as in
+    `h2o`. Of a list with one policy per layer, those that evict get the state. `feature_maps` are
+    trained ones, or the folder or name of saved ones; None takes those that come with the library
+    ("smollm2-135m"). `kernels` is an older spelling of it.
 
     Over positions in the text (h2o, and streaming with positions="absolute", on which feature
     maps are trained) a prompt attends to all of itself, as in the paper; over positions in the

@@ -4,11 +4,14 @@
 entered it: token t of the tier sits in slot t mod W, and what it overwrites spills into the next
 tier. Nothing is shifted and nothing is compacted. Together they are the cache of StreamingLLM
 (arXiv 2309.17453, section 3.2), the ring alone is the recent part of H2O. Bytes per row and layer:
-`2 * K * H * C * itemsize` for C slots, and 4 K C more where attention weights are kept.
+`2 * K * H * C * itemsize` for C slots, 4 K C more where attention weights are kept, and 4 more
+where the budget is a share of the row's prompt.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,16 @@ from jaxinfer.arguments import LARGEST, shown
 from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
 from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
-from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap
+from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap, usable
+
+Sized = TypeVar("Sized", bound="ByShare")
+
+
+class ByShare(Protocol):
+    """A tier of `size` slots, which may be a share."""
+
+    size: int | float
+    share: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +75,27 @@ class Sinks(Tier):
 class Ring(Tier):
     """Keeps the last `size` tokens that entered, the first of which has position `start`.
 
-    `size` may be a share (float) of the context; `sized` turns it into tokens.
+    `size` may be a share (float) of each row's prompt: `sized` turns it into the slots that a
+    prompt needs at most, and `budgeted` says how many of them a row uses.
     """
 
     size: int | float
     start: int = 0
     keeps_weights: bool = False  # keeps attention weights and passes them on with what it spills
+    share: float | None = field(default=None, compare=False)  # that `size` was; seen in the state
 
     def __post_init__(self):
         check_budget("window" if not self.keeps_weights else "recent", self.size)
 
     def sized(self, context: int) -> "Ring":
-        return replace(self, size=tokens_of(self.size, context))
+        return as_tokens(self, context)
+
+    def budgeted(self, state: Slots, contexts: Sequence[int]) -> Slots:
+        return with_budgets(state, self.share, contexts)
 
     def init(self, geometry: Geometry, batch: int) -> Slots:
         slots = new_slots(geometry, batch, whole(self.size))
+        slots = with_budgets(slots, self.share, None)
         if not self.keeps_weights:
             return slots
         attn_weight = jnp.zeros((batch, geometry.num_kv_heads, slots.capacity), jnp.float32)
@@ -86,35 +104,40 @@ class Ring(Tier):
     def passed(self, n_in: Array) -> Array:
         return jnp.maximum(n_in - whole(self.size), 0)
 
+    def passed_by(self, state: Slots, n_in: Array) -> Array:
+        return jnp.maximum(n_in - usable(state), 0)
+
     def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
-        size = state.capacity
-        slots = jnp.arange(size, dtype=jnp.int32)[None, None]
+        size = usable(state, axes=2)
+        slots = jnp.arange(state.capacity, dtype=jnp.int32)[None, None]
         newest = n_in[:, None, None] - 1
         token = newest - jnp.mod(newest - slots, size)  # the last one that went into the slot
+        ok = token >= 0
         return (
             DenseSegment(
                 slots=state,
                 pos=self.start + token,
-                ok=token >= 0,
-                stop=jnp.minimum(jnp.max(n_in), size),
+                ok=ok if state.budget is None else ok & (slots < size),
+                stop=jnp.max(jnp.minimum(n_in, usable(state))),
                 in_order=False,
             ),
         )
 
     def push(self, state: Slots, aux, items: Items, ctx: PushContext):
         n_in, count = ctx.n_in, ctx.count
-        size, width = state.capacity, items.v.shape[2]
+        width, size = items.v.shape[2], state.capacity
+        ring = usable(state, axes=1)
         if self.keeps_weights and ctx.stored_weights:
             state = replace(state, attn_weight=state.attn_weight + ctx.stored_weights[0])
         order = jnp.arange(width, dtype=jnp.int32)
         # Of more tokens than slots only the last ones are written: no slot twice.
-        written = (order < count[:, None]) & (order >= count[:, None] - size)
-        index = jnp.where(written, jnp.mod(n_in[:, None] + order, size), size)
+        written = (order < count[:, None]) & (order >= count[:, None] - ring)
+        index = jnp.where(written, jnp.mod(n_in[:, None] + order, ring), size)
         index = write_index(index, size, ctx.after)
-        spilled_count = self.passed(n_in + count) - self.passed(n_in)
+        spilled_count = self.passed_by(state, n_in + count) - self.passed_by(state, n_in)
         if not ctx.spills:
             return put(state, items, index), None, spilled_count
-        first = jnp.maximum(n_in - size, 0)[:, None] + order
+        first = self.passed_by(state, n_in)[:, None] + order
         if width == 1:  # what leaves lies where the new token goes
             state, spilled = swap(state, items, index)
         else:
@@ -126,14 +149,14 @@ class Ring(Tier):
     def _leaving(self, state: Slots, items: Items, n_in: Array, token: Array) -> Items:
         """The tokens `token` of those in the slots and then the new ones."""
         order = token - n_in[:, None]
-        old = get(state, jnp.mod(token, state.capacity)[:, None])
+        old = get(state, jnp.mod(token, usable(state, axes=1))[:, None])
         fresh = items_at(items, jnp.clip(order, 0, items.v.shape[2] - 1))
         return either((order < 0)[:, None], old, fresh)
 
     def bytes_per_row(self, geometry: Geometry) -> int:
         size = whole(self.size)
         attn_weight = 4 * geometry.num_kv_heads * size if self.keeps_weights else 0
-        return slot_bytes(geometry, size) + attn_weight
+        return slot_bytes(geometry, size) + attn_weight + budget_bytes(self.share)
 
 
 def items_at(items: Items, index: Array) -> Items:
@@ -168,8 +191,36 @@ def check_budget(name: str, budget: int | float) -> None:
 
 
 def tokens_of(budget: int | float, context: int) -> int:
-    """Tokens of a budget that may be a share of `context`, at least 1."""
-    return max(int(budget * context), 1) if isinstance(budget, float) else budget
+    """Tokens of a budget that may be a share of `context`: rounded down, at least 1.
+
+    The share is the decimal number that was written: 0.29 of 100 tokens are 29, although the
+    nearest float is a little less.
+    """
+    if not isinstance(budget, float):
+        return budget
+    return max(int(Fraction(repr(float(budget))) * context), 1)
+
+
+def as_tokens(tier: Sized, context: int) -> Sized:
+    """The tier with slots for its share of `context` tokens, which it remembers."""
+    if not isinstance(tier.size, float):
+        return tier
+    return replace(tier, size=tokens_of(tier.size, context), share=tier.size)
+
+
+def with_budgets(slots: Slots, share: float | None, contexts: Sequence[int] | None) -> Slots:
+    """The slots with each row's share of its context; of all of the slots where that is None."""
+    if share is None:
+        return slots
+    if contexts is None:
+        return replace(slots, budget=jnp.full(slots.v.shape[:1], slots.capacity, jnp.int32))
+    budgets = [min(tokens_of(share, context), slots.capacity) for context in contexts]
+    return replace(slots, budget=jnp.asarray(budgets, jnp.int32))
+
+
+def budget_bytes(share: float | None) -> int:
+    """Bytes per row of the budgets of a share."""
+    return 0 if share is None else 4
 
 
 def whole(budget: int | float) -> int:

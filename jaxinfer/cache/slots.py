@@ -23,12 +23,17 @@ from pallas_kernels.put_tokens.reference import as_floats, as_stored, take
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """Keys and values of C slots, perhaps with the probability that each key has received."""
+    """Keys and values of C slots, perhaps with the probability that each key has received.
+
+    Where a budget is a share of a row's own prompt, C is that of the longest prompt that the cache
+    was made for, and every row uses its first `budget` slots.
+    """
 
     k: Leaf  # [B, K, H, C] or [B, K, C, H]
     v: Leaf  # [B, K, C, H]
     attn_weight: Leaf = None  # f32[B, K, C] or None
     pos: Leaf = None  # i32[B, K, C] where it is no function of slot and length
+    budget: Leaf = None  # i32[B], slots that each row may use; None: all of them
     backend: Backend = field(default=Backend(), metadata={"static": True})
 
     @property
@@ -50,6 +55,13 @@ def new_slots(geometry: Geometry, batch: int, capacity: int, *, dtype: str | Non
         v=jnp.zeros((b, k, capacity, h), stored),
         backend=geometry.backend,
     )
+
+
+def usable(slots: Slots, axes: int = 0) -> Array | int:
+    """How many slots each row may use, with so many axes of one behind that of the rows."""
+    if slots.budget is None:
+        return slots.capacity
+    return slots.budget.reshape(-1, *(1,) * axes)
 
 
 def slot_bytes(geometry: Geometry, capacity: int, *, dtype: str | None = None) -> int:

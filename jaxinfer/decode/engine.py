@@ -97,10 +97,12 @@ class Engine:
         batch: int,
         capacity: int,
         dtype: str | None = None,
+        contexts: Sequence[int] | None = None,
     ) -> Cache:
+        """An empty cache; row b's budgets that are shares are of `contexts[b]` tokens."""
         return init_cache(
             self.config, self.params, policy, batch, capacity, dtype or self.dtype,
-            backend=self.backend,
+            backend=self.backend, contexts=contexts,
         )  # fmt: skip
 
     def prefill(

@@ -23,15 +23,20 @@ class Prefix:
 
     Args:
       model: what reads.
-      policy: how its cache keeps tokens. A budget that is a share is one of the model's whole
-        context, as the length of what will come is unknown.
+      policy: how its cache keeps tokens.
+      context: tokens of which a budget may be a share; by default the model's whole context, as the
+        length of what will come is unknown.
     """
 
-    def __init__(self, model: Model, policy: Policy):
-        self.model, self.policy = model, policy.sized(model.config.max_positions)
+    def __init__(self, model: Model, policy: Policy, context: int | None = None):
+        most = model.config.max_positions
+        self.context = most if context is None else context
+        size = most if context is None else bucket(context, SMALLEST_CAPACITY)
+        self.model, self.policy = model, policy.sized(size)
         self.engine = model.engine.serving(self.policy)
         self.tokens: list[int] = []  # in the cache
         self.pending: list[int] = []  # emitted or appended, not yet in the cache
+        self.owed = 0  # last tokens whose text nobody was sent: of a character that is not whole
         self.capacity = SMALLEST_CAPACITY
         self._cache: Cache | None = None  # None: given away, or lost
         self._cache = self._whole_cache()
@@ -75,6 +80,7 @@ class Prefix:
         tokens = self.continued(prompt)
         total = len(self.tokens) + len(tokens)
         capacity_for(self.model, self.policy, total, 0)
+        self.owed = self.owed if len(tokens) == len(self.pending) else 0
         # The last token waits, so that there is something to read when its logits are wanted.
         tokens, pending = tokens[:-1], tokens[-1:]
         if tokens:
@@ -116,7 +122,7 @@ class Prefix:
         if self._cache is not None:
             return self._cache
         check_fits(self.model, self.policy, 1, self.capacity, max(len(self.tokens), 1))
-        cache = self.engine.new_cache(self.policy, 1, self.capacity)
+        cache = self.engine.new_cache(self.policy, 1, self.capacity, contexts=[self.context])
         if self.tokens:
             cache, _ = self.engine.prefill(cache, None, [self.tokens], empty=True)
         return cache

@@ -1,29 +1,52 @@
 """`Readout`: what the host has read out of the compiled loop's buffers."""
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxinfer.decode.rows import Rows
 from jaxinfer.decode.state import DecodeState
-from jaxinfer.decode.text import TextStream
+from jaxinfer.decode.text import SpecialNames, TextStream
 from jaxinfer.typing import Tokenizer
 
 
 class Readout:
-    """The tokens, log-probabilities and text of every row so far; the newest `kept` of them."""
+    """The tokens, log-probabilities and text of every row so far; the newest `kept` of them.
 
-    def __init__(self, rows: Rows, tokenizer: Tokenizer | None, kept: int | None):
+    `contexts` are the tokens that the rows continue; `owed` and `goes_on` as in `TextStream`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Tokenizer | None,
+        kept: int | None,
+        contexts: Sequence[list[int]],
+        *,
+        owed: int = 0,
+        goes_on: bool = False,
+    ):
         self._rows = rows
+        names = None if tokenizer is None else SpecialNames(tokenizer)
         self.tokens: list[deque[int]] = [deque(maxlen=kept) for _ in rows.prompts]
         self.log_probs: list[deque[float]] = [deque(maxlen=kept) for _ in rows.prompts]
         self.streams = [
-            None if tokenizer is None else TextStream(tokenizer, stop, kept)
-            for stop in rows.stop_strings
+            None
+            if tokenizer is None
+            else TextStream(
+                tokenizer, stop, kept, before=context, owed=owed, goes_on=goes_on, names=names
+            )
+            for stop, context in zip(rows.stop_strings, contexts, strict=True)
         ]
         self.has_stop_strings = any(rows.stop_strings)
         self.read = np.zeros(len(rows), np.int64)  # tokens of each row that were
         self.dropped = np.zeros(len(rows), np.int64)  # of these, behind a stop string
+
+    @property
+    def owed(self) -> int:
+        """`TextStream.owed` of the first row."""
+        return 0 if self.streams[0] is None else self.streams[0].owed
 
     @property
     def stopped(self) -> list[bool]:

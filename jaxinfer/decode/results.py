@@ -30,7 +30,8 @@ class Stats(Mapping[str, float | tuple[int, ...]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """`finish_reason`: "eos" (a stop token of the model, which is the last token), "stop" (a stop
+    """`text` is what the tokens add to the decoded prompt, so that both join to the decoded whole.
+    `finish_reason`: "eos" (a stop token of the model, which is the last token), "stop" (a stop
     string; the text ends before it), "length", or "cancelled" (a stream before its end).
     `log_probs` are the model's own, before sampler settings. Of an endless stream this is the
     newest part, `jaxinfer.decode.run.ENDLESS_KEPT` tokens."""

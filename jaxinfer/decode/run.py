@@ -58,7 +58,12 @@ class Run:
         self.plan = None if opts.draft is None else opts.draft.plan(self)
         # A session remembers all of its text; its tokens are read out as they come.
         kept = ENDLESS_KEPT if self.endless and not consume else None
-        self.out = Readout(self.rows, model.tokenizer, kept)
+        # The text of a session goes on: what one turn leaves of a character the next one sends.
+        prefix = opts.prefix if consume else None
+        owed = 0 if prefix is None or self.prompts[0] != prefix.pending else prefix.owed
+        self.out = Readout(
+            self.rows, model.tokenizer, kept, self.contexts, owed=owed, goes_on=consume
+        )
         self.state: DecodeState | None = None
         self.steps, self.finished = 0, False
         self.step_tokens: tuple[int, ...] = ()
@@ -182,7 +187,8 @@ class Run:
         engine, prefix, samples = self.engine, self.opts.prefix, self.opts.samples
         prompts = self.prompts
         if prefix is None:
-            cache = engine.new_cache(self.policy, len(prompts), self.capacity)
+            lengths = list(map(len, prompts))
+            cache = engine.new_cache(self.policy, len(prompts), self.capacity, contexts=lengths)
         elif self.consume:
             cache = grow_cache(self.model.config, prefix.take_cache(), self.capacity)
         else:

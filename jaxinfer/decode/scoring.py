@@ -93,7 +93,7 @@ def score(model: Model, tokens: list[int], policy: Policy, chunk: int | None = N
     capacity = capacity_for(model, policy, len(tokens), 0)
     policy.check_room(capacity, 0, len(tokens))
     check_fits(model, policy, 1, capacity, chunk)
-    cache = engine.new_cache(policy, 1, capacity)
+    cache = engine.new_cache(policy, 1, capacity, contexts=[len(tokens)])
     cache_bytes = bytes_of(cache.layers)
     # One size for all chunks, the last one too: one program scores a text.
     _, found = read(engine, cache, np.asarray([tokens], np.int32), chunk, size=chunk)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxinfer.cache.presets import PolicyLike, resolve
-from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.model import Model
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.eval.choices import check_scoring, is_right
@@ -130,7 +129,7 @@ def passkey(
 def solve(lm: Model, policy: PolicyLike, task: PasskeyTask, scoring: str = "rank") -> bool:
     """Whether the model finds the key when it has read the prompt through the policy."""
     tokens = lm.encode(task.prompt)
-    session = Prefix(lm, resolve(policy).sized(bucket(len(tokens), SMALLEST_CAPACITY)))
+    session = Prefix(lm, resolve(policy), context=len(tokens))
     session.append(tokens)
     return is_right(session, task.candidates, task.answer, scoring)
 

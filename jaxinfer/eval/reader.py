@@ -43,7 +43,9 @@ class Reader:
         self.engine = model.engine.serving(self.policy)
         self.rows, self.length, self.capacity = rows, 0, SMALLEST_CAPACITY
         check_fits(model, self.policy, rows, self.capacity, self.chunk)
-        self.cache = self.engine.new_cache(self.policy, rows, self.capacity)
+        self.cache = self.engine.new_cache(
+            self.policy, rows, self.capacity, contexts=[context] * rows
+        )
         self._last: np.ndarray | None = None  # i32[B, 1]
 
     @property

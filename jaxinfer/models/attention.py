@@ -1,5 +1,7 @@
 """Softmax attention as a layer's mixer: projections around what its policy stores."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -55,6 +57,10 @@ class Attention(Mixer):
 
     def commit(self, cfg, policy, params, state, fresh: Items, ctx: CommitContext):
         return commit_layer(policy, state, params.get("cache"), fresh, ctx)
+
+    def budgeted(self, policy: Policy, state: Leaf, contexts: Sequence[int]) -> Leaf:
+        pairs = zip(policy.tiers, state, strict=True)
+        return tuple(tier.budgeted(tier_state, contexts) for tier, tier_state in pairs)
 
     def grow(self, policy: Policy, state: Leaf, capacity: int) -> Leaf:
         pairs = zip(policy.tiers, state, strict=True)

@@ -6,6 +6,8 @@
 `StepContext.parent`.
 """
 
+from collections.abc import Sequence
+
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -63,6 +65,10 @@ class Mixer:
     ) -> Leaf:
         """The state behind the accepted fresh tokens."""
         raise NotImplementedError
+
+    def budgeted(self, policy: Policy, state: Leaf, contexts: Sequence[int]) -> Leaf:
+        """An empty state whose rows take budgets that are shares of `contexts[b]` tokens."""
+        return state
 
     def grow(self, policy: Policy, state: Leaf, capacity: int) -> Leaf:
         """The state with room for `capacity` tokens; one of fixed size stays as it is."""

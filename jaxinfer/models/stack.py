@@ -6,7 +6,7 @@ pipeline stage can run a part of them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -47,8 +47,13 @@ def init_cache(
     capacity: int,
     dtype: str = "float32",
     backend: Backend | None = None,
+    contexts: Sequence[int] | None = None,
 ) -> Cache:
-    """An empty cache for `batch` rows of at most `capacity` tokens."""
+    """An empty cache for `batch` rows of at most `capacity` tokens.
+
+    Budgets that are shares are those of `contexts[b]` tokens in row b; None: of as many as the
+    policy was sized for.
+    """
     geometry = cache_geometry(cfg, capacity, dtype, backend)
     policies = policy.layer_policies(cfg.num_layers)
     check_cache(cfg, policy, geometry)
@@ -56,6 +61,9 @@ def init_cache(
         mixer_of(layer)[1].init(cfg, one, geometry, batch)
         for layer, one in zip(params["layers"], policies, strict=True)
     )
+    if contexts is not None:
+        rows = zip(mixers_of(cfg), policies, layers, strict=True)
+        layers = tuple(mixer.budgeted(one, state, contexts) for mixer, one, state in rows)
     return Cache(
         length=jnp.zeros((batch,), jnp.int32),
         layers=layers,

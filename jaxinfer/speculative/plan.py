@@ -99,7 +99,8 @@ class _Reader:
 
     def state(self, contexts: list[list[int]]) -> ModelState:
         """All but each row's last token read."""
-        cache = self.engine.new_cache(self.policy, len(contexts), self.capacity)
+        lengths = list(map(len, contexts))
+        cache = self.engine.new_cache(self.policy, len(contexts), self.capacity, contexts=lengths)
         read = [context[:-1] for context in contexts]
         if max(map(len, read)) > 0:
             cache, _ = self.engine.prefill(cache, None, read, empty=True)
