@@ -17,10 +17,10 @@ from jaxinfer.cache.base import Geometry, Items, Tier, write_index
 from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.ring import (
-    as_tokens,
     budget_bytes,
     check_budget,
     items_at,
+    tokens_of,
     whole,
     with_budgets,
 )
@@ -40,7 +40,9 @@ class Heavy(Tier):
         check_budget("heavy", self.size)
 
     def sized(self, context: int) -> "Heavy":
-        return as_tokens(self, context)
+        if not isinstance(self.size, float):
+            return self
+        return replace(self, size=tokens_of(self.size, context), share=self.size)
 
     def budgeted(self, state: Slots, contexts: Sequence[int]) -> Slots:
         return with_budgets(state, self.share, contexts)

@@ -11,7 +11,7 @@ where the budget is a share of the row's prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,6 @@ from jaxinfer.cache.base import Geometry, Items, QueryPhase, Tier, write_index
 from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.slots import Slots, either, get, new_slots, put, slot_bytes, swap, usable
-
-Sized = TypeVar("Sized", bound="ByShare")
-
-
-class ByShare(Protocol):
-    """A tier of `size` slots, which may be a share."""
-
-    size: int | float
-    share: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +79,9 @@ class Ring(Tier):
         check_budget("window" if not self.keeps_weights else "recent", self.size)
 
     def sized(self, context: int) -> "Ring":
-        return as_tokens(self, context)
+        if not isinstance(self.size, float):
+            return self
+        return replace(self, size=tokens_of(self.size, context), share=self.size)
 
     def budgeted(self, state: Slots, contexts: Sequence[int]) -> Slots:
         return with_budgets(state, self.share, contexts)
@@ -199,13 +192,6 @@ def tokens_of(budget: int | float, context: int) -> int:
     if not isinstance(budget, float):
         return budget
     return max(int(Fraction(repr(float(budget))) * context), 1)
-
-
-def as_tokens(tier: Sized, context: int) -> Sized:
-    """The tier with slots for its share of `context` tokens, which it remembers."""
-    if not isinstance(tier.size, float):
-        return tier
-    return replace(tier, size=tokens_of(tier.size, context), share=tier.size)
 
 
 def with_budgets(slots: Slots, share: float | None, contexts: Sequence[int] | None) -> Slots:

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.cache.base import Items
+from jaxinfer.cache.base import Geometry, Items
+from jaxinfer.cache.context import PushContext
 from jaxinfer.cache.heavy import Heavy
 from jaxinfer.cache.presets import h2o
-from jaxinfer.cache.ring import Ring
+from jaxinfer.cache.ring import Ring, tokens_of
+from jaxinfer.testing.models import random_tokens
 from jaxinfer.testing.quick import quick_jit
+from jaxinfer.testing.stepper import Stepper
 from tests.cache.layer import SPEC, G, H, K, Layer, random_qkv, rotated
 from tests.cache.pushing import pushing
 
@@ -173,3 +176,64 @@ def test_budgets_are_exact_and_shares_are_of_the_context():
     assert isinstance(policy.tiers[0], Ring) and policy.fixed_size
     with pytest.raises(ValueError, match="share of the context"):
         jax.eval_shape(lambda: Layer(h2o(0.5, 0.5)).state)
+
+
+def test_a_share_is_exact_rounded_down_and_at_least_one_token():
+    shares = [(0.1, 300, 30), (0.1, 65, 6), (0.29, 100, 29), (0.07, 100, 7), (1.0, 7, 7)]
+    assert [tokens_of(share, n) for share, n, _ in shares] == [kept for *_, kept in shares]
+    assert tokens_of(1e-9, 10) == tokens_of(0.1, 1) == 1 and tokens_of(5, 3) == 5
+
+
+def test_rows_of_a_share_evict_as_their_own_whole_budgets():
+    """The state of each row is that of a layer with its budget in tokens, its unused slots empty;
+    what is spilled is the same, in chunks and one by one."""
+    q, k, v = random_qkv(24)
+    contexts, sized = [40, 20], h2o(0.1, 0.15).sized(64)
+    both = Layer(sized, batch=2)
+    both.state = tuple(
+        tier.budgeted(state, contexts) for tier, state in zip(sized.tiers, both.state, strict=True)
+    )
+    alone = [Layer(h2o(4, 6)), Layer(h2o(2, 3))]
+    first = 0
+    for count in (5, 1, 1, 9, 1, 1, 1, 5):
+        part = [x[:, :, first : first + count] for x in (q, k, v)]
+        found = both.push(*(np.repeat(x, 2, axis=0) for x in part))
+        for row, layer in enumerate(alone):
+            np.testing.assert_allclose(found[row], layer.push(*part)[0], atol=2e-5)
+            for mine, its in zip(both.state, layer.state, strict=True):
+                slots = its.v.shape[2]
+                np.testing.assert_allclose(mine.v[row, :, :slots], its.v[0], atol=1e-6)
+                assert not np.asarray(mine.v[row, :, slots:]).any()
+        first += count
+
+
+def test_padded_queries_give_stored_keys_nothing():
+    stepper, tokens = Stepper("llama", h2o(4, 3)), random_tokens(1, 8)
+    cache, _ = stepper.step(stepper.cache(), tokens)
+    exact, _ = stepper.step(cache, tokens[:, :2], size=2)
+    padded, _ = stepper.step(cache, tokens[:, :2], size=8)  # six queries of padding
+    for mine, its in zip(jax.tree.leaves(padded), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(mine, its, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_of_equal_weights_the_stored_token_stays(width):
+    tier = Heavy(size=2)
+    state, items, _ = push_random_items(tier, width)
+    state = replace(state, attn_weight=jnp.ones_like(state.attn_weight))
+    items = replace(items, attn_weight=jnp.ones(items.v.shape[:3], jnp.float32))
+    n_in, count = jnp.asarray([2], jnp.int32), jnp.asarray([width], jnp.int32)
+    ctx = PushContext(n_in=n_in, count=count, after=count, length=n_in)
+    after, spilled, _ = tier.push(state, None, items, ctx)
+    np.testing.assert_array_equal(after.pos, state.pos)
+    np.testing.assert_array_equal(after.v, state.v)
+    np.testing.assert_array_equal(spilled.pos, jnp.broadcast_to(items.pos, spilled.pos.shape))
+
+
+def push_random_items(tier: Heavy, width: int):
+    """A full state with tokens 0 and 1, and the items of `width` more."""
+    geometry = Geometry(num_kv_heads=K, head_dim=H, capacity=8)
+    state = replace(tier.init(geometry, 1), pos=jnp.broadcast_to(jnp.arange(2), (1, K, 2)))
+    rng = np.random.default_rng(0)
+    new = jnp.asarray(rng.standard_normal((1, K, width, H)), jnp.float32)
+    return state, Items(k=new, v=new, pos=2 + jnp.arange(width)[None, None]), new
