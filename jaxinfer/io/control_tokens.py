@@ -5,7 +5,8 @@ one. So what a caller passes to a chat template is marked where it spells a cont
 characters that no text has, around the spelling: a template that trims, splits or compares sees
 what it would see without. What comes out of the template is cut at the marks; between a pair of
 them no control token is read, and across one neither. Texts without such spellings are not
-touched, so their tokens are those of the plain pipeline, as in transformers.
+touched, so their tokens are those of the plain pipeline, as in transformers. (A template that takes
+characters out of the middle of a message could still make a spelling that nobody typed.)
 
 A control token is an added token that the tokenizer calls special. Those that it does not call so
 (`<think>`, `<tool_call>`) are text that has one id, whoever writes it: llama.cpp (`parse_special`)
@@ -51,11 +52,13 @@ class ControlTokens:
         added = backend.get_added_tokens_decoder()
         self._tokens = {i: token for i, token in added.items() if token.special}
         texts = {token.content: i for i, token in self._tokens.items()}
-        # these find them just as the pipeline does, and in their plain spelling
-        self._finder = _finder(self._tokens.values())
-        if backend.normalizer is not None:
-            self._finder.normalizer = backend.normalizer
-        self._spellings = _finder([tokenizers.AddedToken(t, normalized=False) for t in texts])
+        # these find them just as the pipeline does, and however they are spelled, since a template
+        # may change the case
+        self._finder = _finder(self._tokens.values(), backend.normalizer)
+        self._spellings = _finder(
+            [tokenizers.AddedToken(text, normalized=True) for text in texts],
+            tokenizers.normalizers.Lowercase(),
+        )
         self._found = {self._finder.token_to_id(text): i for text, i in texts.items()}
         short = [text for text in texts if 1 < len(text) <= LONGEST]
         self._forwards = sorted(short)
@@ -134,9 +137,13 @@ class ControlTokens:
         return places
 
 
-def _finder(tokens: Iterable[tokenizers.AddedToken]) -> tokenizers.Tokenizer:
+def _finder(
+    tokens: Iterable[tokenizers.AddedToken], normalizer: tokenizers.normalizers.Normalizer | None
+) -> tokenizers.Tokenizer:
     """A pipeline that finds these tokens and leaves all else in one piece."""
     finder = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab={"": 0}, unk_token=""))
+    if normalizer is not None:  # first, as it is applied to tokens when they are added
+        finder.normalizer = normalizer
     finder.add_special_tokens(list(tokens))
     return finder
 
