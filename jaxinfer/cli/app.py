@@ -47,11 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv` it is what its process is for, and decides how the process answers Ctrl-C.
     """
+    _open_streams()
     try:
         with handled() if argv is None else contextlib.nullcontext():
             return _answer(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _open_streams() -> None:
+    """Gives a process that was started with closed standard streams (`<&-`) empty ones.
+
+    Python has None in their place. Their numbers are taken too, or what a library prints would go
+    into the next file that is opened.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _answer(argv: Sequence[str] | None) -> int:

@@ -78,7 +78,7 @@ def check_available(
 
 def readable(size: Any) -> str:
     """A byte count with a binary unit."""
-    size = float(size)
+    size = float(min(size, 1 << 100))  # a whole number may be larger than any float
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,9 +1,14 @@
 """The command as a process of its own: exit codes, pipes, Ctrl-C, what is imported."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+
+import pytest
+
+from jaxinfer.cli import main
 
 # Ctrl-C works as in a terminal, also where the tests run in the background, which ignores it.
 CODE = """
@@ -35,6 +40,49 @@ def test_a_closed_pipe_is_quiet(model):
     message = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 141 and message == b""
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("generate", "-m", "MODEL"),
+        ("generate", "-m", "MODEL", "--raw", "x", "-n", "2"),
+        ("generate", "-m", "MODEL", "--raw", "x", "-n", "2", "--json"),
+        ("generate", "-m", "/no/such", "x"),
+        ("chat", "-m", "MODEL"),
+        ("score", "-m", "MODEL", "a text"),
+        ("score", "-m", "MODEL"),
+        ("convert", "MODEL", "OUT"),
+        ("info", "/no/such"),
+        ("tree", "--target", "MODEL", "--sizes", "x"),
+        ("eval", "perplexity", "/no/such"),
+        ("train", "less", "/no/such", "--out", "OUT", "--run-dir", "OUT"),
+        ("bench", "no-such"),
+        ("env",),
+    ],
+    ids=" ".join,
+)
+def test_a_closed_stream_gives_a_line_or_silence(
+    model, tmp_path, monkeypatch, capfd, piped, arguments, stream
+):
+    places = {"MODEL": model, "OUT": str(tmp_path / "out")}
+    if stream != "stdin":
+        piped("hello\n")
+    capfd.readouterr()
+    monkeypatch.setattr(sys, stream, None)  # as Python starts where it is closed
+    assert main([places.get(argument, argument) for argument in arguments]) in (0, 2)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_of_a_process(closed):
+    command = shlex.join([*COMMAND, "generate", "x", "--model", "/no/such"])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "" if "2>" in closed else done.stderr.startswith("error: ")
 
 
 def test_ctrl_c_ends_quietly_with_130(model):

@@ -99,6 +99,7 @@ def test_the_estimate_grows_with_batch_tokens_and_vocabulary():
 
 
 def test_sizes_are_printed_with_binary_units():
+    assert readable(10**400).endswith("TiB")
     assert [readable(n) for n in (5, 2048, 3 * GIB, 1 << 41)] == [
         "5 B",
         "2.0 KiB",
