@@ -77,7 +77,7 @@ def backend_of(data: Mapping[str, Any], where: object) -> tokenizers.Tokenizer:
     """
     try:
         checked = _checked(data, where)
-        text = json.dumps(checked)
+        text = json.dumps(checked, ensure_ascii=False)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not a tokenizer we read: {one_line(error)}") from error
     with one_error(f"{where} is not a valid tokenizer.json"):
@@ -141,12 +141,14 @@ def _checked(data: Mapping[str, Any], where: object) -> Json:
     check_growth("decoder", parts["decoder"])
     model = _read_model(model_of(data))
     added = _numbered(added_tokens(data), model, where)
-    known = {**ids_of(model), **{token["content"]: token["id"] for token in added}}
+    added_ids = {token["content"]: token["id"] for token in added}
+    known = ids_of(model)
     for text, number in template_ids(parts["post_processor"]):
-        if known.get(text) != number:
+        held = added_ids.get(text, known.get(text))
+        if held != number:
             raise ValueError(
                 f"its post_processor adds {_shown(text)} as {number}, "
-                f"which has the id {known.get(text)} in its vocabulary"
+                f"which has the id {held} in its vocabulary"
             )
     steps = {part: write_steps(part, value) for part, value in parts.items()}
     return {"version": "1.0", "added_tokens": added, "model": model, **steps}
@@ -214,16 +216,15 @@ def _merges(value: object, vocab: Mapping[str, int], prefix: str) -> list[list[s
     for entry in value:
         if isinstance(entry, str) and entry.startswith("#version"):
             continue
-        pair = entry.split(" ") if isinstance(entry, str) else entry
-        if (
-            not isinstance(pair, list | tuple)
-            or len(pair) != 2
-            or not all(isinstance(token, str) and token in vocab for token in pair)
-            or not pair[1].startswith(prefix)
-            or pair[0] + pair[1][len(prefix) :] not in vocab
-        ):
+        left = right = ""
+        try:
+            left, right = entry.split(" ") if isinstance(entry, str) else entry
+            known = left in vocab and right in vocab and left + right[len(prefix) :] in vocab
+        except (TypeError, ValueError):
+            known = False
+        if not known or not right.startswith(prefix):
             raise ValueError(f"the merge {_shown(entry)} is not of two tokens that make a third")
-        merges.append([*pair])
+        merges.append([left, right])
     return merges
 
 
