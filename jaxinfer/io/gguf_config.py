@@ -27,8 +27,8 @@ def hf_config(metadata: Json, shapes: Shapes, rope_factors: np.ndarray | None, w
         known = sorted(ARCHITECTURES)
         near = nearest(name, known) if isinstance(name, str) else "llama"
         raise ValueError(
-            f"{where}: architecture {quoted(name, 40)} is not implemented for GGUF; its closest "
-            f"supported family is {near}; known are {known}"
+            f"{where}: architecture {quoted(name, 40)} is not implemented for GGUF; known are "
+            f"{known}; its closest supported family is {near}"
         )
     reader = _Reader(name, metadata, shapes, rope_factors, where)
     reader.check_blocks()

@@ -60,8 +60,8 @@ def family_for(model_type: object, settings: Iterable[str] = ()) -> Family:
         known = sorted(_BY_TYPE.names())
         near = nearest(model_type, known, settings) if isinstance(model_type, str) else "llama"
         raise ValueError(
-            f"model type {quoted(model_type, 40)} is not implemented; its closest supported family "
-            f"is {near}; known are {known}"
+            f"model type {quoted(model_type, 40)} is not implemented; known are {known}; "
+            f"its closest supported family is {near}"
         )
     return family
 
