@@ -19,8 +19,9 @@ A ratio is ours divided by the peer's in the same round (median, range); above 1
 """
 
 
-def write_report(folder: Path = RESULTS) -> Path:
-    """Writes the report and its plots; ValueError when there is nothing to report."""
+def report(folder: Path = RESULTS, *, plots: bool = False) -> str:
+    """The report as Markdown, whose plots are drawn into the folder if asked for; ValueError when
+    there is nothing to report."""
     records = latest(read_records(folder))
     if not records:
         raise ValueError(f"no results in {folder.name}/; run `python -m bench all` first")
@@ -31,11 +32,17 @@ def write_report(folder: Path = RESULTS) -> Path:
             parts.append(f"## {title}\n\n{section(chosen)}")
             plot = PLOTS.get(name)
             if plot is not None:
-                plot(chosen, folder / f"{name}.png")
+                if plots:
+                    plot(chosen, folder / f"{name}.png")
                 parts.append(f"![{title}]({name}.png)\n")
     parts.append("## Runs\n\n" + runs(records))
+    return "\n".join(parts)
+
+
+def write_report(folder: Path = RESULTS) -> Path:
+    """Writes the report and its plots into the folder."""
     path = folder / "REPORT.md"
-    write_text(path, "\n".join(parts))
+    write_text(path, report(folder, plots=True))
     return path
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from bench.options import Options
 from bench.routines import context_scaling, decode, prefill, startup
 from jaxinfer.environment import environment
+from jaxinfer.plugins import meant
 from jaxinfer.records import Record
 
 Routine = Callable[[Options], list[tuple[dict, dict]]]
@@ -21,7 +22,10 @@ ROUTINES: dict[str, Routine] = {
 def run(name: str, options: Options) -> list[Record]:
     """The records of one routine, not yet written."""
     if name not in ROUTINES:
-        raise ValueError(f"no benchmark {name!r}; choose one of {', '.join(ROUTINES)} or all")
+        raise ValueError(
+            f"no benchmark {name!r}{meant(name, ROUTINES)} choose one of "
+            f"{', '.join(ROUTINES)}, all or report"
+        )
     env = environment()
     return [
         Record(
