@@ -26,13 +26,19 @@ def capacity_for(model: Model, policy: Policy, context: int, new: int) -> int:
         return SMALLEST_CAPACITY
     most = model.config.max_positions
     if context + new > most:
-        message = (
-            f"{context} context + {new} new tokens exceed the model's {most} positions; "
-            "shorten the prompt or lower max_new_tokens"
-        )
+        message = f"{context} tokens exceed the model's {most} positions; read fewer"
+        if new:
+            message = (
+                f"{context} context + {new} new tokens exceed the model's {most} positions; "
+                "shorten the prompt or lower max_new_tokens"
+            )
         if model.config.positions == "learned":
             raise ValueError(message)
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(
+            f"{message}, or choose the policy streaming: what lies beyond them is not what the "
+            "model was trained for",
+            stacklevel=2,
+        )
     grows = not policy.fixed_size
     capacity = bucket(context + new, SMALLEST_CAPACITY) if grows else SMALLEST_CAPACITY
     policy.check_room(capacity, context, new)

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -58,10 +59,16 @@ def chunk_of(policy: Policy, chunk: int | None = None) -> int:
 
 
 def read(
-    engine: Engine, cache: Cache, tokens: np.ndarray, chunk: int, size: int | None = None
+    engine: Engine,
+    cache: Cache,
+    tokens: np.ndarray,
+    chunk: int,
+    size: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Cache, Reading]:
     """Reads i32[B, T + 1], the first T tokens of every row into the cache (donated), and judges the
-    T tokens behind the first; `size` is what chunks are padded to (None: a power of two)."""
+    T tokens behind the first; `size` is what chunks are padded to (None: a power of two), and
+    `report(done, total)` counts tokens of a row."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     found = []
     for first in range(0, inputs.shape[1], chunk):
@@ -70,6 +77,7 @@ def read(
         assert after is not None
         cache = after
         found.append(reading)
+        report(min(first + chunk, inputs.shape[1]), inputs.shape[1])
     if not found:
         empty = (len(tokens), 0)
         return cache, Reading(np.zeros(empty, np.float32), np.zeros(empty, bool))
@@ -82,8 +90,15 @@ def peek(engine: Engine, cache: Cache, last: int, tokens: list[int]) -> Reading:
     return _run(engine, cache, both[:, :-1], both[:, 1:], None, keeps=False)[1]
 
 
-def score(model: Model, tokens: list[int], policy: Policy, chunk: int | None = None) -> Score:
-    """Log-probabilities through the cache: context committed, continuation read."""
+def score(
+    model: Model,
+    tokens: list[int],
+    policy: Policy,
+    chunk: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Score:
+    """Log-probabilities through the cache: context committed, continuation read; `report(done,
+    total)` counts tokens."""
     if len(tokens) < 2:
         raise ValueError(f"scoring needs at least 2 tokens, got {len(tokens)}")
     length = bucket(len(tokens), 1)
@@ -96,7 +111,7 @@ def score(model: Model, tokens: list[int], policy: Policy, chunk: int | None = N
     cache = engine.new_cache(policy, 1, capacity, contexts=[len(tokens)])
     cache_bytes = bytes_of(cache.layers)
     # One size for all chunks, the last one too: one program scores a text.
-    _, found = read(engine, cache, np.asarray([tokens], np.int32), chunk, size=chunk)
+    _, found = read(engine, cache, np.asarray([tokens], np.int32), chunk, chunk, report)
     return Score(tokens, found.log_probs[0].tolist(), cache_bytes, chunk)
 
 

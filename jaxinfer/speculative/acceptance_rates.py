@@ -21,6 +21,7 @@ from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.settings import random_key
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft, guesses, read
 from jaxinfer.models.stack import forward
+from jaxinfer.progress import Report, silent
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.drafts import PROMPT_LOOKUP
 from jaxinfer.speculative.proposal import USED, draw_children, support
@@ -29,6 +30,7 @@ from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.verify import Residual
 from jaxinfer.typing import Params
 
+ACCEPTANCE = "measuring acceptance"
 POSITIONS = 64  # whose logits exist at a time
 DEPTHS = 8  # to which a recurrent draft is measured
 
@@ -43,6 +45,7 @@ def measure_acceptance(
     new_tokens: int = 64,
     size: int = 64,
     seed: int = 0,
+    report: Report = silent,
 ) -> Acceptance:
     """How often the k-th child is the accepted one, on text that the target writes after `prompts`.
 
@@ -52,6 +55,7 @@ def measure_acceptance(
     """
     rows = [target.encode(prompt) for prompt in prompts]
     seeds = list(range(seed, seed + len(rows)))
+    report(ACCEPTANCE, 0, len(rows))
     made = generate(target, rows, Options(sampler=sampler, max_new_tokens=new_tokens, seed=seeds))
     size = min(size, draft.config.vocab_size)
     width = min(width, size)
@@ -69,6 +73,7 @@ def measure_acceptance(
         # The logits behind the prompt's last token chose the first new one.
         own = np.asarray(found)[:, len(row) - 1 : len(row) - 1 + len(one.tokens)]
         total, count = total + own.sum(axis=1), count + own.shape[1]
+        report(ACCEPTANCE, number + 1, len(rows))
     p = np.clip(total / count, 0, 1)
     p = p / np.maximum(p.sum(axis=1, keepdims=True), 1.0)
     return Acceptance(
@@ -90,6 +95,7 @@ def online_acceptance(
     draft: Model | RecurrentDraft | None = None,
     new_tokens: int = 64,
     seed: int = 0,
+    report: Report = silent,
 ) -> Acceptance:
     """How often each rank is accepted at each depth, counted while speculating with `topology`.
 
@@ -108,6 +114,7 @@ def online_acceptance(
         run.finish()
         assert run.state is not None
         counts = counts + np.asarray(run.state.speculation.chosen)
+        report(ACCEPTANCE, number + 1, len(prompts))
     tried = counts.sum(axis=1)
     reached = max(int((tried >= 8).sum()), 1)
     p = counts[:reached, :-1] / np.maximum(tried[:reached, None], 1)

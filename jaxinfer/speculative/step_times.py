@@ -12,6 +12,7 @@ from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.nn.quantized import size_of
+from jaxinfer.progress import Report, silent
 from jaxinfer.speculative.speculator import Speculator
 from jaxinfer.speculative.topology import Topology
 
@@ -30,6 +31,7 @@ def measure_times(
     draft_policy: Policy | None = None,
     sizes: Sequence[int] = SIZES,
     context: int = 128,
+    report: Report = silent,
 ) -> tuple[dict[int, float], float]:
     """Milliseconds of a step with n nodes for each n of `sizes` (1: plain decoding), and of one
     draft pass, for one row behind `context` tokens.
@@ -44,7 +46,7 @@ def measure_times(
         deep = Topology.chain(PASSES + 1)
         plans["drafted"] = Speculator.of(target, draft, deep, draft_policy=draft_policy)
         plans["alone"] = Speculator.of(target, None, deep)
-    plain, cost = _in_plain_steps(target, plans, sampler, policy, context)
+    plain, cost = _in_plain_steps(target, plans, sampler, policy, context, report)
     passes = 0.0
     if draft is not None:
         passes = max(plain * (cost.pop("drafted") - cost.pop("alone")) / PASSES, 1e-3)
@@ -73,6 +75,7 @@ def _in_plain_steps(
     sampler: Sampler,
     policy: Policy | None,
     context: int,
+    report: Report = silent,
 ) -> tuple[float, dict[str | int, float]]:
     """Milliseconds of plan 1, plain decoding, and the cost of a step of each plan in plain ones.
 
@@ -80,10 +83,14 @@ def _in_plain_steps(
     not keep one speed for as long as all of them take.
     """
     runs = {name: _steps(target, plan, sampler, policy, context) for name, plan in plans.items()}
-    for step in runs.values():
-        step()  # compiles
+    for number, step in enumerate(runs.values()):
+        report("compiling trees", number, len(runs))
+        step()
     rounds = ROUNDS if size_of(target.params) < LARGE else ROUNDS // 3
-    times = [{name: step() for name, step in runs.items()} for _ in range(rounds)]
+    times = []
+    for number in range(rounds):
+        report("timing trees", number, rounds)
+        times.append({name: step() for name, step in runs.items()})
     cost = {name: statistics.median(found[name] / found[1] for found in times) for name in plans}
     return statistics.median(found[1] for found in times), cost
 

@@ -29,6 +29,8 @@ from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.offload import PCIE4
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.nn.quantized import size_of
+from jaxinfer.plugins import meant
+from jaxinfer.progress import Report, silent
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.acceptance_rates import measure_acceptance, online_acceptance
 from jaxinfer.speculative.optimizer import Choice, choose
@@ -116,11 +118,12 @@ def tune(
     prompts: Sequence[Prompt] | None = None,
     new_tokens: int = 64,
     fresh: bool = False,
+    report: Report = silent,
 ) -> Tuned:
     """Acceptance on the target's own text after `prompts` (default: a dozen of our own), and the
     times of steps and draft passes; `draft` None is prompt lookup.
 
-    Takes minutes the first time, most of it compilation.
+    Takes minutes the first time, most of it compilation; `report` hears how far it is.
     """
     policy = full() if policy is None else policy
     settings: list[Any] = [
@@ -138,13 +141,17 @@ def tune(
         prompts = PROMPTS if target.tokenizer is not None else _random_prompts(target.config)
     if draft is None:
         acceptance = online_acceptance(
-            target, prompts, sampler, Topology.chain(LOOKUP_LEVELS), new_tokens=new_tokens
-        )
+            target, prompts, sampler, Topology.chain(LOOKUP_LEVELS), new_tokens=new_tokens,
+            report=report,
+        )  # fmt: skip
     else:
-        acceptance = measure_acceptance(target, draft, prompts, sampler, new_tokens=new_tokens)
+        acceptance = measure_acceptance(
+            target, draft, prompts, sampler, new_tokens=new_tokens, report=report
+        )
     times, passes = measure_times(
-        target, draft, sampler, policy=policy, draft_policy=draft_policy, sizes=sizes
-    )
+        target, draft, sampler, policy=policy, draft_policy=draft_policy, sizes=sizes,
+        report=report,
+    )  # fmt: skip
     tuned = Tuned(acceptance=acceptance, verify_ms=times, draft_ms=passes)
     if draft is not None:
         step = functools.partial(
@@ -169,11 +176,12 @@ class FastestTree:
     target: Model
     draft: Model | RecurrentDraft | None
     draft_policy: Policy | None = None
+    report: Report = silent
 
     def __call__(self, run: Run) -> Topology:
         tuned = tune(
             self.target, self.draft, run.samplers[0], policy=run.policy,
-            draft_policy=self.draft_policy,
+            draft_policy=self.draft_policy, report=self.report,
         )  # fmt: skip
         return tuned.choice().topology
 
@@ -199,8 +207,7 @@ def roofline(
 ) -> Tuned:
     """The same pair on a device that is not here: bf16 weights are read once per step, and n nodes
     cost the operations of n tokens (arXiv 2402.12374, section 4.1)."""
-    if device not in DEVICES:
-        raise ValueError(f"unknown device {device!r}; described are {', '.join(DEVICES)}")
+    check_device(device)
     target_rate, draft_rate, operations = DEVICES[device]
 
     def milliseconds(lm: Model | RecurrentDraft, nodes: int, bandwidth: float) -> float:
@@ -215,6 +222,14 @@ def roofline(
         verify_ms={n: milliseconds(target, n, target_rate) for n in sizes},
         draft_ms=0.0 if draft is None else milliseconds(draft, 1, draft_rate),
     )
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that `roofline` does not know."""
+    if device not in DEVICES:
+        raise ValueError(
+            f"unknown device {device!r}{meant(device, DEVICES)} described are {', '.join(DEVICES)}"
+        )
 
 
 def _machine() -> str:
