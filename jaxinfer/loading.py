@@ -1,18 +1,20 @@
 """`load` and `load_draft`: models, and what guesses ahead for them, by name or path."""
 
 import os
+import reprlib
 from pathlib import Path
 
 from jaxinfer.arguments import of_kind, path_text, shown
 from jaxinfer.io.draft import is_draft, read_draft
 from jaxinfer.io.dtypes import DType
 from jaxinfer.io.load import load_checkpoint
-from jaxinfer.io.model_index import FolderModel, committed_folder
+from jaxinfer.io.model_index import MODELS, FolderModel, committed_folder
 from jaxinfer.io.weights import Progress
 from jaxinfer.lm import LM
 from jaxinfer.models.quantize import check_format, quantize_params, quantize_weights
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.nn.quantized import size_of
+from jaxinfer.plugins import meant
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.speculative.drafts import PROMPT_LOOKUP, early_exit
 from pallas_kernels.dispatch import Implementation, check_implementation
@@ -117,6 +119,12 @@ def load_draft(
     folder = committed_folder(FolderModel(DRAFTS[source])) if source in DRAFTS else source
     if is_draft(folder):
         return _load_trained(target, Path(folder), weights)
+    if source not in MODELS and not os.path.exists(os.path.expanduser(source)):
+        known = [PROMPT_LOOKUP, "exit:N", *DRAFTS, *MODELS]
+        raise ValueError(
+            f"no draft {reprlib.repr(source)}{meant(source, known)} drafts are "
+            f"{', '.join(known)}, or the folder or file of one"
+        )
     return load(
         source, dtype=dtype, weights=weights, implementation=implementation, progress=progress
     )

@@ -3,13 +3,21 @@
 Another package offers one as an entry point; it is imported when its name is first asked for.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from jaxinfer.files import quoted
 
 T = TypeVar("T")
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where a known name is close to `name`, else nothing; for messages."""
+    text = name[:100].lower() if isinstance(name, str) else ""
+    close = difflib.get_close_matches(text, list(known), 1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ";"
 
 
 class Registry(Generic[T]):

@@ -5,8 +5,10 @@ command line, mappings such as `{"name": "streaming", "window": 252}` and lists 
 layer.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
 from jaxinfer.files import one_line
-from jaxinfer.plugins import Registry
+from jaxinfer.plugins import Registry, meant
 
 PolicyLike: TypeAlias = (
     Policy | str | Mapping[str, object] | Sequence[Policy | str | Mapping[str, object]] | None
@@ -196,7 +198,7 @@ POLICIES: Registry[Callable[..., Policy]] = Registry(
         "full": full,
         "kivi": kivi,
         "kivi2": kivi,
-        "kivi4": lambda **options: kivi(**{"bits": 4, **options}),
+        "kivi4": partial(kivi, bits=4),
         "streaming": streaming,
         "h2o": h2o,
         "less": less,
@@ -247,8 +249,12 @@ def resolve(policy: PolicyLike) -> Policy:
     name = arguments.pop("name", None)
     factory = POLICIES.find(name) if isinstance(name, str) else None
     if factory is None:
-        known = ", ".join(POLICIES.names())
-        raise ValueError(f"unknown cache policy {shown(name)}; known policies: {known}")
+        known = POLICIES.names()
+        raise ValueError(
+            f"unknown cache policy {shown(name)}{meant(name, known)} known policies: "
+            f"{', '.join(known)}"
+        )
+    _check_arguments(name, factory, arguments)
     try:
         made = factory(**arguments)
     except (TypeError, RecursionError) as error:
@@ -258,6 +264,23 @@ def resolve(policy: PolicyLike) -> Policy:
     if not isinstance(made, Policy):
         raise ValueError(f"the factory of policy {name!r} made no Policy, but {shown(made)}")
     return made
+
+
+def _check_arguments(
+    name: object, factory: Callable[..., Policy], arguments: Mapping[str, object]
+) -> None:
+    """Refuses arguments that the factory has not, and names those that it has."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return
+    known = [one.name for one in parameters]
+    for argument in arguments:
+        if argument not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(
+                f"policy {name!r} does not take the argument {shown(argument)}"
+                f"{meant(argument, known)} {takes}"
+            )
 
 
 def policy_of(policy: PolicyLike) -> Policy | None:

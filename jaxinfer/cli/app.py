@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -31,11 +32,37 @@ VERBS = (generate, chat, score, convert, info, tree, bench, env)
 
 app = typer.Typer(
     name="jaxinfer",
-    help="Language models in JAX: generate, chat, score, convert and inspect.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        import jaxinfer
+
+        print(f"jaxinfer {jaxinfer.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def together(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Language models in JAX: generate, chat, score, convert and inspect.
+
+    `jaxinfer env` prints the versions of the packages below it, devices and folders.
+    """
+
+
 for _verb in VERBS:
     app.command()(_verb)
 app.command("eval")(evaluate)  # the name of a builtin
@@ -98,8 +125,12 @@ def _run(arguments: list[str]) -> int:
         if format_message is None:
             raise
         context = getattr(error, "ctx", None)
+        if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help())
+            return 0
         path = context.command_path if context is not None else "jaxinfer"
-        return _refuse(f"{format_message().rstrip('.')}; see {path} --help")
+        message = format_message().rstrip(".").replace(". Did you", "; did you")
+        return _refuse(f"{message}{'' if message.endswith('?') else ';'} see {path} --help")
 
 
 def _leave_pipe() -> int:

@@ -29,10 +29,22 @@ def bench(
         str | None, typer.Option(help="GGUF file (or a wheel with one) for the llama.cpp peer.")
     ] = None,
     torch: Annotated[bool, typer.Option(help="Compare with transformers on torch.")] = True,
-    results: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results; left out: bench/results of the checkout."),
+    ] = None,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="report: write REPORT.md and its plots into --results, not print it."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
 ) -> None:
-    """Measure speed beside peers, each alone in its own process, and write JSON Lines."""
+    """Measure speed beside peers, and write JSON Lines.
+
+    Each peer runs alone in its own process. Works in a source checkout only.
+    """
     command = _command_of_checkout()
     options = command.Options(
         model=model,
@@ -44,7 +56,7 @@ def bench(
     )
     if results is not None:
         options = replace(options, results=results)
-    command.execute(name, options, as_json=json_)
+    command.execute(name, options, as_json=json_, write=write)
 
 
 def _command_of_checkout() -> ModuleType:

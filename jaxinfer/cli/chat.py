@@ -5,6 +5,7 @@ turn to the next is found by rendering it around a marker in place of the reply,
 know the template, and a restored session needs no list of its messages.
 """
 
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -176,12 +177,16 @@ class Conversation:
 
     def answer(self, message: str) -> None:
         """Prints the model's reply, piece by piece or as a JSON object."""
+        from jaxinfer.progress import progress
+
         tokens, room, forgotten = self._fitted(message)
         held, asked = self._held, self.keywords["max_new_tokens"]
         keywords: Keywords = {**self.keywords, "max_new_tokens": min(asked, room)}
         stream = self.session.stream(tokens, **keywords)
         try:
-            for piece in stream:
+            with progress("reading"):
+                first = next(stream, "")
+            for piece in itertools.chain([first], stream):
                 if not self.as_json:
                     print(piece, end="", flush=True)
         except KeyboardInterrupt:  # ends the reply only

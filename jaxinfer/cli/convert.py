@@ -10,9 +10,7 @@ from jaxinfer.cli.interrupts import finishing
 
 @finishing()
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Model name, Hugging Face folder or GGUF file.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=o.MODELS)],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), bfloat16 or float16.")
@@ -20,7 +18,10 @@ def convert(
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Write a model to a folder that loads fast; nothing half-written is left behind."""
+    """Write a model to a folder that loads fast.
+
+    Nothing half-written is left behind.
+    """
     from jaxinfer.io.convert import convert as run
     from jaxinfer.progress import progress
 

@@ -10,9 +10,12 @@ from jaxinfer.cli.notices import note
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
+    from jaxinfer.decode.run import Run
     from jaxinfer.decode.sampling import Sampler
     from jaxinfer.decode.speculation import Draft
     from jaxinfer.lm import LM
+    from jaxinfer.models.recurrent import RecurrentDraft
+    from jaxinfer.speculative.topology import Topology
 
 
 class Keywords(TypedDict):
@@ -72,11 +75,12 @@ class Decoding(NamedTuple):
 
     def keywords(self, lm: "LM", sampler: "Sampler", max_new_tokens: int) -> Keywords:
         """The keyword arguments of a generation."""
+        stop = o.stop_strings(self.stop)
         return {
             "sampler": sampler,
             "max_new_tokens": max_new_tokens,
             "seed": self.seed,
-            "stop": tuple(self.stop),
+            "stop": stop,
             "draft": self._speculator(lm),
         }
 
@@ -88,13 +92,35 @@ class Decoding(NamedTuple):
             return None
         from jaxinfer.cli.models import open_draft
         from jaxinfer.speculative.speculate import speculate
+        from jaxinfer.speculative.speculator import Speculator
         from jaxinfer.speculative.topology import Topology
 
         model = open_draft(lm, self.draft, self.dtype, self.weights)
         if self.tree is not None:
-            return speculate(lm, model, Topology.load(self.tree))
+            tree = Topology.load(self.tree)
+            if tree.nodes == 1:
+                note(f"{self.tree} has one node: no speculation, decoding is plain")
+            return speculate(lm, model, tree)
         note("tree: the one that pays on this machine; finding it takes minutes, the first time")
-        return speculate(lm, model)
+        return Speculator.of(lm, None if isinstance(model, str) else model, _Fastest(lm, model))
+
+
+class _Fastest:
+    """Chooses the tree that pays, with a progress bar, and says where none does."""
+
+    def __init__(self, lm: "LM", draft: "LM | RecurrentDraft | str"):
+        self.lm, self.draft, self.said = lm, None if isinstance(draft, str) else draft, False
+
+    def __call__(self, run: "Run") -> "Topology":
+        from jaxinfer.progress import bars
+        from jaxinfer.speculative.tuning import WORTH, FastestTree
+
+        with bars() as report:
+            tree = FastestTree(self.lm, self.draft, report=report)(run)
+        if tree.nodes == 1 and not self.said:
+            self.said = True
+            note(f"no speculation: no tree promises {WORTH:.2f}x plain decoding on this machine")
+        return tree
 
 
 def with_decoding(verb: Callable[..., None]) -> Callable[..., None]:

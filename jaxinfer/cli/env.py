@@ -39,7 +39,7 @@ CheckOption = Annotated[
 
 
 def env(check: CheckOption = False, as_json: o.JsonOption = False) -> None:
-    """Print versions, devices, threads, cache folders and installed extras."""
+    """Print versions, devices, cache folders and installed extras."""
     if check:
         if not check_kernels(as_json):
             raise typer.Exit(1)

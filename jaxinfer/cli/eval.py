@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import work_begins
+from jaxinfer.cli.text_input import read_text
 from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
@@ -29,9 +31,7 @@ def _count(help: str) -> object:
 
 def evaluate(
     task: Annotated[str, typer.Argument(help=TASKS)],
-    model: Annotated[
-        str | None, typer.Argument(help="Name, Hugging Face folder, GGUF file or folder.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=o.DEFAULT_MODEL)] = None,
     policy: o.PolicyOption = "full",
     policy_args: o.PolicyArgsOption = "",
     baseline: Annotated[
@@ -46,7 +46,11 @@ def evaluate(
         ),
     ] = None,
     source: Annotated[
-        str, typer.Option(help="Without --text: the fetched source whose held-out texts are read.")
+        str,
+        typer.Option(
+            help=f"Without --text: held-out texts of {o.SOURCES}, which "
+            "tools/data/fetch_texts.py of a source checkout fetches."
+        ),
     ] = "essays",
     documents: Annotated[int | None, _count("At most so many texts of the source.")] = None,
     context: Annotated[int | None, _count("perplexity: tokens of a block.")] = None,
@@ -92,8 +96,12 @@ def evaluate(
     weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Measure a policy's quality: a row each for the full cache, the policy and a baseline that
-    keeps as many tokens as fit into the policy's bytes."""
+    """Measure what a cache policy costs in quality.
+
+    Prints a row each for the full cache, the policy, and a baseline that keeps as many tokens as
+    fit into the policy's bytes. Texts come from --text, or from those that
+    `python tools/data/fetch_texts.py` of a source checkout has fetched.
+    """
     chosen = o.make_policy(policy, policy_args)
 
     from jaxinfer.eval import tasks
@@ -109,7 +117,7 @@ def evaluate(
     )  # fmt: skip
     tasks.check_settings(task, settings)
     settings = tasks.with_texts(
-        task, settings, [o.read_text(path) for path in text or []], source, documents
+        task, settings, [read_text(path) for path in text or []], source, documents
     )
 
     from jaxinfer.cli.models import open_model
@@ -121,6 +129,8 @@ def evaluate(
     else:
         kind_of_rival = baseline or tasks.TASKS[task].baseline
         rivals = contenders(lm, chosen, length, None if kind_of_rival == "none" else kind_of_rival)
+    work_begins()
+    o.note_if_whole(chosen, length)
     rows = _measure(lm, rivals, length, measure)
     if recompute is not None:
         rows.append(_recompute(lm, settings))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.completions import batch_records
 from jaxinfer.cli.decoding import Decoding, with_decoding
 from jaxinfer.cli.notices import note, work_begins
-from jaxinfer.typing import Json
+from jaxinfer.cli.text_input import read_prompt
 
 if TYPE_CHECKING:
-    from jaxinfer.decode.results import Completion
     from jaxinfer.decode.stream import Stream
     from jaxinfer.lm import LM
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Prompts; - reads one from standard input."),
+        typer.Argument(
+            metavar="[PROMPT]...",
+            help="Prompts; - is one from standard input, without its final newline.",
+        ),
     ] = None,
     prompt_file: Annotated[
         list[str] | None,
-        typer.Option("--prompt-file", help="A UTF-8 file that is one prompt; repeatable."),
+        typer.Option(
+            "--prompt-file",
+            help="A UTF-8 file that is one prompt, without its final newline; repeatable.",
+        ),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
@@ -40,36 +46,47 @@ def generate(
         bool, typer.Option("--log-probs", help="With --json: each token's log-probability.")
     ] = False,
 ) -> None:
-    """Continue a text, or answer it when the model has a chat template.
+    """Continue a text, or answer it.
 
-    One prompt streams; several run as one batch. With --json: one object per completion.
+    A model with a chat template answers, unless --raw is given. One prompt streams; several run as
+    one batch. With --json: one object per completion.
     """
     policy, sampler = decoding.checked()
     if log_probs and not as_json:
         raise ValueError("--log-probs are printed with --json only; add --json")
     texts = _texts(prompts or [], prompt_file or [])
 
+    from jaxinfer.progress import progress
+
     lm = decoding.open()
     keywords = decoding.keywords(lm, sampler, max_new_tokens)
     inputs = [_input(lm, text, raw) for text in texts]
     if len(inputs) == 1 and samples == 1 and not as_json and lm.tokenizer is not None:
         return _print_stream(lm.stream(inputs[0], policy=policy, **keywords))
-    completions = lm.generate(inputs, policy=policy, samples=samples, **keywords)
+    with progress("generating"):
+        completions = lm.generate(inputs, policy=policy, samples=samples, **keywords)
+    work_begins()
+    if as_json:
+        lengths = [len(lm.encode(prompt)) for prompt in inputs for _ in range(samples)]
+        for index, record in enumerate(batch_records(completions, lengths)):
+            record |= dict(zip(("prompt", "sample"), divmod(index, samples), strict=True))
+            own = {"log_probs": completions[index].log_probs} if log_probs else {}
+            o.print_json(record | own)
+        return
     for index, completion in enumerate(completions):
         place = divmod(index, samples)
-        if as_json:
-            o.print_json(_record(completion, place, log_probs))
-        else:
-            title = f"prompt {place[0] + 1}" + (f", sample {place[1] + 1}" if samples > 1 else "")
-            print(f"--- {title} ({completion.finish_reason})")
-            print(completion.text if lm.tokenizer is not None else completion.tokens)
+        title = f"prompt {place[0] + 1}" + (f", sample {place[1] + 1}" if samples > 1 else "")
+        print(f"--- {title} ({completion.finish_reason})")
+        print(completion.text if lm.tokenizer is not None else completion.tokens)
 
 
 def _texts(prompts: list[str], files: list[str]) -> list[str]:
-    texts = [o.read_text("-") if prompt == "-" else prompt for prompt in prompts]
-    texts += [o.read_text(path) for path in files]
-    if not texts and not sys.stdin.isatty():
-        texts = [o.read_text("-")]
+    if [*prompts, *files].count("-") > 1:
+        raise ValueError("standard input is one prompt; give - once")
+    texts = [read_prompt("-") if prompt == "-" else prompt for prompt in prompts]
+    texts += [read_prompt(path) for path in files]
+    if not texts and sys.stdin is not None and not sys.stdin.isatty():
+        texts = [read_prompt("-")]
     if not texts:
         raise ValueError("no prompt; give a text, --prompt-file FILE, or pipe one in")
     return texts
@@ -80,10 +97,15 @@ def _input(lm: "LM", text: str, raw: bool) -> str | list[int]:
     if raw or lm.tokenizer is None or lm.tokenizer.chat_template is None:
         if lm.tokenizer is None:
             return _token_ids(text)
+        _check_given(text, raw)
         return text
-    if not text.strip():
-        raise ValueError("the prompt is empty; give some text, or --raw to start from nothing")
+    _check_given(text.strip(), raw)
     return lm.chat_tokens([{"role": "user", "content": text}])
+
+
+def _check_given(text: str, raw: bool) -> None:
+    if not text and not raw:
+        raise ValueError("the prompt is empty; give some text, or --raw to start from nothing")
 
 
 def _token_ids(text: str) -> list[int]:
@@ -96,7 +118,12 @@ def _token_ids(text: str) -> list[int]:
 
 
 def _print_stream(stream: "Stream") -> None:
+    from jaxinfer.progress import progress
+
     work_begins()
+    with progress("compiling and reading"):
+        first = next(stream, "")
+    print(first, end="", flush=True)
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)
@@ -107,15 +134,3 @@ def _print_stream(stream: "Stream") -> None:
             f"[{stats.new_tokens} tokens, {stats.tokens_per_s:.1f} tokens/s, "
             f"ended by {completion.finish_reason}]"
         )
-
-
-def _record(completion: "Completion", place: tuple[int, int], log_probs: bool) -> Json:
-    record = {
-        "text": completion.text,
-        "tokens": completion.tokens,
-        "finish_reason": completion.finish_reason,
-        "stats": dict(completion.stats),
-        "prompt": place[0],
-        "sample": place[1],
-    }
-    return record | ({"log_probs": completion.log_probs} if log_probs else {})

@@ -9,9 +9,7 @@ from jaxinfer.typing import Json
 
 
 def info(
-    model: Annotated[
-        str | None, typer.Argument(help="Name, Hugging Face folder, GGUF file or folder.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=o.DEFAULT_MODEL)] = None,
     policy: o.PolicyOption = "full",
     policy_args: o.PolicyArgsOption = "",
     capacity: Annotated[
@@ -26,7 +24,11 @@ def info(
     weights: o.WeightsOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Print architecture, sizes and the compiled decode step: copies, temporaries, time, floor."""
+    """Print architecture, sizes, and what a decode step costs.
+
+    The step is compiled: its copies and temporaries are counted, and its time is shown beside the
+    floor that memory bandwidth sets.
+    """
     chosen = o.make_policy(policy, policy_args).sized(capacity)
 
     from jaxinfer.inspection import gpu_target

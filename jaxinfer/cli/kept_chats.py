@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jaxinfer.files import cache_folder, one_line, read_json, replacing
 from jaxinfer.typing import Message
@@ -91,7 +92,8 @@ def read(place: Path) -> Talk:
     """
     record = read_json(place)
     try:
-        talk = Talk(**record | {"turns": [Turn(**turn) for turn in record["turns"]]})
+        fields: dict[str, Any] = {**record, "turns": [Turn(**turn) for turn in record["turns"]]}
+        talk = Talk(**fields)
     except (TypeError, KeyError):
         talk = None
     if talk is None or not _is_whole(talk):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from jaxinfer.files import one_line
 
 LONGEST_LINE = 1000
+OURS = "jaxinfer"  # the modules whose warnings are for users
 
 _said: set[str] = set()
 _held: list[str] | None = None  # None: warnings are printed as they come
@@ -45,7 +46,7 @@ def warnings_as_lines() -> Iterator[None]:
     _held = []
     with warnings.catch_warnings():
         warnings.simplefilter("default" if sys.warnoptions else "ignore")
-        warnings.filterwarnings("always", category=UserWarning, module="jaxinfer")
+        warnings.filterwarnings("always", category=UserWarning, module=OURS)
         warnings.showwarning = _show
         try:
             yield

@@ -2,27 +2,52 @@
 
 import json
 import math
-import sys
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxinfer.cli.notices import note
 from jaxinfer.files import quoted
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
 
 LARGEST = 2**31 - 1  # what an int32 counts
+ESCAPE = re.compile(r"\\(n|t|r|\\|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
+NAMED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+# Names as `--help` shows them; that they are all of the library's is tested, as reading them from
+# there would make `--help` wait for it.
+MODELS = (
+    "smollm2-135m (fetched once), tiny-llama, tiny-draft, a Hugging Face folder, a GGUF file or a "
+    "converted folder."
+)
+DEFAULT_MODEL = f"{MODELS} Left out: smollm2-135m."
+POLICIES = (
+    "Cache policy: full, kivi or kivi2 (2 bits), kivi4, streaming (a window), h2o (heavy hitters), "
+    "less (h2o with a low-rank state), or one that an installed package offers."
+)
+POLICY_ARGUMENTS = (
+    "Arguments of the policy. kivi, kivi2, kivi4: bits, group, residual, key_bits, value_bits, "
+    "value_flush, flush_order, key_grouping, value_grouping, scale_dtype, residual_dtype, "
+    "rotation. streaming: sinks, window, positions, bits, group, residual. h2o: heavy, recent "
+    "(tokens, or a share of the prompt below 1). less: base, feature_maps, and those of the base."
+)
+DRAFTS = (
+    "prompt-lookup, exit:N (the first N layers), draft-smollm2-135m, draft-tiny-llama, a folder of "
+    "`jaxinfer train draft`, or a smaller model of the same tokenizer."
+)
+SOURCES = "anarchism, brown, devil, essays, jargon, kjv or pydoc"
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Name, Hugging Face folder, GGUF file or converted folder."),
+    typer.Option("--model", "-m", help=DEFAULT_MODEL),
 ]
-PolicyOption = Annotated[str, typer.Option("--policy", help="Cache policy.")]
+PolicyOption = Annotated[str, typer.Option("--policy", help=POLICIES)]
 PolicyArgsOption = Annotated[
-    str, typer.Option("--policy-args", metavar="KEY=VALUE,...", help="Arguments of the policy.")
+    str, typer.Option("--policy-args", metavar="KEY=VALUE,...", help=POLICY_ARGUMENTS)
 ]
 DtypeOption = Annotated[
     str | None,
@@ -61,11 +86,14 @@ TokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, max=LARGEST, help="Most tokens to generate.")
 ]
 StopOption = Annotated[
-    list[str], typer.Option("--stop", help="End the text before this string; repeatable.")
+    list[str],
+    typer.Option(
+        "--stop", help="End the text before this string, in which \\n is a line's end; repeatable."
+    ),
 ]
 DraftOption = Annotated[
     str | None,
-    typer.Option("--draft", help="Draft model, prompt-lookup, or exit:N (the first N layers)."),
+    typer.Option("--draft", help=f"What guesses ahead: {DRAFTS}"),
 ]
 TreeOption = Annotated[
     str | None,
@@ -81,6 +109,19 @@ def make_policy(name: str, arguments: str) -> "Policy":
     from jaxinfer.cache.presets import resolve
 
     return resolve({**key_values(arguments, "--policy-args"), "name": name})
+
+
+def note_if_whole(policy: "Policy", length: int) -> None:
+    """Says so when a policy has nothing to drop or to round in a text of `length` tokens."""
+    from jaxinfer.eval.memory import kept_in_full
+
+    kept = kept_in_full(policy, length)
+    if kept is not None and length <= kept:
+        note(
+            f"note: policy {policy.name} keeps {kept} tokens in full, more than the {length} that "
+            "are read: its figures are those of the full cache; take a longer text, or a smaller "
+            "window or residual"
+        )
 
 
 def key_values(text: str, option: str) -> dict[str, object]:
@@ -113,15 +154,17 @@ def _bias(text: str) -> tuple[int, float]:
     return pair
 
 
-def read_text(path: str) -> str:
-    """A text file in UTF-8; `-` is standard input."""
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it first"
-        ) from error
+def stop_strings(texts: list[str]) -> tuple[str, ...]:
+    r"""What `--stop` means: \n, \t, \r, \xHH and \uHHHH are characters, \\ is a backslash, and
+    any other backslash stands for itself."""
+    if "" in texts:
+        raise ValueError("--stop is empty; give a text, or leave it out")
+    return tuple(ESCAPE.sub(_unescaped, text) for text in texts)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1]
+    return chr(int(code[1:], 16)) if code[0] in "xu" else NAMED[code]
 
 
 def print_json(record: Mapping[str, object], indent: int | None = None) -> None:

@@ -1,17 +1,16 @@
 """`jaxinfer score`: how well a model predicts a text, read through a cache policy."""
 
-import codecs
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from io import BufferedIOBase
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import work_begins
+from jaxinfer.cli.text_input import opened, pieces, read_text
 from jaxinfer.typing import Json
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from jaxinfer.cache.policy import Policy
     from jaxinfer.lm import LM
-
-PIECE = 2**14  # bytes of a stream read at once
 
 
 def score(
@@ -49,7 +46,11 @@ def score(
         bool, typer.Option("--log-probs", help="With --json: each token's log-probability.")
     ] = False,
 ) -> None:
-    """Print the mean negative log-likelihood (nats) and the perplexity of a text."""
+    """Print the perplexity of a text.
+
+    That is exp of the mean negative log-likelihood, which is printed too, in nats. The text is
+    read as it is, but for a byte order mark.
+    """
     chosen = o.make_policy(policy, policy_args)
     if stream:
         from jaxinfer.eval.stream import check_endless
@@ -57,18 +58,28 @@ def score(
         check_endless(chosen)
         if log_probs:
             raise ValueError("--log-probs keeps every token; leave out --stream or --log-probs")
-        with _opened(file) as opened:
+        with opened(file) as source:
             from jaxinfer.cli.models import open_model
 
             lm = open_model(model, dtype, weights)
-            _print(_stream(lm, opened, file, max_tokens, chosen, chunk), as_json)
+            _print(_stream(lm, source, file, max_tokens, chosen, chunk), as_json)
         return
-    text = o.read_text(file)
+    text = read_text(file)
 
     from jaxinfer.cli.models import open_model
+    from jaxinfer.decode import scoring
+    from jaxinfer.progress import progress
 
     lm = open_model(model, dtype, weights)
-    (found,) = lm.score([_tokens(lm, text, max_tokens)], policy=chosen, chunk=chunk)
+    tokens = _tokens(lm, text, max_tokens)
+    with progress("scoring") as report:
+
+        def show(done: int, total: int) -> None:
+            work_begins()
+            report(done, total)
+
+        found = scoring.score(lm, tokens, chosen, chunk, show)
+    o.note_if_whole(chosen, len(tokens))
     record = {
         "tokens": len(found.tokens),
         "nll": found.nll,
@@ -100,7 +111,7 @@ def _stream(
             elif sys.stderr.isatty():  # of a pipe the end is not known
                 print(f"\r{tokens} tokens", end="", file=sys.stderr, flush=True)
 
-        tokens = _first(text_tokens(lm, _pieces(file, name)), most)
+        tokens = _first(text_tokens(lm, pieces(file, name)), most)
         found = stream_perplexity(lm, tokens, policy, chunk=chunk, report=show)
     record = {
         "tokens": found.points[-1].end,
@@ -113,27 +124,6 @@ def _stream(
         "curve": [[point.end, point.nll] for point in found.points],
     }
     return record | ({"stopped": found.stopped} if found.stopped else {})
-
-
-def _opened(path: str) -> AbstractContextManager[BufferedIOBase]:
-    """A file's bytes; `-` is standard input, which stays open."""
-    if path == "-":
-        return nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
-    return open(Path(path).expanduser(), "rb")
-
-
-def _pieces(file: BufferedIOBase, name: str) -> Iterator[str]:
-    """Yields the text of a UTF-8 file in pieces."""
-    decode = codecs.getincrementaldecoder("utf-8")().decode
-    read, data = 0, b"-"
-    while data:
-        data = file.read(PIECE)
-        read += len(data)
-        try:
-            yield decode(data, not data)
-        except UnicodeDecodeError as error:
-            byte = read - len(error.object) + error.start
-            raise ValueError(f"{name} is not UTF-8 text (byte {byte}); convert it first") from error
 
 
 def _first(arrays: "Iterable[np.ndarray]", most: int | None) -> "Iterator[np.ndarray]":

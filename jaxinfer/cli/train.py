@@ -12,14 +12,28 @@ from jaxinfer.cli.notices import note
 if TYPE_CHECKING:
     from jaxinfer.cache.feature_maps import LessFeatureMaps
 
+TextsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the texts that tools/data/fetch_texts.py of a source checkout fetches; "
+        "left out: where it puts them."
+    ),
+]
+SourceOption = Annotated[
+    list[str] | None, typer.Option(help=f"Train on this source only, repeatable: {o.SOURCES}.")
+]
+
 train = typer.Typer(
-    name="train", help="Train the small learned parts that methods need.", no_args_is_help=True
+    name="train",
+    help="Train the small learned parts that methods need.\n\nReads the texts that "
+    "`python tools/data/fetch_texts.py` of a source checkout fetches.",
+    no_args_is_help=True,
 )
 
 
 @train.command()
 def less(
-    model: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the frozen model.")],
+    model: Annotated[str, typer.Argument(help=f"The frozen model: {o.MODELS}")],
     out: Annotated[Path, typer.Option(help="Folder for the feature maps.")],
     run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
     sequences: Annotated[int, typer.Option(min=2, help="Windows of text.")] = 64,
@@ -31,13 +45,15 @@ def less(
     stride: Annotated[int, typer.Option(min=1, help="Train on every stride-th row.")] = 16,
     dropout: Annotated[float, typer.Option(help="Of hidden units; the paper uses 0.3.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Halved after every quarter.")] = 3e-3,
-    texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
+    texts: TextsOption = None,
+    source: SourceOption = None,
     seed: o.SeedOption = 0,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train LESS's feature maps, which remember what an eviction policy drops (arXiv 2402.09398).
+    """Train LESS's feature maps (arXiv 2402.09398).
+
+    They remember what an eviction policy drops.
 
     Example: jaxinfer train less smollm2-135m --out maps --run-dir run
     """
@@ -92,7 +108,7 @@ def _show(maps: "LessFeatureMaps", out: Path, as_json: bool) -> None:
 
 @train.command()
 def draft(
-    target: Annotated[str, typer.Argument(help="Name, folder or GGUF file of the target.")],
+    target: Annotated[str, typer.Argument(help=f"The target: {o.MODELS}")],
     out: Annotated[Path, typer.Option(help="Folder for the draft.")],
     run_dir: Annotated[Path, typer.Option(help="Working folder; a killed run goes on from it.")],
     recurrent: Annotated[
@@ -118,8 +134,8 @@ def draft(
     weights: Annotated[
         str | None, typer.Option(help="int8: learn from a target that is stored in fewer bits.")
     ] = None,
-    texts: Annotated[Path | None, typer.Option(help="Folder of fetched texts.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Train on these sources only.")] = None,
+    texts: TextsOption = None,
+    source: SourceOption = None,
     seed: o.SeedOption = 0,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 
 def tree(
     target: Annotated[
-        str | None, typer.Option("--target", help="Model whose text is wanted.")
+        str | None, typer.Option("--target", help=f"Model whose text is wanted: {o.DEFAULT_MODEL}")
     ] = None,
-    draft: Annotated[
-        str, typer.Option("--draft", help="Draft model, prompt-lookup, or exit:N for N layers.")
-    ] = "prompt-lookup",
+    draft: Annotated[str, typer.Option("--draft", help=o.DRAFTS)] = "prompt-lookup",
     temperature: o.TemperatureOption = 0.0,
     top_p: o.TopPOption = 1.0,
     policy: o.PolicyOption = "full",
@@ -44,7 +42,10 @@ def tree(
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Measure acceptance and times, and choose the tree with the most tokens per second.
+    """Choose the token tree of speculation.
+
+    Acceptance and times are measured on this machine, and the tree with the most tokens per second
+    is taken.
 
     Example: jaxinfer tree --target tiny-llama --draft tiny-draft --save tree.json --plot tree.png
     """
@@ -60,21 +61,24 @@ def tree(
     except ValueError:
         raise ValueError(f"--sizes expects numbers such as 2,4,8, got {sizes!r}") from None
 
+    from jaxinfer.speculative.tuning import check_device
+
+    if device is not None:
+        check_device(device)
+    if save is not None and save.is_dir() or plot is not None and plot.is_dir():
+        raise ValueError("--save and --plot name files, got a folder")
     from jaxinfer.cli.models import open_draft, open_model
+    from jaxinfer.progress import bars
     from jaxinfer.speculative.tuning import roofline, tune
 
     lm = open_model(target, dtype, weights)
     model = open_draft(lm, draft, dtype, weights)
     note("measuring acceptance and times; about a minute the first time")
-    tuned = tune(
-        lm,
-        None if isinstance(model, str) else model,
-        sampler,
-        policy=chosen,
-        sizes=nodes,
-        new_tokens=new_tokens,
-        fresh=fresh,
-    )
+    with bars() as report:
+        tuned = tune(
+            lm, None if isinstance(model, str) else model, sampler, policy=chosen, sizes=nodes,
+            new_tokens=new_tokens, fresh=fresh, report=report,
+        )  # fmt: skip
     found = {"this machine": tuned}
     if device is not None:
         found[device] = roofline(tuned, lm, None if isinstance(model, str) else model, device)
@@ -82,6 +86,8 @@ def tree(
     best = choices["this machine"].topology
     if save is not None:
         best.save(save)
+        if best.nodes == 1:
+            note(f"{save} has one node: no speculation, decoding with it is plain")
     if plot is not None:
         from jaxinfer.speculative.plot import plot_tree
 

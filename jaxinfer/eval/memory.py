@@ -7,7 +7,9 @@ hitters (arXiv 2306.14048), or just the last tokens.
 
 from collections.abc import Callable
 
-from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.dense import Dense
+from jaxinfer.cache.kivi import Kivi
+from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.presets import PolicyLike, h2o, resolve, streaming
 from jaxinfer.decode.model import Model
 from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry
@@ -23,6 +25,23 @@ def policy_bytes(lm: Model, policy: PolicyLike, length: int, dtype: str | None =
     policy = resolve(policy).sized(length)
     geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype, lm.engine.backend)
     return cache_bytes_per_row(lm.config, policy, geometry)
+
+
+def kept_in_full(policy: PolicyLike, length: int) -> int | None:
+    """How many tokens of a text of `length` the policy keeps as they are, with all their attention;
+    None is any number. What fits into them is read as the full cache reads it."""
+    policy = resolve(policy).sized(length)
+    if isinstance(policy, PerLayer):
+        fewest = [
+            n for n in (kept_in_full(layer, length) for layer in policy.layers) if n is not None
+        ]
+        return min(fewest, default=None)
+    kept = 0
+    for tier in policy.tiers:
+        if isinstance(tier, Dense):
+            return None
+        kept += tier.residual if isinstance(tier, Kivi) else getattr(tier, "size", 0)
+    return kept
 
 
 def bytes_per_token(lm: Model, policy: PolicyLike, length: int) -> float:

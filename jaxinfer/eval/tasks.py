@@ -19,6 +19,7 @@ from jaxinfer.eval.rouge import continuation_rouge
 from jaxinfer.eval.stream import stream_perplexity
 from jaxinfer.eval.tables import Row
 from jaxinfer.lm import LM
+from jaxinfer.plugins import meant
 from jaxinfer.typing import Json
 
 Report = Callable[[int, int], None]
@@ -75,7 +76,9 @@ def prepare(name: str, lm: LM, settings: Settings) -> tuple[int, Measure]:
 def check_settings(name: str, settings: Settings) -> None:
     """Refuses an unknown task, and options that the task would ignore."""
     if name not in TASKS:
-        raise ValueError(f"unknown evaluation {name!r}; known are {', '.join(TASKS)}")
+        raise ValueError(
+            f"unknown evaluation {name!r}{meant(name, TASKS)} known are {', '.join(TASKS)}"
+        )
     ignored = {f.name for f in fields(Settings)} - {"texts", "seed", *TASKS[name].options}
     for option in sorted(settings.given(*ignored)):
         users = [other for other, task in TASKS.items() if option in task.options]

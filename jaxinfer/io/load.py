@@ -11,6 +11,7 @@ from jaxinfer.io.fetch import model_folder
 from jaxinfer.io.model_index import MODELS
 from jaxinfer.io.read import read_checkpoint
 from jaxinfer.io.weights import Progress
+from jaxinfer.plugins import meant
 
 
 def load_checkpoint(
@@ -32,7 +33,8 @@ def model_path(source: str | os.PathLike) -> Path:
         raise ValueError(f"{text[:80]!r} is not a usable path: {error.strerror}") from error
     if not exists:
         raise ValueError(
-            f"no model {quoted(text)}: not one of {', '.join(MODELS)} and not a file or folder; "
-            "give a model name, a Hugging Face folder, a GGUF file or a converted folder"
+            f"no model {quoted(text)}: not one of {', '.join(MODELS)} and not a file or folder"
+            f"{meant(text, MODELS)} give a model name, a Hugging Face folder, a GGUF file or a "
+            "converted folder"
         )
     return path

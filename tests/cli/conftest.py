@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 import jaxinfer as ji
-from jaxinfer.cli import main, models
+from jaxinfer.cli import main, models, notices
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def byte_tokenizer(chat_template: str | None) -> Tokenizer:
     return Tokenizer.from_backend(backend, special=special, chat_template=chat_template)
 
 
-def save_model(folder: Path, tokenizer: Tokenizer | None) -> Path:
+def save_model(folder: Path, tokenizer: Tokenizer | None, max_positions: int = 4096) -> Path:
     config = ModelConfig(
         family="llama",
         vocab_size=258,
@@ -46,7 +46,7 @@ def save_model(folder: Path, tokenizer: Tokenizer | None) -> Path:
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        max_positions=4096,
+        max_positions=max_positions,
         rope=RopeConfig(rotary_dim=8),
         bos_token_id=256,
         eos_token_ids=(257,),
@@ -78,6 +78,19 @@ def bare_model(tmp_path_factory) -> str:
 def lm(model) -> ji.LM:
     """What the library makes of `model`."""
     return ji.load(model)
+
+
+@pytest.fixture(scope="session")
+def short_model(tmp_path_factory) -> str:
+    """A model of 64 positions, without a chat template."""
+    folder = tmp_path_factory.mktemp("cli") / "short"
+    return str(save_model(folder, byte_tokenizer(None), max_positions=64))
+
+
+@pytest.fixture(autouse=True)
+def warnings_of_checked_functions(monkeypatch):
+    """The run-time checks put a frame of jaxtyping between a warning and the module it is for."""
+    monkeypatch.setattr(notices, "OURS", "jaxinfer|jaxtyping")
 
 
 loaded = functools.cache(models._load)

@@ -26,6 +26,25 @@ CASES = {
     "bias inf": ((*GENERATE, "--logit-bias", "5=inf"), "--logit-bias"),
     "bias outside the vocabulary": ((*GENERATE, "--logit-bias", "99999=1"), "vocabulary"),
     "unknown policy": ((*GENERATE, "--policy", "perfect"), "perfect"),
+    "misspelt policy": (
+        (*GENERATE, "--policy", "kvi"),
+        "did you mean 'kivi'? known policies: full",
+    ),
+    "misspelt argument": (
+        (*GENERATE, "--policy", "kivi4", "--policy-args", "bit=2"),
+        "did you mean 'bits'? it takes",
+    ),
+    "misspelt model": (("generate", "x", "--model", "smollm"), "did you mean 'smollm2-135m'?"),
+    "misspelt draft": ((*GENERATE, "--draft", "prompt-lokup"), "did you mean 'prompt-lookup'?"),
+    "misspelt verb": (("genrate", "x"), "did you mean 'generate'? see jaxinfer --help"),
+    "misspelt training": (("train", "lss"), "did you mean 'less'?"),
+    "unknown device": (("tree", "--target", "MODEL", "--roofline", "h20"), "did you mean 'h200'?"),
+    "empty stop": ((*GENERATE, "--stop", ""), "--stop"),
+    "standard input twice": (("generate", "-", "-", "--model", "MODEL"), "once"),
+    "endless file": (("generate", "--prompt-file", "/dev/zero", "--model", "MODEL"), "characters"),
+    "resume and restore": (("chat", "--model", "MODEL", "--resume", "--restore", "x"), "one of"),
+    "report as json": (("bench", "report", "--json"), "--json"),
+    "write without report": (("bench", "decode", "--write"), "--write"),
     "unknown policy argument": ((*GENERATE, "--policy-args", "bits=2"), "full"),
     "malformed policy argument": ((*GENERATE, "--policy-args", "bits"), "key=value"),
     "policy renamed": ((*GENERATE, "--policy-args", "name=full"), "key=value"),
@@ -67,6 +86,7 @@ CASES = {
     "info beyond memory": (("info", "MODEL", "-c", str(2**26), "-b", "4096"), "memory"),
     "info for an unknown target": (("info", "MODEL", "--target", "abacus"), "h200"),
     "bench of nothing": (("bench", "nonsense"), "nonsense"),
+    "misspelt bench": (("bench", "decod"), "did you mean 'decode'?"),
 }
 
 

@@ -1,11 +1,23 @@
 """What each verb prints, for people and as JSON."""
 
+import inspect
 import json
+import re
+
+import pytest
 
 import jaxinfer as ji
+from jaxinfer.cli import notices
+from jaxinfer.records import Record, append
+from jaxinfer.train.windows import MIXTURE
 
 STATS = {"prefill_s", "decode_s", "compile_s", "tokens_per_s", "tokens_per_step", "cache_bytes"}
 SHORT = ("-n", "6")
+
+
+def rows_of(result) -> list[dict]:
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
 
 
 def test_one_prompt_is_answered_in_the_chat_template(run, model, lm):
@@ -38,6 +50,26 @@ def test_json_prints_one_object_per_prompt(run, model):
         assert len(record["tokens"]) == len(record["log_probs"]) <= 6
 
 
+def test_stats_in_json_are_the_prompts_own_and_say_what_is_the_batchs(run, model):
+    prompts, shared = ("a", "four"), ("--raw", "--json", "--model", model, *SHORT)
+    records = rows_of(run("generate", *prompts, "--samples", "2", *shared))
+    alone = [rows_of(run("generate", prompt, *shared))[0] for prompt in prompts]
+    assert [record["stats"]["prompt_tokens"] for record in records] == [1, 1, 4, 4]
+    for record in records:
+        own, one = record["stats"], alone[record["prompt"]]
+        assert own["prompt_tokens"] == one["stats"]["prompt_tokens"]
+        assert own["cache_bytes"] == one["stats"]["cache_bytes"]
+        assert own["new_tokens"] == len(record["tokens"])
+        assert own["tokens_per_s"] == (own["new_tokens"] - 1) / own["decode_s"]
+        assert {"prefill_s", "decode_s", "compile_s"} <= set(own["of_batch"])
+        batch = record["batch"]
+        assert batch["completions"] == 4 and batch["prompt_tokens"] == 10
+        assert batch["new_tokens"] == sum(len(other["tokens"]) for other in records)
+        assert batch["cache_bytes"] == sum(other["stats"]["cache_bytes"] for other in records)
+    for one in alone:
+        assert one["batch"] == {"completions": 1} | one["stats"] and "of_batch" not in one["stats"]
+
+
 def test_samples_differ_by_their_seed_and_repeat_with_it(run, model):
     arguments = ("generate", "x", "--json", "-t", "1.5", "--samples", "3", "--model", model, *SHORT)
     first, second = run(*arguments).out, run(*arguments).out
@@ -52,6 +84,66 @@ def test_a_prompt_comes_from_a_file_or_a_pipe(run, model, tmp_path, piped):
     file = run("generate", "--prompt-file", str(tmp_path / "prompt.txt"), "--model", model, *SHORT)
     piped("hello")
     assert file.out == direct == run("generate", "--model", model, *SHORT).out
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
+def test_a_prompt_has_no_byte_order_mark_and_no_final_newline(run, plain_model, piped, ending):
+    arguments = ("generate", "--raw", "--json", "--model", plain_model, *SHORT)
+    (expected,) = rows_of(run(*arguments, " hi\n"))
+    piped(("\ufeff hi\n" + ending).encode())
+    (found,) = rows_of(run(*arguments))
+    if ending:
+        assert found["tokens"] == expected["tokens"]
+        assert found["stats"]["prompt_tokens"] == expected["stats"]["prompt_tokens"] == 4
+    else:  # the one newline is the final one
+        assert found["stats"]["prompt_tokens"] == 3
+
+
+def test_a_scored_text_is_read_as_it_is_but_for_the_byte_order_mark(run, plain_model, piped):
+    found = []
+    for text in ("one\n", "\ufeffone\n", "one"):
+        for stream in ((), ("--stream", "--policy", "streaming", "--policy-args", "window=60")):
+            piped(text)
+            (row,) = rows_of(run("score", "-", "--json", "--model", plain_model, *stream))
+            found.append(row["tokens"])
+    assert found == [4, 4, 4, 4, 3, 3]
+
+
+def test_standard_input_that_is_no_text_or_empty_is_one_line(run, model, plain_model, piped):
+    for data, expected in ((b"\xff\xfea\x00", "standard input is not UTF-8"), (b"", "empty")):
+        for name in (model, plain_model):
+            piped(data)
+            result = run("generate", "--model", name)
+            assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
+
+
+def test_stop_strings_have_escapes():
+    from jaxinfer.cli.options import stop_strings
+
+    given = [r"\n", r"\\n", r"a\tb", r"\x41\u00e9", r"\d", "\\", r"\x4", "\n"]
+    assert stop_strings(given) == (
+        "\n", "\\n", "a\tb", "A\u00e9", "\\d", "\\", "\\x4", "\n"
+    )  # fmt: skip
+
+
+def test_a_stop_string_of_a_newline_ends_the_text_there(run, model):
+    newline = lambda *more: run(  # noqa: E731
+        "generate",
+        "a",
+        "--raw",
+        "--json",
+        "--logit-bias",
+        "198=1e9",
+        "--model",
+        model,
+        *more,
+        *SHORT,
+    )
+    (record,) = rows_of(newline())
+    if record["text"] != "\n" * 6:  # the id of the newline's byte in this vocabulary
+        pytest.skip(record["text"])
+    (record,) = rows_of(newline("--stop", "\\n"))
+    assert record["finish_reason"] == "stop" and record["text"] == ""
 
 
 def test_a_logit_bias_forces_a_token(run, model):
@@ -111,6 +203,75 @@ def test_env_names_versions_devices_and_folders(run):
     assert run("env").code == 0
 
 
+def test_the_version_is_the_packages(run):
+    assert run("--version").out == f"jaxinfer {ji.__version__}\n"
+
+
+def test_help_names_what_there_is(run):
+    from jaxinfer.cache.presets import POLICIES
+    from jaxinfer.io.model_index import MODELS
+    from jaxinfer.loading import DRAFTS
+
+    words = set(re.findall(r"[\w-]+", run("generate", "--help").out.replace("-\n", "-")))
+    text = " ".join(run("generate", "--help").out.split()).replace("- ", "-")
+    for name in [*POLICIES.names(), *MODELS, *DRAFTS, "prompt-lookup", "exit:N", "int8", "int4"]:
+        assert name in words or name in text
+    for name in ("kivi", "streaming", "h2o", "less"):
+        for parameter in inspect.signature(POLICIES.find(name)).parameters:
+            assert parameter in words or parameter in ("kernels", "options")
+    sources = " ".join(run("eval", "--help").out.split())
+    assert all(name in sources for name in (*MIXTURE, "essays", "fetch_texts.py"))
+
+
+def test_a_group_without_a_verb_prints_its_help(run):
+    for arguments in ((), ("train",)):
+        result = run(*arguments)
+        assert result.code == 0 and result.err == "" and result.out.startswith("Usage: jaxinfer")
+
+
+def test_help_fits_into_any_terminal(run, monkeypatch):
+    for columns in ("1", "20", "0", "nonsense", "10000"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for arguments in (("--help",), ("generate", "--help"), ("env",)):
+            assert run(*arguments).code == 0
+
+
+def test_a_report_is_printed_and_written_only_when_asked(run, tmp_path):
+    record = Record(name="other", config={}, metrics={}, env={}, command="", seed=0)
+    append(record, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    printed = run("bench", "report", "--results", str(tmp_path))
+    assert printed.code == 0 and "# Benchmark results" in printed.out
+    assert sorted(tmp_path.iterdir()) == before
+    assert run("bench", "report", "--write", "--results", str(tmp_path)).code == 0
+    assert (tmp_path / "REPORT.md").read_text() + "\n" == printed.out
+
+
+@pytest.mark.parametrize("text, holds", [("a few words " * 4, True), ("a few words " * 20, False)])
+def test_a_policy_that_has_nothing_to_do_is_said_to_have(run, model, tmp_path, text, holds):
+    (tmp_path / "text").write_text(text)
+    file, policy = str(tmp_path / "text"), ("--policy", "streaming", "--policy-args", "window=92")
+    for verb in (("score", file, "--model", model), ("eval", "perplexity", model, "--text", file)):
+        result = run(*verb, *policy)
+        assert result.code == 0 and ("figures are those of the full cache" in result.err) == holds
+
+
+def test_score_past_the_context_says_what_to_do_about_scoring(run, short_model, tmp_path):
+    (tmp_path / "text").write_text("x" * 90)
+    result = run("score", str(tmp_path / "text"), "--model", short_model)
+    assert result.code == 0 and "exceed the model's 64 positions; read fewer" in result.err
+    assert "max_new_tokens" not in result.err
+
+
+def test_a_warning_is_printed_before_the_text_and_once(run, short_model, monkeypatch):
+    places = []
+    monkeypatch.setattr(notices, "note", lambda text: places.append(text))
+    monkeypatch.setattr("builtins.print", lambda *text, **_: places.append(text))
+    assert run("generate", "x", "--raw", "--model", short_model, "-n", "80").code == 0
+    (first,) = [i for i, text in enumerate(places) if "exceed the model's" in str(text)]
+    assert first == 0 < len(places) - 1
+
+
 def test_help_is_printed_for_the_command_and_for_every_verb(run):
     assert "generate" in run().out
     for verb in ["generate", "chat", "score", "convert", "info", "bench", "env"]:
@@ -148,6 +309,10 @@ def test_a_tree_is_measured_saved_drawn_and_used(run, model, tmp_path, monkeypat
     assert saved.is_file() and drawn.read_bytes()[:4] == b"\x89PNG"
     shown = run(*arguments).out
     assert "tokens/step" in shown and "one draft pass" in shown
+    one = tmp_path / "one.json"
+    one.write_text('{"format": "jaxinfer-tree", "version": 1, "parent": [-1]}')
+    plainly = ("--draft", "exit:1", "--tree", str(one), *SHORT)
+    assert "no speculation" in run("generate", "hello", "--model", model, *plainly).err
     chain = tmp_path / "chain.json"
     chain.write_text('{"format": "jaxinfer-tree", "version": 1, "parent": [-1, 0, 1]}')
     plain = run("generate", "hello", "--model", model, *SHORT)
