@@ -45,7 +45,7 @@ def test_both_are_found_by_name_once_it_is_asked_for():
         out = lm.generate([PROMPT], policy=name, max_new_tokens=4)[0]
         assert len(out.tokens) == 4
     assert ji.streaming() != key_norm() == key_norm()
-    with pytest.raises(ValueError, match="policy 'snapkv' does not take these arguments"):
+    with pytest.raises(ValueError, match="policy 'snapkv' does not take the argument 'bits'"):
         snapkv(bits=2)
 
 
