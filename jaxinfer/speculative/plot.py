@@ -62,8 +62,7 @@ def plot_tree(topology: Topology, path: str | Path, acceptance: Ranks | None = N
             format=FuncFormatter(lambda share, _: f"{share:.2%}".replace(".00", "")),
         )  # fmt: skip
         bar.minorticks_off()  # a logarithmic scale labels them, each in its own way
-        # above, not beside: the bar of a small tree is shorter than the words
-        bar.ax.set_title("accepted", fontsize=8, color=TEXT)
+        bar.ax.set_title("accepted", fontsize=8, color=TEXT)  # beside it a small bar is too short
         bar.ax.tick_params(labelsize=8, colors=TEXT, which="both", length=0)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
         dark = np.asarray(scale(np.maximum(shares, least))) > 0.55
