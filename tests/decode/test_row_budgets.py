@@ -36,7 +36,9 @@ def lm() -> LM:
     return lm_of("llama")
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name", [n if n == "less" else pytest.param(n, marks=pytest.mark.slow) for n in POLICIES]
+)
 def test_a_row_alone_is_that_row_in_a_batch(lm, name):
     policy = POLICIES[name]()
     options = {"max_new_tokens": [12, 5, 8], "sampler": [WARM, Sampler(), WARM], "seed": [1, 2, 3]}
