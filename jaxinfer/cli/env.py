@@ -59,17 +59,26 @@ def env(check: CheckOption = False, as_json: o.JsonOption = False) -> None:
 
 def check_kernels(as_json: bool) -> bool:
     """Checks all kernels anew and prints the results; whether all passed."""
-    from jaxinfer.progress import bars
     from jaxinfer.runtime import kernel_check
+    from pallas_kernels.checks import problems
 
-    device = kernel_check.device_here()
-    with bars() as report:
-        if device is None:
-            small = ((0, True),)
-            results = kernel_check.check_kernels("interpret", draws=small, report=report)
-        else:
-            results = kernel_check.check_kernels(report=report)
-            kernel_check.keep(device, results)
+    device, results = kernel_check.device_here(), []
+    if not as_json:
+        where = device.kind if device else "interpreted, no CUDA device: references compute here"
+        print(f"kernels: {where}")
+    for kernel in dict.fromkeys(kernel for kernel, _ in problems()):
+        found = (
+            kernel_check.check_kernels("interpret", draws=((0, True),), kernels=[kernel])
+            if device is None
+            else kernel_check.check_kernels(kernels=[kernel])
+        )
+        results += found
+        for result in [] if as_json else found:
+            verdict = "ok" if result.passed else "FAILED"
+            error = one_line(result.message, 100) or f"{result.error:.2g} of {result.tolerance:.2g}"
+            print(f"  {kernel:18} {result.problem:22} {verdict:7} {error}", flush=True)
+    if device is not None:
+        kernel_check.keep(device, results)
     passed = all(result.passed for result in results)
     if as_json:
         o.print_json({
@@ -77,15 +86,6 @@ def check_kernels(as_json: bool) -> bool:
             "implementation": "interpret" if device is None else "triton", "passed": passed,
             "results": [*map(kernel_check.as_json, results)],
         })  # fmt: skip
-        return passed
-    where = (
-        f"on {device.kind}" if device else "interpreted: no CUDA device, references compute here"
-    )
-    print(f"kernels {where}")
-    for result in results:
-        verdict = "ok" if result.passed else "FAILED"
-        error = one_line(result.message, 100) or f"{result.error:.2g} of {result.tolerance:.2g}"
-        print(f"  {result.kernel:18} {result.problem:22} {verdict:7} {error}")
     return passed
 
 

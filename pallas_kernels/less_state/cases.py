@@ -54,7 +54,7 @@ def read_problem(rng: Rng, quick: bool) -> Problem:
 
     args = (some(rng, "bfloat16", b, k, g, t, h), num, den, inner, outer)
     facts = {"shape": [b, k, g, t, h], "hidden": e, "rank": r}
-    return Problem(run=run, args=args, tolerance=5e-3, facts=facts)
+    return Problem(run=run, args=args, tolerance=5e-5, facts=facts)
 
 
 def update_problem(rng: Rng, quick: bool) -> Problem:
@@ -67,7 +67,7 @@ def update_problem(rng: Rng, quick: bool) -> Problem:
     items = some(rng, "bfloat16", b, k, a, h), some(rng, "bfloat16", b, k, a, h)
     args = (num, den, *items, count, inner, outer, mix, *scales)
     facts = {"shape": [b, k, a, h], "hidden": e, "rank": r}
-    return Problem(run=low_rank_update, args=args, tolerance=5e-3, facts=facts)
+    return Problem(run=low_rank_update, args=args, tolerance=5e-5, facts=facts)
 
 
 def _shape(rng: Rng, quick: bool) -> tuple[int, ...]:

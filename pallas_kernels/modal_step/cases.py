@@ -38,7 +38,7 @@ def problem(rng: Rng, quick: bool) -> Problem:
     args = (some(rng, "float32", b, d, k), some(rng, "float32", b, d, k))
     args += (some(rng, "bfloat16", b, d), *_filters(rng, d, k))
     facts = {"shape": [b, d, k]}
-    return Problem(run=modal_step, args=args, tolerance=1e-2, facts=facts)  # y is rounded
+    return Problem(run=modal_step, args=args, tolerance=7e-3, facts=facts)  # y is rounded
 
 
 def hyena_problem(rng: Rng, quick: bool) -> Problem:
@@ -47,7 +47,7 @@ def hyena_problem(rng: Rng, quick: bool) -> Problem:
     args += (some(rng, "float32", 3 * d, taps), some(rng, "float32", 3 * d))
     args += (some(rng, "float32", b, d, k), some(rng, "float32", b, d, k), *_filters(rng, d, k))
     facts = {"shape": [b, d, k]}
-    return Problem(run=hyena_step, args=args, tolerance=1e-2, facts=facts)
+    return Problem(run=hyena_step, args=args, tolerance=7e-3, facts=facts)
 
 
 def _filters(rng: Rng, d: int, k: int):

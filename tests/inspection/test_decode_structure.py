@@ -153,6 +153,16 @@ def test_no_policy_copies_its_cache_on_the_cpu(name, dtype):
     assert_structure(case, case.program.prepare(*case.arguments).executable, 2, 2048, "cpu")
 
 
+def test_one_row_of_kivi_is_written_in_place():
+    """Of a single row and block XLA makes an update instead of a scatter."""
+    params = abstract_params(ONE_LAYER)
+    policy = kivi(bits=2, group=16, residual=128, value_flush="block")
+    case = decode_case(ONE_LAYER, params, policy, HUGE, 1, "cpu")
+    leaves = case.cache_leaves
+    assert len(leaves) == 6  # codes, scales and zeros of both halves; the tail does not grow
+    assert_in_place(case.program.prepare(*case.arguments).executable, leaves, "kivi")
+
+
 @pytest.mark.gpu_compile
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=slow)])

@@ -77,6 +77,25 @@ def test_small_reads_and_contractions_are_not_counted():
     assert cache_sized_copies(compiled(program, CACHE[1], REST[0], donate=()), [CACHE[1]]) == []
 
 
+def test_blocks_of_a_read_are_not_counted_but_what_is_made_of_them_is():
+    def reading(values, query):
+        def body(i, acc):
+            block = jax.lax.dynamic_slice_in_dim(values, i * 512, 512, 2)
+            return acc + jnp.einsum("bksh,bkh->bk", jnp.tanh(block) * 2, query)
+
+        return jax.lax.fori_loop(0, query.shape[0], body, jnp.zeros(query.shape[:2]))
+
+    def copying(values):
+        def body(i, made):
+            block = jax.lax.dynamic_slice_in_dim(values, i * 512, 512, 2)
+            return jax.lax.dynamic_update_slice_in_dim(made, jnp.tanh(block), i * 512, 2)
+
+        return jax.lax.fori_loop(0, 2, body, jnp.zeros(values.shape))
+
+    assert cache_sized_copies(compiled(reading, CACHE[1], REST[0], donate=()), [CACHE[1]]) == []
+    assert cache_sized_copies(compiled(copying, CACHE[1], donate=()), [CACHE[1]])
+
+
 def test_large_activations_that_do_not_come_from_the_cache_are_not_counted():
     def program(values, logits):
         return values.at[0, 0, 0, 0].set(1.0), jax.nn.softmax(logits)

@@ -164,3 +164,17 @@ def test_every_operation_belongs_to_the_kernel_that_dispatch_names(monkeypatch):
         problem = checks._problems(kernel)[operation](np.random.default_rng(0), True)
         with pytest.raises(Asked, match=f"^{kernel}$"):
             problem.run(*problem.args, implementation=None)
+
+
+def test_the_command_prints_what_failed_and_exits_with_1(monkeypatch, capsys):
+    from jaxinfer.cli import main
+
+    monkeypatch.setattr(checks, "FOLDERS", ONLY)
+    assert main(["env", "--check"]) == 0
+    assert " ok " in capsys.readouterr().out
+    monkeypatch.setattr(api, "_add_norm", wrong(refuse))
+    assert main(["env", "--check"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert main(["env", "--check", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert record["passed"] is False and "no such instruction" in record["results"][0]["message"]
