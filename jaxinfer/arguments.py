@@ -18,6 +18,9 @@ from jaxinfer.files import one_line
 LARGEST = 2**31 - 1
 """What an int32 counts."""
 
+LONGEST_PATH = 4095
+"""Characters that Linux takes."""
+
 
 class _Shown(reprlib.Repr):
     """`repr` of plain values, shortened; of anything else its kind, as its `repr` may be large."""
@@ -95,7 +98,7 @@ def of_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: 
 def path_text(name: str, value: object) -> str:
     """A path that the operating system can be asked for."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in text or len(text) > LONGEST_PATH:
         raise ValueError(f"{name} must be a path, got {shown(value)}")
     try:
         os.fsencode(text)

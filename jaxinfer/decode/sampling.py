@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinfer.arguments import shown
 from jaxinfer.decode.settings import LARGEST, float32_of, integer, real, sorted_pairs
 from jaxinfer.typing import Leaf
 
@@ -60,12 +61,12 @@ class Sampler:
             given = getattr(self, name)
             value = real(given)
             if value is None or not holds(value):  # NaN fails every test too
-                raise ValueError(f"{name} must be a number {range_}, got {given!r:.80}")
+                raise ValueError(f"{name} must be a number {range_}, got {shown(given)}")
             object.__setattr__(self, name, value)
         top_k = integer(self.top_k)
         if top_k is None or not 0 <= top_k <= MOST:
             raise ValueError(
-                f"top_k must be a whole number, 0 (all) or at most {MOST}, got {self.top_k!r:.80}"
+                f"top_k must be a whole number, 0 (all) or at most {MOST}, got {shown(self.top_k)}"
             )
         object.__setattr__(self, "top_k", top_k)
         object.__setattr__(self, "logit_bias", sorted_pairs(self.logit_bias))

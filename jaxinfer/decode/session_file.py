@@ -69,7 +69,9 @@ def restore(prefix: Own, path: str | Path) -> Own:
         if cache.length.tolist() != [len(tokens)]:
             raise ValueError(f"its cache holds {cache.length.tolist()} tokens, not {len(tokens)}")
     except ValueError as error:
-        raise ValueError(f"cannot read session file {path}: {one_line(error, 600)}") from error
+        raise ValueError(
+            f"cannot read session file {one_line(path, 300)}: {one_line(error, 600)}"
+        ) from error
     prefix.put_back(cache, tokens, pending)
     return prefix
 

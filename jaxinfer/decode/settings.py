@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.arguments import shown
+
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)  # of its normal numbers
 SEEDS = range(-(2**63), 2**63)
@@ -61,16 +63,16 @@ def sorted_pairs(bias: object) -> tuple[tuple[int, float], ...]:
         given = [(token, value) for token, value in cast(Iterable, pairs)]
     except (TypeError, ValueError):
         raise ValueError(
-            f"logit_bias must be a mapping or pairs of token and addend, got {bias!r:.80}"
+            f"logit_bias must be a mapping or pairs of token and addend, got {shown(bias)}"
         ) from None
     total: dict[int, float] = {}
     for token, value in given:
         number, addend = integer(token), real(value)
         if number is None:
-            raise ValueError(f"logit_bias must name tokens by their ids, got {token!r:.80}")
+            raise ValueError(f"logit_bias must name tokens by their ids, got {shown(token)}")
         if addend is None or not addend < math.inf:  # -inf forbids the token; NaN fails too
             raise ValueError(
-                f"logit_bias of token {number} must be a number below inf, got {value!r:.80}"
+                f"logit_bias of token {number} must be a number below inf, got {shown(value)}"
             )
         total[number] = total.get(number, 0.0) + addend
     return tuple(sorted(total.items()))
