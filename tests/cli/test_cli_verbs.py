@@ -307,7 +307,7 @@ def test_a_tree_is_measured_saved_drawn_and_used(run, model, tmp_path, monkeypat
     assert record["acceptance"]["width"] == 16 and {"this machine", "h200"} <= set(record)
     assert set(record["this machine"]["verify_ms"]) == {"1", "2", "4"}
     assert saved.is_file() and drawn.read_bytes()[:4] == b"\x89PNG"
-    shown = run(*arguments).out
+    shown = run(*arguments, "--force").out
     assert "tokens/step" in shown and "one draft pass" in shown
     one = tmp_path / "one.json"
     one.write_text('{"format": "jaxinfer-tree", "version": 1, "parent": [-1]}')
