@@ -37,6 +37,55 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "the same noise in every plain step",
+        "jaxinfer/decode/state.py",
+        "return jax.vmap(jax.random.fold_in)(requests.keys, state.written)",
+        "return jax.vmap(jax.random.fold_in)(requests.keys, jnp.zeros_like(state.written))",
+        ("tests/decode/test_generate.py::test_draws_of_steps_rows_and_samples_are_independent",),
+    ),
+    Mutation(
+        "LESS maps of the next layer",
+        "jaxinfer/decode/engine.py",
+        'zip(params["layers"], policy.feature_maps.layers, strict=True)',
+        'zip(params["layers"], policy.feature_maps.layers[1:] + policy.feature_maps.layers[:1])',
+        ("tests/cache/test_less_preset.py::test_every_layer_gets_its_own_feature_maps",),
+    ),
+    Mutation(
+        "padded queries that add to the weights of stored keys",
+        "jaxinfer/cache/weights.py",
+        "attn_weight = jnp.where(valid[:, None, :, None], attn_weight, 0.0)",
+        "attn_weight = jnp.where(valid[:, None, :, None] | True, attn_weight, 0.0)",
+        ("tests/cache/test_heavy.py::test_padded_queries_give_stored_keys_nothing",),
+    ),
+    Mutation(
+        "ties that keep the new token",
+        "jaxinfer/cache/heavy.py",
+        "enters = items.attn_weight > jnp",
+        "enters = items.attn_weight >= jnp",
+        ("tests/cache/test_heavy.py::test_of_equal_weights_the_stored_token_stays",),
+    ),
+    Mutation(
+        "an int4 head of 4 bits",
+        "jaxinfer/models/quantize.py",
+        "bits = 8 if is_head else FORMATS[weights]",
+        "bits = FORMATS[weights]",
+        ("tests/models/test_quantize_params.py::test_the_head_has_8_bits_in_every_format",),
+    ),
+    Mutation(
+        "YaRN without the limits of its channels",
+        "jaxinfer/nn/rope.py",
+        "low, high = max(low, 0), min(high, rope.rotary_dim - 1)",
+        "low, high = max(low, 0), high",
+        ("tests/nn/test_rope.py",),
+    ),
+    Mutation(
+        "a template whose output is not counted",
+        "jaxinfer/io/template_worker.py",
+        "total += len(piece)",
+        "total += 1",
+        ("tests/io/test_hostile_templates.py::test_a_separator_counts_in_the_text",),
+    ),
+    Mutation(
         "held-out texts that are training texts too",
         "jaxinfer/eval/documents.py",
         'read_source(source, "heldout", folder)',
