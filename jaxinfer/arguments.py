@@ -9,11 +9,13 @@ import os
 import reprlib
 from collections.abc import Collection
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxinfer.files import one_line
+
+Choice = TypeVar("Choice", bound=str)
 
 LARGEST = 2**31 - 1
 """What an int32 counts."""
@@ -81,12 +83,13 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def one_of(name: str, value: object, known: Collection[str]) -> str:
+def one_of(name: str, value: object, known: Collection[Choice]) -> Choice:
     """One of some words."""
-    if not isinstance(value, str) or value not in known:
-        words = ", ".join(map(repr, known))
-        raise ValueError(f"{name} must be one of {words}; got {shown(value)}")
-    return value
+    for word in known:
+        if isinstance(value, str) and value == word:
+            return word
+    words = ", ".join(map(repr, known))
+    raise ValueError(f"{name} must be one of {words}; got {shown(value)}")
 
 
 def of_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

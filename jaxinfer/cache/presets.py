@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from jaxinfer.arguments import one_of, path_text, shown
+from jaxinfer.cache.base import QueryPhase
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.feature_maps import LessFeatureMaps, load_feature_maps
 from jaxinfer.cache.heavy import Heavy
@@ -59,8 +60,8 @@ def streaming(
     """
     check_tokens("sinks", sinks, least=0)
     check_tokens("window", window, least=1)
-    one_of("positions", positions, ("in_cache", "absolute"))
-    first = (Sinks(size=sinks, query_phase=positions),) if sinks else ()
+    phase: QueryPhase = one_of("positions", positions, ("in_cache", "absolute"))
+    first = (Sinks(size=sinks, query_phase=phase),) if sinks else ()
     recent = Ring(size=window, start=sinks)
     if bits is not None:
         check_tokens("residual", residual, least=1)
@@ -84,7 +85,7 @@ def streaming(
     return Policy(
         name="streaming" if bits is None else f"streaming-kivi{bits}",
         tiers=(*first, recent),
-        positions=positions,
+        positions=phase,
         sinks=sinks,
         window=window,
         prompt="chunks" if bits is None else "whole",

@@ -124,14 +124,24 @@ def _stops(stop: Stop, count: int) -> list[tuple[str, ...]]:
 
 
 def _strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    is_list = isinstance(strings, Collection) and not isinstance(strings, Mapping | bytes)
-    if not is_list or not all(isinstance(s, str) for s in strings):
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        return (stop,)
+    strings = _list_of_strings(stop)
+    if strings is None:
         raise ValueError(
             f"stop must be a string or a list of strings, or a list of such lists with one per "
             f"prompt, got {shown(stop)}"
         )
-    return tuple(strings)
+    return strings
+
+
+def _list_of_strings(given: object) -> tuple[str, ...] | None:
+    if not isinstance(given, Collection) or isinstance(given, Mapping | bytes):
+        return None
+    strings = tuple(s for s in given if isinstance(s, str))
+    return strings if len(strings) == len(given) else None
 
 
 def _check_count(values: Sequence[object], count: int, name: str) -> None:
