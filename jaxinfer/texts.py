@@ -10,12 +10,13 @@ Evaluation reads only those, without the ones that repeat training text (`OVERLA
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxinfer.files import cache_folder, replacing
+from jaxinfer.files import cache_folder, one_line, replacing
 
 Split = Literal["train", "heldout", "overlapping"]
 
@@ -104,12 +105,19 @@ def read_source(
         raise ValueError(
             f"no texts for {source!r} at {path}; run `python tools/data/fetch_texts.py` first"
         )
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            document = Document(row["name"], source, split_of(source, row["name"]), row["text"])
-            if split is None or document.split == split:
-                yield document
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                name, text = str(row["name"]), str(row["text"])
+                document = Document(name, source, split_of(source, name), text)
+                if split is None or document.split == split:
+                    yield document
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged: {one_line(error)}; fetch it again with "
+            f"`python tools/data/fetch_texts.py --only {source} --force`"
+        ) from error
 
 
 def available_sources(folder: Path | None = None) -> list[str]:

@@ -1,5 +1,7 @@
 """The held-out rule of the project's texts, and their files."""
 
+import gzip
+
 import pytest
 
 from jaxinfer.texts import Document, read_source, split_of, texts_folder, write_source
@@ -96,6 +98,24 @@ def test_equal_texts_give_equal_bytes(tmp_path):
 def test_a_source_that_was_not_fetched_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="fetch_texts.py"):
         list(read_source("brown", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-9],
+        lambda data: b"no archive",
+        lambda data: gzip.compress(b"[1]\n"),
+        lambda data: gzip.compress(b'{"name": "x"}\n'),
+        lambda data: gzip.compress(b"\xff\n"),
+    ],
+    ids=["cut", "other", "list", "no text", "bytes"],
+)
+def test_a_damaged_source_is_named_with_the_remedy(tmp_path, damage):
+    path, _ = write_source(tmp_path, "devil", [("x", "one"), ("y", "two")])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="damaged.*--only devil --force"):
+        list(read_source("devil", folder=tmp_path))
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -3,6 +3,8 @@
 import inspect
 import json
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -205,6 +207,13 @@ def test_env_names_versions_devices_and_folders(run):
 
 def test_the_version_is_the_packages(run):
     assert run("--version").out == f"jaxinfer {ji.__version__}\n"
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxinfer", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("jaxinfer", run_name="__main__")
+    assert capsys.readouterr().out == f"jaxinfer {ji.__version__}\n"
 
 
 def test_help_names_what_there_is(run):
