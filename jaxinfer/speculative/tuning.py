@@ -92,7 +92,7 @@ class Tuned:
         return cls(
             acceptance=Acceptance.from_dict(acceptance, what),
             verify_ms={int(nodes): ms for nodes, ms in times.items()},
-            draft_ms=data["draft_ms"],
+            draft_ms=real(f"draft_ms of {what}", data["draft_ms"], least=0, most=1e9),
         )
 
     def choice(self, max_levels: int = MOST_LEVELS) -> Choice:

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="belong to test.*other weights"):
         maps().check(LM.config, fingerprint(other))
     with pytest.raises(ValueError, match="num_heads 4, not 9|belong to"):
-        lm_of("learned").generate([[1, 2]], policy=made)
+        lm_of("learned").generate([[1, 2]], policy=made, max_new_tokens=2)
 
 
 def test_the_older_spelling_of_feature_maps_is_accepted():

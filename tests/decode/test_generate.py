@@ -229,9 +229,9 @@ def test_learned_positions_refuse_what_they_cannot_reach():
     message = "60 context . 12 new tokens exceed the model's 64 positions"
     with pytest.raises(ValueError, match=message):
         lm.generate([[1] * 60], max_new_tokens=12)
-    with pytest.raises(ValueError, match="65 context"):
+    with pytest.raises(ValueError, match="65 tokens exceed the model's 64 positions; read fewer"):
         lm.score([[1] * 65])
-    with pytest.raises(ValueError, match="65 context"):
+    with pytest.raises(ValueError, match="65 tokens exceed the model's 64 positions; read fewer"):
         lm.session().append([1] * 65)
 
 

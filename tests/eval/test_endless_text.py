@@ -11,6 +11,7 @@ import tokenizers as hf
 
 import jaxinfer as ji
 from jaxinfer.cli import score as verb
+from jaxinfer.cli import text_input
 from jaxinfer.eval import stream, stream_perplexity
 from jaxinfer.eval.stream import check_endless
 from jaxinfer.eval.text_pieces import text_tokens
@@ -142,9 +143,9 @@ def files_score(lm, path, policy) -> dict:
     "data, byte", [(b"a" * 33 + b"\xff" + b"b" * 9, 33), (("é" * 8).encode() + b"\xc3", 16)]
 )
 def test_bytes_that_are_no_text_are_refused_with_their_place(data, byte, monkeypatch):
-    monkeypatch.setattr(verb, "PIECE", 16)
+    monkeypatch.setattr(text_input, "PIECE", 16)
     with pytest.raises(ValueError, match=f"x is not UTF-8 text .byte {byte}."):
-        list(verb._pieces(io.BytesIO(data), "x"))
+        list(text_input.pieces(io.BytesIO(data), "x"))
 
 
 def test_a_text_on_a_pipe_scores_as_a_file(tmp_path, monkeypatch):
@@ -152,7 +153,7 @@ def test_a_text_on_a_pipe_scores_as_a_file(tmp_path, monkeypatch):
     (tmp_path / "text").write_text(text_of(2000))
     expected = files_score(lm, tmp_path / "text", ji.streaming(2, 14))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text_of(2000).encode())))
-    with verb._opened("-") as file:
+    with text_input.opened("-") as file:
         assert verb._stream(lm, file, "-", None, ji.streaming(2, 14), None) == expected
     assert expected["tokens"] == len(text_of(2000).encode())
 
