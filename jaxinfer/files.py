@@ -155,19 +155,20 @@ def _escaped(character: str) -> str:
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
     """The UTF-8 text of a file of at most `limit` bytes."""
+    name = one_line(path, 1000)
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would never end
-            raise ValueError(f"{path} is not a regular file")
+            raise ValueError(f"{name} is not a regular file")
         if found.st_size > limit:
             raise ValueError(
-                f"{path} has {found.st_size} bytes; at most {limit} are expected there"
+                f"{name} has {found.st_size} bytes; at most {limit} are expected there"
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+        raise ValueError(f"cannot read {name}: {error.strerror or one_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {one_line(error)}") from error
+        raise ValueError(f"{name} is not UTF-8 text: {one_line(error)}") from error
 
 
 def parse_json(text: str | bytes, what: object) -> Any:
@@ -175,14 +176,15 @@ def parse_json(text: str | bytes, what: object) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not valid JSON: {one_line(error)}") from error
+        raise ValueError(f"{one_line(what, 1000)} is not valid JSON: {one_line(error)}") from error
 
 
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes; parsed, it may take 25 times that."""
     data = parse_json(read_text(path, limit), path)
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+        kind = type(data).__name__
+        raise ValueError(f"{one_line(path, 1000)} holds a JSON {kind}, expected an object")
     return data
 
 

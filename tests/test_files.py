@@ -222,3 +222,13 @@ def test_a_message_from_a_file_is_one_short_line_that_a_terminal_only_shows():
     assert one_line("\x1b[31mred\x07 \u202egnp \ud800") == r"\x1b[31mred\x07 \u202egnp \ud800"
     assert len(one_line("x" * 10**7)) == 300
     assert one_line("\u00e9\u6587 \U0001f600") == "\u00e9\u6587 \U0001f600"
+
+
+def test_the_name_of_a_file_cannot_command_a_terminal(tmp_path):
+    hostile = tmp_path / "\x1b[2Jname"
+    for content in (None, "{", "[]", b"\xff"):
+        if content is not None:
+            hostile.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(ValueError, match=r"\\x1b\[2Jname") as refused:
+            read_json(hostile)
+        assert str(refused.value).isprintable()
