@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.presets import PolicyLike, policy_of, resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode import scoring, session_file
@@ -187,7 +188,7 @@ class LM(Model):
           ', the first time was the first time of the war.'
         """
         if samples != 1:
-            raise ValueError(f"chat gives one answer, got samples={samples!r}; use generate")
+            raise ValueError(f"chat gives one answer, got samples={shown(samples)}; use generate")
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,

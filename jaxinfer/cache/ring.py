@@ -179,7 +179,7 @@ def check_budget(name: str, budget: int | float) -> None:
         check_tokens(name, budget, least=1)
     elif not 0 < budget <= 1:
         raise ValueError(
-            f"{name} must be a share in (0, 1] of the context, or whole tokens, got {budget!r}"
+            f"{name} must be a share in (0, 1] of the context, or whole tokens, got {shown(budget)}"
         )
 
 
@@ -213,6 +213,7 @@ def whole(budget: int | float) -> int:
     """A budget in tokens; a share must have been turned into tokens before."""
     if isinstance(budget, float):
         raise ValueError(
-            f"the budget {budget!r} is a share of the context; call policy.sized(context) first"
+            f"the budget {shown(budget)} is a share of the context; call "
+            "policy.sized(context) first"
         )
     return budget

@@ -1,6 +1,6 @@
 """What a generation can be asked for, checked before anything is compiled."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeGuard, TypeVar
 
@@ -138,7 +138,7 @@ def _strings(stop: object) -> tuple[str, ...]:
 
 
 def _list_of_strings(given: object) -> tuple[str, ...] | None:
-    if not isinstance(given, Collection) or isinstance(given, Mapping | bytes):
+    if not isinstance(given, Sequence | Set) or isinstance(given, bytes):
         return None
     strings = tuple(s for s in given if isinstance(s, str))
     return strings if len(strings) == len(given) else None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.decode.model import Prompt
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.decode.scoring import Reading, peek
@@ -41,7 +42,7 @@ def is_right(session: Prefix, candidates: Sequence[Prompt], answer: int, scoring
 def check_scoring(scoring: str) -> None:
     """Refuses an unknown way of scoring."""
     if scoring not in SCORING:
-        raise ValueError(f"scoring must be one of {', '.join(SCORING)}, got {scoring!r}")
+        raise ValueError(f"scoring must be one of {', '.join(SCORING)}, got {shown(scoring)}")
 
 
 def _read(session: Prefix, candidate: Prompt) -> Reading:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.texts import read_source
 
@@ -23,7 +24,7 @@ def held_out_texts(
     documents = itertools.islice(read_source(source, "heldout", folder), count)
     texts = [document.text for document in documents]
     if not texts:
-        raise ValueError(f"source {source!r} has no held-out document; name another source")
+        raise ValueError(f"source {shown(source)} has no held-out document; name another source")
     return texts
 
 

@@ -7,6 +7,7 @@ hitters (arXiv 2306.14048), or just the last tokens.
 
 from collections.abc import Callable
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.dense import Dense
 from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.policy import PerLayer, Policy
@@ -58,7 +59,7 @@ def equal_memory(lm: Model, policy: PolicyLike, length: int, kind: str = "stream
         "h2o": (2, lambda kept: h2o(kept // 2, kept - kept // 2)),
     }
     if kind not in makers:
-        raise ValueError(f"the baseline must be one of {', '.join(makers)}, got {kind!r}")
+        raise ValueError(f"the baseline must be one of {', '.join(makers)}, got {shown(kind)}")
     fewest, make = makers[kind]
     budget = policy_bytes(lm, policy, length)
     need = policy_bytes(lm, make(fewest), length)

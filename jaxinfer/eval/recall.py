@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.presets import PolicyLike, resolve
 from jaxinfer.decode.model import Model
 from jaxinfer.eval.reader import Reader
@@ -38,7 +39,7 @@ def make_recall(
     first pass where there are enough of them.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {shown(kind)}")
     if size < 2 or rows < 1 or len(tokens) < 4:
         raise ValueError(
             f"expected a size of 2 or more, rows and 4 tokens or more to draw from, got size "

@@ -7,6 +7,7 @@ or how the held-out text really goes on.
 
 from collections.abc import Callable, Sequence
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.presets import PolicyLike, full
 from jaxinfer.lm import LM
 
@@ -49,7 +50,7 @@ def continuation_rouge(
     """ROUGE of greedy continuations of each text's first `prompt_tokens` tokens, against the
     "full" cache's or the "text" itself. Texts that are too short are left out."""
     if reference not in ("full", "text"):
-        raise ValueError(f"reference must be 'full' or 'text', got {reference!r}")
+        raise ValueError(f"reference must be 'full' or 'text', got {shown(reference)}")
     if lm.tokenizer is None:
         raise ValueError("ROUGE compares words, but this model has no tokenizer")
     rouge([""], [""])  # is the library there?

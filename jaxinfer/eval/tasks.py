@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
+from jaxinfer.arguments import shown
 from jaxinfer.cache.policy import Policy
 from jaxinfer.eval.documents import held_out_texts, token_stream
 from jaxinfer.eval.line_retrieval import LINE, line_metrics, line_retrieval
@@ -77,7 +78,7 @@ def check_settings(name: str, settings: Settings) -> None:
     """Refuses an unknown task, and options that the task would ignore."""
     if name not in TASKS:
         raise ValueError(
-            f"unknown evaluation {name!r}{meant(name, TASKS)} known are {', '.join(TASKS)}"
+            f"unknown evaluation {shown(name)}{meant(name, TASKS)} known are {', '.join(TASKS)}"
         )
     ignored = {f.name for f in fields(Settings)} - {"texts", "seed", *TASKS[name].options}
     for option in sorted(settings.given(*ignored)):

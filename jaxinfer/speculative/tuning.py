@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinfer.arguments import real, whole
+from jaxinfer.arguments import real, shown, whole
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig
@@ -228,7 +228,8 @@ def check_device(device: str) -> None:
     """Refuses a device that `roofline` does not know."""
     if device not in DEVICES:
         raise ValueError(
-            f"unknown device {device!r}{meant(device, DEVICES)} described are {', '.join(DEVICES)}"
+            f"unknown device {shown(device)}{meant(device, DEVICES)} described are "
+            f"{', '.join(DEVICES)}"
         )
 
 

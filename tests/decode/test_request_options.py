@@ -63,6 +63,8 @@ def test_arrays_are_lists_of_options(lm):
     [
         ({"stop": 5}, "stop must be a string or a list of strings, .* got 5"),
         ({"stop": ["x", 5]}, "stop must be a string or a list"),
+        ({"stop": np.array("x")}, "stop must be a string or a list"),
+        ({"stop": b"x"}, "stop must be a string or a list"),
         ({"stop": [["x"], ["y"]]}, "stop has 2 entries for 1 prompts"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, .* got 2.5"),
         ({"max_new_tokens": [None]}, r"max_new_tokens must be a whole number, .* got \[None\]"),
