@@ -73,7 +73,7 @@ def test_every_policy_that_has_a_name_is_tried():
     assert set(NAMES) <= set(POLICIES.names())
 
 
-@pytest.mark.parametrize("target, name, weights", combinations())
+@pytest.mark.parametrize("target, name, weights", [*combinations()])
 def test_info_of(target, name, weights, run, model, maps):
     arguments = ["info", model, "--policy", name, "--capacity", str(CAPACITY), "--json"]
     if name == "less":
