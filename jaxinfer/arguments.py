@@ -65,7 +65,8 @@ def whole(name: str, value: object, least: int = 1, most: int = LARGEST) -> int:
 
 def real(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
     """A number from `least` to `most` that a float holds; infinite only where a bound is."""
-    number = value.item() if isinstance(value, np.generic) else value
+    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    number = value.item() if is_scalar else value  # type: ignore[attr-defined]
     try:
         number = float(number) if _is_real(number) else math.nan  # type: ignore[arg-type]
     except OverflowError:

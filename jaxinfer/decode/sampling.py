@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinfer.arguments import shown
-from jaxinfer.decode.settings import LARGEST, float32_of, integer, real, sorted_pairs
+from jaxinfer.arguments import real, shown, whole
+from jaxinfer.decode.settings import LARGEST, float32_of, sorted_pairs
 from jaxinfer.typing import Leaf
 
 EXCLUDED = -jnp.inf
-MOST = 2**31 - 1  # tokens that top_k may keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +58,11 @@ class Sampler:
         }
         for name, (holds, range_) in ranges.items():
             given = getattr(self, name)
-            value = real(given)
-            if value is None or not holds(value):  # NaN fails every test too
+            value = real(name, given)
+            if not holds(value):
                 raise ValueError(f"{name} must be a number {range_}, got {shown(given)}")
             object.__setattr__(self, name, value)
-        top_k = integer(self.top_k)
-        if top_k is None or not 0 <= top_k <= MOST:
-            raise ValueError(
-                f"top_k must be a whole number, 0 (all) or at most {MOST}, got {shown(self.top_k)}"
-            )
+        top_k = whole("top_k", self.top_k, least=0)  # 0 keeps all
         object.__setattr__(self, "top_k", top_k)
         object.__setattr__(self, "logit_bias", sorted_pairs(self.logit_bias))
 
