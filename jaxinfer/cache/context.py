@@ -27,7 +27,8 @@ class StepContext:
 
     `reads` is False when every row is empty, so that stored segments need not be read at all.
     `is_prompt` says that the tokens are given, not generated. `backend` is that of the cache
-    (`Cache`), by which a mixer multiplies.
+    (`Cache`), by which a mixer multiplies. `sites` are the inputs of all blocks so far, the last
+    that of the mixer (`jaxinfer.models.stack.blocks`).
     """
 
     length: Leaf  # i32[B], committed tokens
@@ -36,6 +37,7 @@ class StepContext:
     visible: Leaf = None  # bool[B|1, T, T] or None
     parent: Leaf = None  # i32[B|1, T] or None
     pending: Leaf = None  # what `read` returned for the layer's pending tokens, or None
+    sites: tuple[Leaf, ...] = ()  # float[B, T, D] each
     levels: tuple[int, ...] | None = field(default=None, metadata={"static": True})
     is_tree: bool = field(default=False, metadata={"static": True})
     is_prompt: bool = field(default=False, metadata={"static": True})

@@ -9,7 +9,7 @@
                      "q_norm", "k_norm": {"scale": [H]}?},
             "mlp_norm": NORM,                      absent when `shared_norm`
             "mlp": {"gate": LINEAR D -> F?, "up": LINEAR D -> F, "down": LINEAR F -> D}}
-                                                   or a `jaxinfer.nn.sparse_mlp.SparseMlp`
+                                                   or a `jaxinfer.nn.mlp.FeedForward`
     LINEAR: {"weight": [outputs, inputs], "bias": [outputs]?}
     NORM: {"scale": [D], "bias": [D]?}
 

@@ -35,7 +35,7 @@ def quantize_params(
     On a GPU, and on a CPU for int4, they have the form of the kernel `weight_matmul`; int8 on
     a CPU is `Int8Weight`, smoothed by the model's activations on a short text
     (`jaxinfer.models.calibrate`; random tokens without a tokenizer). Norms and biases stay as they
-    are, and so do sparse blocks (`jaxinfer.nn.sparse_mlp`) and an embedding that is no head, of
+    are, and so do sparse blocks (`jaxinfer.sparsity.mlp`) and an embedding that is no head, of
     which a step reads a few rows.
     The head has 8 bits in every format, since it suffers most (GGUF's 4-bit files do the same).
 

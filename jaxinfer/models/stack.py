@@ -175,14 +175,17 @@ def blocks(
     mlp: Mlp | None = None,
 ) -> tuple[Float[Array, "B T D"], tuple[Leaf, ...]]:
     """Runs the layers (or the run `layers`); `params` and `cache` hold just those layers. `mlp`
-    (default: `feed_forward`) is called with (config, the block's parameters, x, layer)."""
+    (default: `feed_forward`) is called with (config, the block's parameters, x, layer).
+
+    Blocks that select what they compute may do so by what is known earlier: `sites` are the
+    embeddings and then the input of every block, attention and feed-forward in turn.
+    """
     layers = range(cfg.num_layers) if layers is None else layers
     ctx = replace(ctx, backend=cache.backend)
-    if mlp is None:
-        mlp = functools.partial(feed_forward, backend=cache.backend)
     normed_sum = functools.partial(add_norm, kind=cfg.norm, eps=cfg.norm_eps, backend=cache.backend)
     prepared: dict[tuple[str, Policy], Any] = {}
     fresh, added = [], None  # what the last block adds to x
+    sites = [x]
     pending = cache.pending or (None,) * len(layers)
     for index, layer, state, policy, waiting in zip(
         layers, params["layers"], cache.layers, cache.policies, pending, strict=True
@@ -193,7 +196,8 @@ def blocks(
         with jax.named_scope(f"layer{index}"):
             layer = fetched(layer)
             x, normed = normed_sum(layer["attn_norm"], x, added)
-            here = ctx if waiting is None else replace(ctx, pending=waiting)
+            sites.append(normed)
+            here = replace(ctx, pending=waiting, sites=tuple(sites))
             mixed, new = mixer.read(
                 cfg, policy, layer[name], state, normed, here, prepared[name, policy], index
             )
@@ -202,7 +206,11 @@ def blocks(
                 x, normed = normed_sum(layer["mlp_norm"], x, mixed)
             elif not cfg.shared_norm:
                 _, normed = normed_sum(layer["mlp_norm"], x, None)
-            fed = mlp(cfg, layer["mlp"], normed, index)
+            sites.append(normed)
+            if mlp is None:
+                fed = feed_forward(cfg, layer["mlp"], normed, index, cache.backend, sites)
+            else:
+                fed = mlp(cfg, layer["mlp"], normed, index)
             added = mixed + fed if cfg.parallel_block else fed
     x = x if added is None else x + added
     return x, tuple(fresh)

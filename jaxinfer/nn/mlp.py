@@ -1,31 +1,49 @@
 """Gated and plain feed-forward blocks."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Array, Float
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import is_skinny, linear, linears
-from jaxinfer.nn.sparse_mlp import SparseMlp
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 from pallas_kernels.skinny_matmul import feed_forward_hidden
 
 
+class FeedForward:
+    """A block of another kind than a dense one. It stands in the parameter tree where the weights
+    of a dense block do, is a pytree itself, and computes itself."""
+
+    def __call__(
+        self,
+        cfg: ModelConfig,
+        x: Float[Array, "B T D"],
+        sites: Sequence[Array] = (),
+        backend: Backend | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The block's output. `sites` are the inputs of all blocks so far, see
+        `jaxinfer.models.stack.blocks`; the last is `x`."""
+        raise NotImplementedError
+
+
 def feed_forward(
     cfg: ModelConfig,
-    params: Params | SparseMlp,
+    params: Params | FeedForward,
     x: Float[Array, "B T D"],
     layer: int,
     backend: Backend | None = None,
+    sites: Sequence[Array] = (),
 ) -> Float[Array, "B T D"]:
-    """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate; of a `SparseMlp` for the
-    neurons that it selects.
+    """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate; what a `FeedForward`
+    makes of it.
 
     The signature is the one that `forward(mlp=...)` expects. `backend` as in
     `jaxinfer.nn.linear.linears`.
     """
-    if isinstance(params, SparseMlp):
-        return params(cfg, x, backend)
+    if isinstance(params, FeedForward):
+        return params(cfg, x, sites or (x,), backend)
     is_gated = cfg.mlp(layer) == "gated"
     return linear(params["down"], _hidden(cfg, params, x, is_gated, backend), backend)
 

@@ -10,7 +10,6 @@ whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy
 The exit status is 1 where a step copies a cache.
 """
 
-import functools
 import json
 import sys
 from dataclasses import replace
@@ -101,15 +100,17 @@ def sparse_block(dense: Any) -> Any:
     """A block of which a token uses a quarter, with a router."""
     import jax
 
-    from jaxinfer.nn.sparse_mlp import SparseMlp
+    from jaxinfer.sparsity.base import Router, Rule
+    from jaxinfer.sparsity.mlp import SparseMlp
 
     neurons, width = dense["up"]["weight"].shape
-    router = tuple(
-        jax.ShapeDtypeStruct(shape, "bfloat16")
-        for shape in ((ROUTER_RANK, width), (-(-neurons // BLOCK_SIZE), ROUTER_RANK))
+    blocks = neurons // BLOCK_SIZE
+    router = Router(
+        inner=jax.ShapeDtypeStruct((ROUTER_RANK, width), "bfloat16"),
+        outer=jax.ShapeDtypeStruct((blocks, ROUTER_RANK), "bfloat16"),
+        rule=Rule(most=round(DENSITY * blocks)),
     )
-    make = functools.partial(SparseMlp.of, block_size=BLOCK_SIZE, density=DENSITY)
-    return jax.eval_shape(make, dense, router)
+    return jax.eval_shape(SparseMlp.of, dense, router)
 
 
 def row_of(name: str, policy: str, weights: str, batch: int, target: str) -> dict[str, Any]:

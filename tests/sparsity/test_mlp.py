@@ -14,14 +14,21 @@ from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.quantized import StoredWeight
-from jaxinfer.nn.sparse_mlp import LISTED, SparseMlp
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.sparsity.base import Router, Rule
+from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.speculative.topology import Topology
 from tests.factories import CONFIGS, params_of
 
-SIZES = pytest.mark.parametrize("size", [1, 5, LISTED + 10])
+SIZES = pytest.mark.parametrize("size", [1, 3, 40])
 BLOCKS = {"gated": CONFIGS["llama"], "plain": replace(CONFIGS["learned"], mlp_bias=True)}
 FORMS = pytest.mark.parametrize("cfg", BLOCKS.values(), ids=BLOCKS)
+SIZE = 4  # neurons of a block
+
+
+@pytest.fixture(autouse=True)
+def lists_small_blocks(monkeypatch):
+    monkeypatch.setattr("jaxinfer.sparsity.mlp.SMALLEST_BLOCK", 1)
 
 
 def dense_block(cfg):
@@ -31,16 +38,18 @@ def dense_block(cfg):
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), block)
 
 
-def router(cfg, block_size: int, seed: int = 0):
-    rng, blocks = np.random.default_rng(seed), -(-cfg.intermediate_size // block_size)
-    shapes = ((6, cfg.hidden_size), (blocks, 6))
-    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-
-
-def sparse(cfg, dense, density: float, block_size: int = 5, **options) -> SparseMlp:
-    return SparseMlp.of(
-        dense, router(cfg, block_size), block_size=block_size, density=density, **options
+def router(cfg, rule: Rule, seed: int = 0, **options) -> Router:
+    rng, blocks = np.random.default_rng(seed), cfg.intermediate_size // SIZE
+    inner, outer = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((6, cfg.hidden_size), (blocks, 6))
     )
+    return Router(inner=inner, outer=outer, rule=rule, **options)
+
+
+def sparse(cfg, dense, density: float, **options) -> SparseMlp:
+    most = max(round(density * cfg.intermediate_size / SIZE), 1)
+    return SparseMlp.of(dense, router(cfg, Rule(most=most)), **options)
 
 
 def tokens(cfg, size: int):
@@ -56,15 +65,8 @@ def test_with_all_blocks_it_is_the_dense_one(cfg, size):
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@SIZES
-@FORMS
-def test_a_token_is_computed_with_the_blocks_of_its_largest_scores(cfg, size):
-    dense, x = dense_block(cfg), tokens(cfg, size)
-    block = sparse(cfg, dense, 0.3)
-    inner, outer = router(cfg, 5)
-    scores = np.asarray(x) @ np.asarray(inner).T @ np.asarray(outer).T
-    least = np.sort(scores, axis=-1)[..., -block.kept][..., None]
-    listed = np.repeat(scores >= least, 5, axis=-1)[..., : cfg.intermediate_size]
+def reference(cfg, dense, x, selected):
+    """The block in NumPy's order: all neurons, and those not selected set to zero."""
     act = {"silu": jax.nn.silu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}[cfg.activation]
 
     def project(part):
@@ -72,10 +74,27 @@ def test_a_token_is_computed_with_the_blocks_of_its_largest_scores(cfg, size):
 
     hidden = project(dense["up"])
     hidden = act(project(dense["gate"])) * hidden if cfg.gated_mlp else act(hidden)
-    down = dense["down"]
-    wanted = jnp.where(listed, hidden, 0) @ down["weight"].T + down.get("bias", 0.0)
-    found = feed_forward(cfg, block, x, 0)
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    every = np.repeat(selected, SIZE, axis=-1)
+    return jnp.where(every, hidden, 0) @ dense["down"]["weight"].T + dense["down"].get("bias", 0.0)
+
+
+@SIZES
+@FORMS
+@pytest.mark.parametrize("rule", [Rule(most=4), Rule(threshold=3.0), Rule(most=3, threshold=1.0)])
+def test_a_token_is_computed_with_the_blocks_of_its_scores(cfg, size, rule):
+    dense, x = dense_block(cfg), tokens(cfg, size)
+    selector = router(cfg, rule)
+    scores = np.asarray(x) @ np.asarray(selector.inner).T @ np.asarray(selector.outer).T
+    selected = np.ones(scores.shape, bool)
+    if rule.most is not None:
+        selected &= scores >= np.sort(scores, axis=-1)[..., -rule.most][..., None]
+    if rule.threshold is not None:
+        selected &= scores > rule.threshold
+    wanted = reference(cfg, dense, x, selected)
+    for unions in ((0.1,) * 8, (1.0,) * 8):  # listed, masked
+        block = SparseMlp.of(dense, selector, unions=unions)
+        found = feed_forward(cfg, block, x, 0, Backend.of("reference"))
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @FORMS
@@ -102,18 +121,18 @@ def test_a_model_of_sparse_blocks_speculates_without_a_loss():
 
 def test_impossible_blocks_are_refused():
     cfg = CONFIGS["llama"]
-    dense = dense_block(cfg)
-    with pytest.raises(ValueError, match=r"in blocks of 4 .* has shapes \[P, 32\] and \[12, P\]"):
-        SparseMlp.of(dense, router(cfg, 5), block_size=4, density=0.5)
-    with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
-        sparse(cfg, dense, 0.0)
+    dense, rule = dense_block(cfg), Rule(most=2)
+    with pytest.raises(ValueError, match="48 neurons cannot be cut into 7 equal blocks"):
+        SparseMlp.of(dense, Router(outer=jnp.zeros((7, cfg.hidden_size)), rule=rule))
+    with pytest.raises(ValueError, match="the selector reads a width of 5, the block has 32"):
+        SparseMlp.of(dense, Router(outer=jnp.zeros((12, 5)), rule=rule))
 
 
 def test_blocks_in_fewer_bits_are_refused():
     cfg = CONFIGS["llama"]
     stored = quantize_weights({"layers": ({"mlp": dense_block(cfg)},), "head": {}}, "int8")
     with pytest.raises(ValueError, match="load the model without `weights`"):
-        SparseMlp.of(stored["layers"][0]["mlp"], router(cfg, 12), block_size=4, density=0.5)
+        SparseMlp.of(stored["layers"][0]["mlp"], router(cfg, Rule(most=2)))
 
 
 def test_the_rest_of_a_model_with_sparse_blocks_can_be_quantized():
@@ -121,7 +140,7 @@ def test_the_rest_of_a_model_with_sparse_blocks_can_be_quantized():
     params = init_params(cfg, jax.random.key(0))
     layers = tuple(layer | {"mlp": sparse(cfg, layer["mlp"], 0.5)} for layer in params["layers"])
     small = quantize_weights(params | {"layers": layers}, "int8")
-    assert small["layers"][0]["mlp"].up is layers[0]["mlp"].up
+    assert small["layers"][0]["mlp"].weights.up is layers[0]["mlp"].weights.up
     assert isinstance(small["layers"][0]["attn"]["q"]["weight"], StoredWeight)
     logits = forward(cfg, small, jnp.asarray([[1, 2, 3]])).logits
     assert np.isfinite(logits).all()

@@ -1,0 +1,169 @@
+"""A feed-forward block over the blocks of neurons that a step selected.
+
+On a CUDA device the kernel `pallas_kernels.sparse_mlp` reads the listed blocks. On a CPU a loop
+takes them one after another, each contiguous in memory: gathering them costs more than the dense
+product from a quarter of the blocks on (XLA CPU, jax 0.10.2). Single neurons are too small for a
+loop, so that only the masked form computes them there.
+
+Axis letters: R rows, J blocks, F neurons: J times the size of a block.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinfer.config import Activation
+from jaxinfer.nn.activation import activate
+from jaxinfer.nn.linear import product
+from jaxinfer.nn.quantized import rounded_to_int8
+from jaxinfer.runtime.backend import Backend
+from jaxinfer.typing import Leaf
+from pallas_kernels.sparse_mlp import sparse_mlp
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BlockWeights:
+    """A block's weights, neuron-major: the numbers of a neuron are contiguous, in `down` too.
+
+    Codes of 8 bits have scales: `up_scale` and `gate_scale` one per neuron; of `down` either
+    `hidden_scale`, one per neuron, or `down_scale`, one per output, or both.
+    """
+
+    up: Leaf  # [F, D]
+    down: Leaf  # [F, D], transposed
+    gate: Leaf = None  # [F, D] or None
+    up_bias: Leaf = None  # [F] or None
+    gate_bias: Leaf = None
+    down_bias: Leaf = None  # [D] or None
+    up_scale: Leaf = None  # f32[F], of codes
+    gate_scale: Leaf = None
+    hidden_scale: Leaf = None
+    down_scale: Leaf = None  # f32[D]
+
+    @property
+    def is_int8(self) -> bool:
+        return self.up_scale is not None
+
+
+def block_mlp(
+    weights: BlockWeights,
+    x: Float[Array, "R D"],
+    selected: Bool[Array, "R J"],
+    *,
+    activation: Activation,
+    listed: bool,
+    backend: Backend | None = None,
+) -> Float[Array, "R D"]:
+    """What each row's own blocks give, in float32, whichever others share the step.
+
+    `listed` reads the blocks that any row selected and no others; else all are read, and those
+    that a row did not select add nothing to it.
+    """
+    if not listed:
+        return _masked(weights, x, selected, activation)
+    blocks, count, own = union_list(selected)
+    if weights.is_int8 or (backend is not None and not backend.has_kernels):
+        return _looped(weights, x, blocks, count, own, activation)
+    w = weights
+    return sparse_mlp(
+        x, w.gate, w.up, w.down, blocks, count,
+        block_size=len(w.up) // selected.shape[1], activation=activation, row_mask=own,
+        up_bias=w.up_bias, gate_bias=w.gate_bias, down_bias=w.down_bias,
+        implementation=None if backend is None else backend.implementation,
+    )  # fmt: skip
+
+
+def union_list(
+    selected: Bool[Array, "R J"],
+) -> tuple[Int[Array, " J"], Int[Array, ""], Bool[Array, "R J"] | None]:
+    """The blocks that any row selected, in order and in front; how many they are; and which of the
+    listed each row selected, None for a single row."""
+    units = selected.shape[1]
+    used = selected.any(axis=0)
+    place = jnp.cumsum(used) - 1
+    blocks = jnp.zeros((units,), jnp.int32)
+    blocks = blocks.at[jnp.where(used, place, units)].set(jnp.arange(units), mode="drop")
+    own = None if len(selected) == 1 else selected[:, blocks]
+    return blocks, used.sum(dtype=jnp.int32), own
+
+
+def _looped(
+    w: BlockWeights,
+    x: Array,
+    blocks: Array,
+    count: Array,
+    own: Array | None,
+    activation: Activation,
+) -> Array:
+    size = len(w.up) // len(blocks)
+    inputs = _inputs(w, x)
+
+    def body(index: Array, y: Array) -> Array:
+        first = blocks[index] * size
+
+        def of_block(leaf: Leaf) -> Leaf:
+            return None if leaf is None else jax.lax.dynamic_slice_in_dim(leaf, first, size)
+
+        here = BlockWeights(
+            up=of_block(w.up), down=of_block(w.down), gate=of_block(w.gate),
+            up_bias=of_block(w.up_bias), gate_bias=of_block(w.gate_bias),
+            up_scale=of_block(w.up_scale), gate_scale=of_block(w.gate_scale),
+            hidden_scale=of_block(w.hidden_scale),
+        )  # fmt: skip
+        hidden = _hidden(here, inputs, activation)
+        if own is not None:
+            hidden = jnp.where(own[:, index, None], hidden, 0)
+        return y + _down(here, hidden)
+
+    y = jax.lax.fori_loop(0, count, body, jnp.zeros(x.shape, jnp.float32))
+    return _outputs(w, y)
+
+
+def _masked(w: BlockWeights, x: Array, selected: Array, activation: Activation) -> Array:
+    hidden = _hidden(w, _inputs(w, x), activation)
+    every = jnp.repeat(selected, len(w.up) // selected.shape[1], axis=1)
+    return _outputs(w, _down(w, jnp.where(every, hidden, 0)))
+
+
+def _inputs(w: BlockWeights, x: Array) -> tuple[Array, Array | None]:
+    """The rows as they are multiplied: of the weights' dtype, or rounded to 8 bits with a scale."""
+    return rounded_to_int8(x.astype(jnp.float32)) if w.is_int8 else (x.astype(w.up.dtype), None)
+
+
+def _hidden(w: BlockWeights, inputs: tuple[Array, Array | None], activation: Activation) -> Array:
+    """f32[R, F] of so many neurons as `w` has."""
+    x, x_scale = inputs
+
+    def project(weight: Array, bias: Leaf, scale: Leaf) -> Array:
+        if x_scale is None:
+            y = product(x, weight, jnp.float32)
+        else:
+            contract = (((1,), (1,)), ((), ()))
+            y = jax.lax.dot_general(x, weight, contract, preferred_element_type=jnp.int32)
+            y = y.astype(jnp.float32) * (x_scale[:, None] * scale)
+        return y if bias is None else y + bias.astype(jnp.float32)
+
+    up = project(w.up, w.up_bias, w.up_scale)
+    if w.gate is None:
+        return activate(activation, up)
+    return activate(activation, project(w.gate, w.gate_bias, w.gate_scale)) * up
+
+
+def _down(w: BlockWeights, hidden: Array) -> Array:
+    """f32[R, D], without what all neurons share."""
+    if w.hidden_scale is not None:
+        hidden = hidden * w.hidden_scale
+    down = w.down
+    hidden, down = (
+        (hidden, down.astype(jnp.float32)) if w.is_int8 else (hidden.astype(down.dtype), down)
+    )
+    return jnp.matmul(hidden, down, preferred_element_type=jnp.float32)
+
+
+def _outputs(w: BlockWeights, y: Array) -> Array:
+    if w.down_scale is not None:
+        y = y * w.down_scale
+    return y if w.down_bias is None else y + w.down_bias.astype(jnp.float32)
