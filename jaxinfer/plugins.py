@@ -4,11 +4,13 @@ Another package offers one as an entry point; it is imported when its name is fi
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from jaxinfer.files import quoted
+from jaxinfer.arguments import shown
+from jaxinfer.files import one_line, quoted
 
 T = TypeVar("T")
 
@@ -76,3 +78,87 @@ class Registry(Generic[T]):
                 f"{self.kind} {entry.name!r} of {package} cannot be loaded from {entry.value!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+class Factories(Registry[Callable[..., T]]):
+    """Functions that make what users choose by name, with arguments.
+
+    Args:
+        kind: what they make, for messages: "cache policy"; its last word alone names one.
+        plural: several of these: "policies".
+        group: the entry-point group in which other packages offer them.
+        makes: the class of what they make.
+        own: the library's.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        plural: str,
+        group: str,
+        makes: type[T],
+        own: Mapping[str, Callable[..., T]],
+    ):
+        super().__init__(kind, group, own)
+        self.plural, self.makes, self.short = plural, makes, kind.split()[-1]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names()
+
+    def register(self, name: str, value: Callable[..., T]) -> None:
+        """Makes the factory `value` known as `name`; a name is taken once.
+
+        Raises:
+            ValueError: for a name that stands for another factory already, or what is none.
+        """
+        if not callable(value):
+            kind = self.makes.__name__
+            raise ValueError(
+                f"factory must be a function that returns a {kind}, got {shown(value)}"
+            )
+        super().register(name, value)
+
+    def make(self, given: str | Mapping[str, object]) -> T:
+        """What a name means, or a mapping with "name" and arguments.
+
+        Raises:
+            ValueError: the name is unknown, or its factory does not take these arguments.
+        """
+        arguments = {"name": given} if isinstance(given, str) else dict(given)
+        name = arguments.pop("name", None)
+        factory = self.find(name) if isinstance(name, str) else None
+        if factory is None:
+            known = self.names()
+            raise ValueError(
+                f"unknown {self.kind} {shown(name)}{meant(name, known)} known {self.plural}: "
+                f"{', '.join(known)}"
+            )
+        self._check_arguments(name, factory, arguments)
+        try:
+            made = factory(**arguments)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.short} {name!r} does not take these arguments: {one_line(error, 160)}"
+            ) from error
+        if not isinstance(made, self.makes):
+            raise ValueError(
+                f"the factory of {self.short} {name!r} made no {self.makes.__name__}, but "
+                f"{shown(made)}"
+            )
+        return made
+
+    def _check_arguments(
+        self, name: object, factory: Callable[..., T], arguments: Mapping[str, object]
+    ) -> None:
+        """Refuses arguments that the factory has not, and names those that it has."""
+        parameters = inspect.signature(factory).parameters.values()
+        if any(one.kind is one.VAR_KEYWORD for one in parameters):
+            return
+        known = [one.name for one in parameters]
+        for argument in arguments:
+            if argument not in known:
+                takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                raise ValueError(
+                    f"{self.short} {name!r} does not take the argument {shown(argument)}"
+                    f"{meant(argument, known)} {takes}"
+                )

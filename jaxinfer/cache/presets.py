@@ -5,7 +5,6 @@ command line, mappings such as `{"name": "streaming", "window": 252}` and lists 
 layer.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,8 +21,7 @@ from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
-from jaxinfer.files import one_line
-from jaxinfer.plugins import Registry, meant
+from jaxinfer.plugins import Factories
 
 PolicyLike: TypeAlias = (
     Policy | str | Mapping[str, object] | Sequence[Policy | str | Mapping[str, object]] | None
@@ -192,9 +190,11 @@ def per_layer(policies: Sequence[PolicyLike]) -> Policy:
     )
 
 
-POLICIES: Registry[Callable[..., Policy]] = Registry(
+POLICIES: Factories[Policy] = Factories(
     "cache policy",
+    "policies",
     "jaxinfer.policies",
+    Policy,
     {
         "full": full,
         "kivi": kivi,
@@ -224,8 +224,6 @@ def register_policy(name: str, factory: Callable[..., Policy]) -> None:
         >>> import jaxinfer as ji
         >>> ji.register_policy("short", lambda window=60: ji.streaming(4, window))
     """
-    if not callable(factory):
-        raise ValueError(f"factory must be a function that returns a Policy, got {shown(factory)}")
     POLICIES.register(name, factory)
 
 
@@ -246,42 +244,7 @@ def resolve(policy: PolicyLike) -> Policy:
             "policy must be a Policy, a name, a mapping with 'name' and arguments, or a list with "
             f"one per layer, got {shown(policy)}"
         )
-    arguments = {"name": policy} if isinstance(policy, str) else dict(policy)
-    name = arguments.pop("name", None)
-    factory = POLICIES.find(name) if isinstance(name, str) else None
-    if factory is None:
-        known = POLICIES.names()
-        raise ValueError(
-            f"unknown cache policy {shown(name)}{meant(name, known)} known policies: "
-            f"{', '.join(known)}"
-        )
-    _check_arguments(name, factory, arguments)
-    try:
-        made = factory(**arguments)
-    except (TypeError, RecursionError) as error:
-        raise ValueError(
-            f"policy {name!r} does not take these arguments: {one_line(error, 160)}"
-        ) from error
-    if not isinstance(made, Policy):
-        raise ValueError(f"the factory of policy {name!r} made no Policy, but {shown(made)}")
-    return made
-
-
-def _check_arguments(
-    name: object, factory: Callable[..., Policy], arguments: Mapping[str, object]
-) -> None:
-    """Refuses arguments that the factory has not, and names those that it has."""
-    parameters = inspect.signature(factory).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return
-    known = [one.name for one in parameters]
-    for argument in arguments:
-        if argument not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(
-                f"policy {name!r} does not take the argument {shown(argument)}"
-                f"{meant(argument, known)} {takes}"
-            )
+    return POLICIES.make(policy)
 
 
 def policy_of(policy: PolicyLike) -> Policy | None:
