@@ -76,6 +76,18 @@ def block_mlp(
     )  # fmt: skip
 
 
+def weighted_block_mlp(
+    weights: BlockWeights,
+    x: Float[Array, "R D"],
+    gates: Float[Array, "R J"],
+    *,
+    activation: Activation,
+) -> Float[Array, "R D"]:
+    """`block_mlp` with every block's part multiplied by its gate, which thus has a gradient. Gates
+    of 0 and 1 give what their selection gives, exactly."""
+    return _masked(weights, x, gates, activation)
+
+
 def union_list(
     selected: Bool[Array, "R J"],
 ) -> tuple[Int[Array, " J"], Int[Array, ""], Bool[Array, "R J"] | None]:
@@ -122,10 +134,11 @@ def _looped(
     return _outputs(w, y)
 
 
-def _masked(w: BlockWeights, x: Array, selected: Array, activation: Activation) -> Array:
+def _masked(w: BlockWeights, x: Array, gates: Array, activation: Activation) -> Array:
     hidden = _hidden(w, _inputs(w, x), activation)
-    every = jnp.repeat(selected, len(w.up) // selected.shape[1], axis=1)
-    return _outputs(w, _down(w, jnp.where(every, hidden, 0)))
+    every = jnp.repeat(gates, len(w.up) // gates.shape[1], axis=1)
+    hidden = jnp.where(every, hidden, 0) if gates.dtype == bool else hidden * every
+    return _outputs(w, _down(w, hidden))
 
 
 def _inputs(w: BlockWeights, x: Array) -> tuple[Array, Array | None]:
