@@ -38,8 +38,8 @@ class ArrayFile:
             raise ValueError(f"{self.path}: array {quoted(name)} has shape {found}, expected [n]")
         return found[0]
 
-    def read(self, name: str, shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
-        """An array that has to be of this shape and type; ValueError if it is not."""
+    def check(self, name: str, shape: tuple[int, ...], dtype: type | np.dtype) -> None:
+        """ValueError unless there is such an array, of this shape and type."""
         wanted = _NAMES[np.dtype(dtype)]
         found = self._shape(name)
         kind = self._file.get_slice(name).get_dtype()
@@ -48,6 +48,10 @@ class ArrayFile:
                 f"{self.path}: array {quoted(name)} is {kind}{found}, expected "
                 f"{wanted}{list(shape)}"
             )
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
+        """An array that has to be of this shape and type; ValueError if it is not."""
+        self.check(name, shape, dtype)
         return self._file.get_tensor(name)
 
     def check_names(self, names: Collection[str]) -> None:

@@ -258,8 +258,8 @@ _EXPECTED = {
     float: "a finite number",
     int: "a 32-bit integer",
     str: "a text",
+    dict: "an object",
     NoneType: "null",
-    RopeConfig: "a RopeConfig",
 }
 
 
@@ -289,7 +289,7 @@ def _expected(kind: Any) -> str:
         return " or ".join(map(_expected, parts))
     if origin is tuple:
         return f"a list of ({_expected(parts[0])})"
-    return _EXPECTED[kind]
+    return _EXPECTED.get(kind, f"a {kind.__name__}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxinfer.arrays import ArrayFile, check_finite, opened
+from jaxinfer.arrays import ArrayFile, opened
 from jaxinfer.config import ModelConfig, known_fields
 from jaxinfer.files import (
     check_destination,
@@ -27,16 +27,15 @@ from jaxinfer.files import (
     replacing_folder,
     write_json,
 )
+from jaxinfer.io.int8 import decoded, encoded
 from jaxinfer.models.fingerprint import fingerprint
-from jaxinfer.models.params import abstract_params, leaf_name
+from jaxinfer.models.params import abstract_params, named_leaves
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
-from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.nn.linear import rows
 from jaxinfer.typing import Params
 
 FORMAT, VERSION = "jaxinfer-draft", 1
 WEIGHTS, CONFIG = "draft.safetensors", "config.json"
-SCALE = "#scale"
 WHAT = "a draft"
 
 
@@ -78,13 +77,7 @@ def save_draft(folder: str | Path, draft: BorrowingDraft, *, overwrite: bool = F
 
     folder = Path(folder)
     check_destination(folder, is_draft, WHAT, overwrite=overwrite)
-    tensors: dict[str, np.ndarray] = {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(draft.params):
-        name, value = leaf_name(path), np.asarray(leaf, np.float32)
-        if value.ndim < 2:
-            tensors[name] = value
-        else:
-            tensors[name], tensors[name + SCALE] = quantize_rows(value)
+    tensors = encoded(named_leaves(draft.params) | {"vocabulary": draft.vocabulary})
     record = {
         "format": FORMAT, "format_version": VERSION, "target": draft.target,
         "fingerprint": draft.fingerprint, **_described(draft.config), "record": draft.record,
@@ -122,16 +115,6 @@ def read_draft(folder: str | Path, target: Params) -> BorrowingDraft:
     return BorrowingDraft(
         cfg, params, vocabulary, data["target"], data["fingerprint"], data["record"]
     )
-
-
-def as_stored(params: Params) -> Params:
-    """The parameters as a file gives them back; doing it again changes nothing."""
-
-    def one(leaf: Any) -> np.ndarray:
-        value = np.asarray(leaf, np.float32)
-        return value if value.ndim < 2 else dequantize_rows(*quantize_rows(value))
-
-    return jax.tree.map(one, params)
 
 
 def _described(cfg: ModelConfig | RecurrentConfig) -> dict[str, Any]:
@@ -185,12 +168,9 @@ def _params(file: ArrayFile, cfg: ModelConfig | RecurrentConfig, target: Params)
         stored = {name.split(".")[1] for name in file.names if name.startswith("layers.")}
         if cfg.num_layers != len(stored):  # before so many are made
             raise ValueError(f"num_layers is {cfg.num_layers}, the file has {len(stored)}")
-    shapes, tree = jax.tree_util.tree_flatten_with_path(_abstract(cfg, target))
-    expected = {leaf_name(path): leaf.shape for path, leaf in shapes}
-    scales = {name + SCALE for name, shape in expected.items() if len(shape) > 1}
-    file.check_names({"vocabulary", *expected, *scales})
-    leaves = [_decoded(file, name, shape) for name, shape in expected.items()]
-    return jax.tree.unflatten(tree, leaves)
+    shapes = _abstract(cfg, target)
+    found = decoded(file, named_leaves(shapes), ("vocabulary",))
+    return jax.tree.unflatten(jax.tree.structure(shapes), found.values())
 
 
 def _abstract(cfg: ModelConfig | RecurrentConfig, target: Params) -> Params:
@@ -202,14 +182,3 @@ def _abstract(cfg: ModelConfig | RecurrentConfig, target: Params) -> Params:
     if ours != theirs:
         raise ValueError(f"its embedding has shapes {ours}, the target's {theirs}")
     return {"layers": params["layers"], "final_norm": params["final_norm"]}
-
-
-def _decoded(file: ArrayFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if len(shape) < 2:
-        value = file.read(name, shape, np.float32)
-    else:
-        scale = file.read(name + SCALE, (shape[0], 1, *shape[2:]), np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            value = dequantize_rows(file.read(name, shape, np.int8), scale)
-    check_finite(value, f"array {name!r}")
-    return value

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixers import mixer_named
 from jaxinfer.models.shapes import abstract_linear, abstract_norm
-from jaxinfer.typing import Params
+from jaxinfer.typing import Leaf, Params
 
 
 def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
@@ -99,4 +99,9 @@ def leaf_path(path: tuple[Any, ...]) -> tuple[str | int, ...]:
 
 def leaf_name(path: tuple[Any, ...]) -> str:
     """The path joined by dots, as files name arrays."""
-    return ".".join(map(str, leaf_path(path)))
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(tree: Any) -> dict[str, Leaf]:
+    """The leaves of a tree by `leaf_name`."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -10,7 +10,8 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cli.models import open_draft
-from jaxinfer.io.draft import as_stored, read_draft
+from jaxinfer.io.draft import read_draft
+from jaxinfer.io.int8 import as_stored
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.train.draft.recipe import DraftRecipe

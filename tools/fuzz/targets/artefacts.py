@@ -17,6 +17,7 @@ from jaxinfer.cache.feature_maps import (
 )
 from jaxinfer.files import write_json
 from jaxinfer.io.draft import BorrowingDraft, read_draft, save_draft
+from jaxinfer.io.sparsity import load_sparsity, save_sparsity
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import init_params
 from jaxinfer.models.recurrent import RecurrentConfig, init_cell
@@ -24,6 +25,7 @@ from jaxinfer.speculative import tuning
 from jaxinfer.speculative.acceptance import Acceptance
 from jaxinfer.speculative.topology import Topology
 from pallas_kernels import tuned
+from tests.sparsity.artefacts import artefact_of
 from tools.fuzz.target import Target
 from tools.fuzz.targets.models import ROOT, random_lm
 
@@ -94,6 +96,27 @@ def parse_feature_maps(folder: Path) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(maps.layers))
 
 
+def make_sparsity(folder: Path) -> None:
+    """Two layers of different forms: routers with a permutation and adapters, and of heads."""
+    save_sparsity(folder, artefact_of("llama", ("adapters", "heads")))
+
+
+def make_new_weights(folder: Path) -> None:
+    save_sparsity(folder, artefact_of("learned", ("new weights", "router"), method="deja_vu"))
+
+
+def parse_sparsity(folder: Path) -> None:
+    found = load_sparsity(folder)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.layers))
+    for layer in found.layers:
+        if layer is not None and layer.permutation is not None:
+            assert sorted(layer.permutation) == list(range(found.config.intermediate_size))
+        if layer is not None and layer.router is not None:
+            assert layer.router.units * found.config.block_size == found.config.intermediate_size
+            assert (layer.router.rule.most or 1) <= layer.router.units
+            assert layer.router.lookahead in (0.0, found.config.lookahead)
+
+
 def make_tree(folder: Path) -> None:
     Topology.optimal([0.6, 0.2, 0.1], nodes=12, levels=5).save(folder / "tree.json")
 
@@ -160,6 +183,8 @@ TARGETS = (
     Target("model-draft", make_model_draft, parse_draft, share=5, names_file=True),
     Target("session", make_session, parse_session, names_file=True),
     Target("less", make_feature_maps, parse_feature_maps, names_file=True),
+    Target("sparsity", make_sparsity, parse_sparsity, names_file=True),
+    Target("sparse-weights", make_new_weights, parse_sparsity, share=5, names_file=True),
     Target("tree", make_tree, parse_tree, names_file=True),
     Target("acceptance", make_acceptance, parse_acceptance, names_file=True),
     Target("tuning", make_tuning, parse_tuning),
