@@ -52,7 +52,7 @@ MODELS = {
 TINY = {"tiny": llama(2, 128, 4, 2, 256, 512, True)}
 SHAPES = ((32768, 1), (32768, 4), (32768, 8), (4096, 1), (131072, 1), (4096, 8), (131072, 8))
 TINY_SHAPES = ((512, 2),)
-_params: dict[str, Any] = {}
+_params: dict[Any, Any] = {}
 _programs: dict[Any, Any] = {}  # a window's steps are the same program at any context
 
 
@@ -130,7 +130,8 @@ class Decode:
         seconds = [t / STEPS for t in timings(some_steps, repeats=repeats, budget_s=0.7)]
         step = statistics.median(seconds)
         copy = copy_bandwidth(self.suite.out)
-        floor = step_bytes(self.model, params, self.cache_bytes) / copy if copy else None
+        read = step_bytes(self.model, params, self.cache_bytes, batch, self.backend)
+        floor = read / copy if copy else None
         return {
             "ms_per_token": 1e3 * step,
             "ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],

@@ -18,6 +18,7 @@ from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.presets import resolve
 from jaxinfer.decode.engine import make_requests, seen_tokens
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.inspection.decode_step import step_bytes
 from jaxinfer.inspection.roofline import read_bandwidth
 
 
@@ -34,17 +35,10 @@ class Peer:
             "vocab": cfg.vocab_size,
             "max_positions": cfg.max_positions,
             "parameter_bytes": bytes_of(self.lm.params),
-            "read_bytes": bytes_of(self.lm.params) - self._unread_bytes(),
+            "read_bytes": step_bytes(cfg, self.lm.params),
             "cache_bytes_per_token": 2 * 4 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim,
             "device": f"{device.platform}: {device.device_kind}",
         }
-
-    def _unread_bytes(self) -> int:
-        """Embedding tables of which a step reads single rows."""
-        embed = dict(self.lm.params["embed"])
-        if self.lm.config.tie_embeddings:
-            embed.pop("tokens")
-        return bytes_of(embed)
 
     def export(self, folder: str) -> None:
         export_llama(self.lm, folder)

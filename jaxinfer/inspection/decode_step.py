@@ -22,6 +22,7 @@ from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.leaves import felt_leaves
 from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
+from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Compiled, Program
@@ -135,12 +136,21 @@ def inspect_decode(
     }
 
 
-def step_bytes(cfg: ModelConfig, params: Params, cache_bytes: int = 0) -> int:
-    """Bytes that one decode step must read: every parameter but the rows of embeddings not used."""
+def step_bytes(
+    cfg: ModelConfig,
+    params: Params,
+    cache_bytes: int = 0,
+    rows: int = 1,
+    backend: Backend | None = None,
+) -> int:
+    """Bytes that one decode step of `rows` tokens must read: every parameter but the rows of
+    embeddings not used and what sparse blocks leave out on `backend` (default: this machine's)."""
     looked_up = bytes_of(params["embed"])
     if cfg.tie_embeddings:
         looked_up -= bytes_of(params["embed"]["tokens"])
-    return bytes_of(params) - looked_up + cache_bytes
+    blocks = [x["mlp"] for x in params["layers"] if isinstance(x["mlp"], FeedForward)]
+    left_out = sum(bytes_of(block) - block.read_bytes(rows, backend) for block in blocks)
+    return bytes_of(params) - looked_up - left_out + cache_bytes
 
 
 def _structure(case: DecodeCase, compiled: Compiled) -> Json:

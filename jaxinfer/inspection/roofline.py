@@ -3,7 +3,8 @@
 Decode at a small batch moves every weight and every live cache slot once per token, so bytes
 divided by the read bandwidth is the floor. `dots_only` is the floor that can be reached: the step's
 matrix products alone, same shapes and threads, each waiting for the one before, without attention,
-sampling or caches.
+sampling or caches. A block of another kind than a dense one (`jaxinfer.nn.mlp.FeedForward`) runs
+itself, at the cost that it expects.
 """
 
 import functools
@@ -17,7 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.mixers import mixer_of
 from jaxinfer.nn.linear import product
+from jaxinfer.nn.mlp import FeedForward
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Program
 from jaxinfer.typing import Params
 
@@ -56,10 +60,12 @@ def dots_only(
 ) -> float:
     """Milliseconds per step of the matrix products of one decode step; the median of `repeats`."""
     x = jnp.ones((batch, tokens, cfg.hidden_size), params["embed"]["tokens"].dtype)
-    program = Program(products, static_argnames=("cfg",))
+    program = Program(products, static_argnames=("cfg", "backend"))
+    typical = _with_typical_blocks(params, batch * tokens)
+    backend = Backend.of()
 
     def run(steps: int) -> float:
-        return timings(lambda: program(cfg, params, x, jnp.int32(steps)), repeats=1)[0]
+        return timings(lambda: program(cfg, typical, x, jnp.int32(steps), backend), repeats=1)[0]
 
     run(1)
     steps = max(1, min(1000, round(0.1 / max(run(1), 1e-6))))  # 0.1 s hides the call's own cost
@@ -67,13 +73,23 @@ def dots_only(
 
 
 def products(
-    cfg: ModelConfig, params: Params, x: Float[Array, "B T D"], steps: Int[Array, ""]
+    cfg: ModelConfig,
+    params: Params,
+    x: Float[Array, "B T D"],
+    steps: Int[Array, ""],
+    backend: Backend | None = None,
 ) -> Float[Array, "B T D"]:
-    """`steps` times all weights of all layers and the head, each feeding the next."""
+    """`steps` times all weights of all layers and the head, each feeding the next; `backend` is for
+    blocks that are not dense."""
 
     def step(_: Array, x: Array) -> Array:
+        sites = [x]
         for layer in params["layers"]:
-            x = _layer(cfg, layer, x)
+            name, _mixer = mixer_of(layer)
+            sites.append(x)
+            x = _attention(layer[name], x) if name == "attn" else _others(layer[name], x)
+            sites.append(x)
+            x = _feed_forward(cfg, layer["mlp"], x, sites, backend)
         head = params["embed"]["tokens"] if cfg.tie_embeddings else params["head"]["weight"]
         logits = product(x, head, jnp.float32)
         return _rescaled(x + _trace_of(logits).astype(x.dtype))
@@ -81,23 +97,40 @@ def products(
     return jax.lax.fori_loop(0, steps, step, x)
 
 
-def _layer(cfg: ModelConfig, layer: Params, x: Array) -> Array:
-    """All of a layer's weights, in the order of a block; an unknown mixer's one after another."""
-    for name, part in layer.items():
-        if name == "attn":
-            q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
-            mixed = _rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
-            x = _rescaled(x + product(mixed, part["out"]["weight"]))
-        elif name == "mlp":
-            inner = product(x, part["up"]["weight"])
-            if "gate" in part:
-                inner = inner * product(x, part["gate"]["weight"])
-            x = _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
-        else:
-            for path, weight in jax.tree_util.tree_leaves_with_path(part):
-                if getattr(path[-1], "key", None) == "weight" and weight.ndim == 2:
-                    y = product(jnp.resize(x, (*x.shape[:-1], weight.shape[1])), weight)
-                    x = _rescaled(x + _trace_of(y).astype(x.dtype))
+def _with_typical_blocks(params: Params, rows: int) -> Params:
+    def one(block: Any) -> Any:
+        return block.typical(rows) if isinstance(block, FeedForward) else block
+
+    return params | {"layers": tuple(x | {"mlp": one(x["mlp"])} for x in params["layers"])}
+
+
+def _attention(part: Params, x: Array) -> Array:
+    q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
+    mixed = _rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
+    return _rescaled(x + product(mixed, part["out"]["weight"]))
+
+
+def _feed_forward(
+    cfg: ModelConfig,
+    part: Params | FeedForward,
+    x: Array,
+    sites: list[Array],
+    backend: Backend | None,
+) -> Array:
+    if isinstance(part, FeedForward):
+        return _rescaled(x + part(cfg, x, sites, backend))
+    inner = product(x, part["up"]["weight"])
+    if "gate" in part:
+        inner = inner * product(x, part["gate"]["weight"])
+    return _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
+
+
+def _others(part: Params, x: Array) -> Array:
+    """The weights of another mixer, one after another."""
+    for path, weight in jax.tree_util.tree_leaves_with_path(part):
+        if getattr(path[-1], "key", None) == "weight" and weight.ndim == 2:
+            y = product(jnp.resize(x, (*x.shape[:-1], weight.shape[1])), weight)
+            x = _rescaled(x + _trace_of(y).astype(x.dtype))
     return x
 
 

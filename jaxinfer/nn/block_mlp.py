@@ -9,6 +9,7 @@ Axis letters: R rows, J blocks, F neurons: J times the size of a block.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,29 +49,36 @@ class BlockWeights:
         return self.up_scale is not None
 
 
+class Listed(NamedTuple):
+    """The blocks that the rows of a step use, of L entries at most J."""
+
+    blocks: Int[Array, " L"]  # those in use come first
+    live: Int[Array, ""]  # how many are in use
+    own: Bool[Array, "R L"] | None  # which of them each row selected; None for a single row
+
+
 def block_mlp(
     weights: BlockWeights,
     x: Float[Array, "R D"],
-    selected: Bool[Array, "R J"],
+    selection: Bool[Array, "R J"] | Listed,
     *,
+    block_size: int,
     activation: Activation,
-    listed: bool,
     backend: Backend | None = None,
 ) -> Float[Array, "R D"]:
     """What each row's own blocks give, in float32, whichever others share the step.
 
-    `listed` reads the blocks that any row selected and no others; else all are read, and those
-    that a row did not select add nothing to it.
+    A `Listed` selection reads the blocks in the list and no others. Of a mask all are read, and
+    those that a row did not select add nothing to it.
     """
-    if not listed:
-        return _masked(weights, x, selected, activation)
-    blocks, count, own = union_list(selected)
+    if not isinstance(selection, Listed):
+        return _masked(weights, x, selection, activation)
     if weights.is_int8 or (backend is not None and not backend.has_kernels):
-        return _looped(weights, x, blocks, count, own, activation)
+        return _looped(weights, x, selection, block_size, activation)
     w = weights
     return sparse_mlp(
-        x, w.gate, w.up, w.down, blocks, count,
-        block_size=len(w.up) // selected.shape[1], activation=activation, row_mask=own,
+        x, w.gate, w.up, w.down, selection.blocks, selection.live,
+        block_size=block_size, activation=activation, row_mask=selection.own,
         up_bias=w.up_bias, gate_bias=w.gate_bias, down_bias=w.down_bias,
         implementation=None if backend is None else backend.implementation,
     )  # fmt: skip
@@ -88,36 +96,27 @@ def weighted_block_mlp(
     return _masked(weights, x, gates, activation)
 
 
-def union_list(
-    selected: Bool[Array, "R J"],
-) -> tuple[Int[Array, " J"], Int[Array, ""], Bool[Array, "R J"] | None]:
-    """The blocks that any row selected, in order and in front; how many they are; and which of the
-    listed each row selected, None for a single row."""
+def union_list(selected: Bool[Array, "R J"]) -> Listed:
+    """The blocks that any row selected, in order."""
     units = selected.shape[1]
     used = selected.any(axis=0)
     place = jnp.cumsum(used) - 1
     blocks = jnp.zeros((units,), jnp.int32)
     blocks = blocks.at[jnp.where(used, place, units)].set(jnp.arange(units), mode="drop")
     own = None if len(selected) == 1 else selected[:, blocks]
-    return blocks, used.sum(dtype=jnp.int32), own
+    return Listed(blocks, used.sum(dtype=jnp.int32), own)
 
 
 def _looped(
-    w: BlockWeights,
-    x: Array,
-    blocks: Array,
-    count: Array,
-    own: Array | None,
-    activation: Activation,
+    w: BlockWeights, x: Array, listed: Listed, block_size: int, activation: Activation
 ) -> Array:
-    size = len(w.up) // len(blocks)
     inputs = _inputs(w, x)
 
     def body(index: Array, y: Array) -> Array:
-        first = blocks[index] * size
+        first = listed.blocks[index] * block_size
 
         def of_block(leaf: Leaf) -> Leaf:
-            return None if leaf is None else jax.lax.dynamic_slice_in_dim(leaf, first, size)
+            return None if leaf is None else jax.lax.dynamic_slice_in_dim(leaf, first, block_size)
 
         here = BlockWeights(
             up=of_block(w.up), down=of_block(w.down), gate=of_block(w.gate),
@@ -126,11 +125,11 @@ def _looped(
             hidden_scale=of_block(w.hidden_scale),
         )  # fmt: skip
         hidden = _hidden(here, inputs, activation)
-        if own is not None:
-            hidden = jnp.where(own[:, index, None], hidden, 0)
+        if listed.own is not None:
+            hidden = jnp.where(listed.own[:, index, None], hidden, 0)
         return y + _down(here, hidden)
 
-    y = jax.lax.fori_loop(0, count, body, jnp.zeros(x.shape, jnp.float32))
+    y = jax.lax.fori_loop(0, listed.live, body, jnp.zeros(x.shape, jnp.float32))
     return _outputs(w, y)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 from jaxtyping import Array, Float
 
 from jaxinfer.config import ModelConfig
@@ -26,6 +27,16 @@ class FeedForward:
         """The block's output. `sites` are the inputs of all blocks so far, see
         `jaxinfer.models.stack.blocks`; the last is `x`."""
         raise NotImplementedError
+
+    def read_bytes(self, rows: int = 1, backend: Backend | None = None) -> int:
+        """Bytes of parameters that a step of `rows` tokens is expected to read on `backend`
+        (default: this machine's)."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def typical(self, rows: int = 1) -> "FeedForward":
+        """The block with the cost that steps of `rows` tokens are expected to have, whatever the
+        inputs: what a measurement without a text runs."""
+        return self
 
 
 def feed_forward(

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxinfer.nn.block_mlp import Listed, union_list
 from jaxinfer.nn.linear import product
 from jaxinfer.typing import Leaf
 
@@ -39,13 +40,22 @@ class Rule:
 
     def __call__(self, scores: Float[Array, "R J"]) -> Bool[Array, "R J"]:
         """Which units each row uses."""
-        units = scores.shape[-1]
         selected = jnp.ones(scores.shape, bool)
-        if self.most is not None and self.most < units:
-            best = jax.lax.top_k(scores, self.most)[1]
+        if self.most is not None and self.most < scores.shape[-1]:
             rows = jnp.arange(len(scores))[:, None]
-            selected = jnp.zeros(scores.shape, bool).at[rows, best].set(True)
+            selected = jnp.zeros(scores.shape, bool).at[rows, self._best(scores)].set(True)
         return selected if self.threshold is None else selected & (scores > self.threshold)
+
+    def listed(self, scores: Float[Array, "R J"]) -> Listed:
+        """The units that the rows use, as a list. That of one row and a number of units is what
+        sorting gives: on a GPU each of the operations that turn a mask into a list is a launch."""
+        if len(scores) == 1 and self.most is not None and self.threshold is None:
+            best = self._best(scores)[0]
+            return Listed(best, jnp.int32(len(best)), None)
+        return union_list(self(scores))
+
+    def _best(self, scores: Float[Array, "R J"]) -> Int[Array, "R _"]:
+        return jax.lax.top_k(scores, min(self.most or 1, scores.shape[-1]))[1]
 
     def share(self, units: int) -> float:
         """The largest share of `units` that a row can use."""
@@ -63,9 +73,17 @@ class Selector:
         """What each of the B * T rows uses, given the inputs of all blocks so far."""
         raise NotImplementedError
 
+    def listed(self, sites: Sequence[Float[Array, "B T D"]]) -> Listed:
+        """What all rows together use, as a list."""
+        return union_list(self(sites))
+
     def share(self) -> float:
         """The largest share of the units that a row can use."""
         return 1.0
+
+    def typical(self, share: float) -> "Selector":
+        """One that costs as much and selects the `share` of the units, whatever it reads."""
+        return self
 
     def scaled(self, factors: Float[Array, " D"]) -> "Selector":
         """The selector for inputs that are divided by `factors`."""
@@ -105,11 +123,20 @@ class Router(Selector):
         return scores if self.bias is None else scores + self.bias
 
     def __call__(self, sites: Sequence[Float[Array, "B T D"]]) -> Bool[Array, "R J"]:
+        return self.rule(self._scores_of(sites))
+
+    def listed(self, sites: Sequence[Float[Array, "B T D"]]) -> Listed:
+        return self.rule.listed(self._scores_of(sites))
+
+    def _scores_of(self, sites: Sequence[Array]) -> Array:
         x = site(sites, self.lookahead)
-        return self.rule(self.scores(x.reshape(-1, x.shape[-1])))
+        return self.scores(x.reshape(-1, x.shape[-1]))
 
     def share(self) -> float:
         return self.rule.share(self.units)
+
+    def typical(self, share: float) -> "Router":
+        return replace(self, rule=Rule(most=max(round(share * self.units), 1)))
 
     def scaled(self, factors: Float[Array, " D"]) -> "Router":
         name = "outer" if self.inner is None else "inner"

@@ -7,11 +7,13 @@ the step (arXiv 2310.17157, section 4; with neurons grouped into experts, 2402.0
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 from jaxtyping import Array, Float
 
+from jaxinfer.arguments import shown
+from jaxinfer.cache.base import bytes_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.block_mlp import BlockWeights, block_mlp
 from jaxinfer.nn.mlp import FeedForward
@@ -20,8 +22,11 @@ from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Selector
 from jaxinfer.typing import Params
 
-SMALLEST_BLOCK = 16  # neurons; of smaller ones a loop costs more than it saves on a CPU
-PAYS = {"cpu": 0.6, "gpu": 0.7}  # the share of the blocks below which a step lists them
+# Shares of the blocks from which on reading all of them is as fast (XLA CPU, jax 0.10.2, blocks of
+# 32 and 64 of 576 x 1536, 256 x 2048 and 1024 x 4096, 1 and 4 rows; an H200 for the kernel). On a
+# CPU a loop over smaller blocks than these costs more than it saves.
+CPU_PAYS, CPU_INT8_PAYS, GPU_PAYS = 0.45, 0.65, 0.7
+SMALLEST_BLOCK = 16  # neurons
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +36,22 @@ class SparseMlp(FeedForward):
 
     `unions[i]` is the share of the blocks that 2**i tokens are expected to use together, as it was
     measured; beyond the last, and where it is empty, tokens count as independent.
+
+    Raises:
+      ValueError: unions that are no shares, or fall.
     """
 
     weights: BlockWeights
     selector: Selector
     unions: tuple[float, ...] = field(default=(), metadata={"static": True})
+
+    def __post_init__(self):
+        steps = zip((0.0, *self.unions), (*self.unions, 1.0), strict=True)
+        if not all(before <= after for before, after in steps):  # not of nan either
+            raise ValueError(
+                "unions must be shares from 0 to 1 that do not fall as tokens become more, got "
+                + shown(list(self.unions))
+            )
 
     @classmethod
     def of(
@@ -85,15 +101,17 @@ class SparseMlp(FeedForward):
         sites: Sequence[Array] = (),
         backend: Backend | None = None,
     ) -> Float[Array, "B T D"]:
-        selected = self.selector(sites or (x,))
+        rows, sites = x.reshape(-1, x.shape[-1]), sites or (x,)
+        listed = self.lists(len(rows), backend)
         y = block_mlp(
-            self.weights, x.reshape(-1, x.shape[-1]), selected, activation=cfg.activation,
-            listed=self.lists(len(selected), backend), backend=backend,
+            self.weights, rows, self.selector.listed(sites) if listed else self.selector(sites),
+            block_size=self.block_size, activation=cfg.activation, backend=backend,
         )  # fmt: skip
         return y.astype(x.dtype).reshape(x.shape)
 
     def union(self, rows: int) -> float:
-        """The share of the blocks that `rows` tokens are expected to use together."""
+        """The share of the blocks that `rows` tokens are expected to use together; between two
+        numbers that were measured the larger one."""
         place = max(rows - 1, 0).bit_length()
         if place < len(self.unions):
             return self.unions[place]
@@ -101,18 +119,31 @@ class SparseMlp(FeedForward):
         left = rows / 2 ** max(len(self.unions) - 1, 0)
         return 1 - (1 - known) ** left
 
-    def lists(self, rows: int, backend: Backend | None = None) -> bool:
+    def pays_below(self, backend: Backend | None) -> float:
+        """The share of the blocks below which a list of them is read faster than all of them are.
+
+        Without a `backend` none is: the products of training have a gradient, those of a list not.
+        """
+        if backend is None:
+            return 0.0
+        if backend.has_kernels:
+            return 0.0 if self.weights.is_int8 else GPU_PAYS
+        if self.block_size < SMALLEST_BLOCK:
+            return 0.0
+        return CPU_INT8_PAYS if self.weights.is_int8 else CPU_PAYS
+
+    def lists(self, rows: int, backend: Backend | None) -> bool:
         """Whether a step of `rows` tokens reads listed blocks instead of all."""
-        kind = "gpu" if backend is None or backend.has_kernels else "cpu"
-        if kind == "cpu" and self.block_size < SMALLEST_BLOCK:
-            return False
-        return self.union(rows) < PAYS[kind]
+        return self.union(rows) < self.pays_below(backend)
 
     def read_bytes(self, rows: int = 1, backend: Backend | None = None) -> int:
-        """Bytes of parameters that a step of `rows` tokens reads, the selector's included."""
-        share = self.union(rows) if self.lists(rows, backend) else 1.0
+        share = self.union(rows) if self.lists(rows, backend or Backend.of()) else 1.0
         w = self.weights
-        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
-        fixed = sum(leaf.nbytes for leaf in (w.down_bias, w.down_scale) if leaf is not None)
-        own = sum(leaf.nbytes for leaf in jax.tree.leaves(self.selector))
-        return own + fixed + round(share * (whole - fixed))
+        shared = bytes_of((w.down_bias, w.down_scale))
+        return bytes_of(self.selector) + shared + round(share * (bytes_of(w) - shared))
+
+    def typical(self, rows: int = 1) -> "SparseMlp":
+        """With a selector that selects what `rows` equal tokens are expected to use together."""
+        buckets = range(max(rows - 1, 0).bit_length() + 1)
+        unions = tuple(self.union(2**i) for i in buckets)
+        return replace(self, selector=self.selector.typical(self.union(rows)), unions=unions)

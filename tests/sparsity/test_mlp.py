@@ -9,7 +9,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.lm import LM
-from jaxinfer.models.params import abstract_params, init_params
+from jaxinfer.models.params import init_params
 from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.mlp import feed_forward
@@ -19,37 +19,16 @@ from jaxinfer.sparsity.base import Router, Rule
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.speculative.topology import Topology
 from tests.factories import CONFIGS, params_of
+from tests.sparsity.blocks import SIZE, dense_block, router, sparse
 
 SIZES = pytest.mark.parametrize("size", [1, 3, 40])
 BLOCKS = {"gated": CONFIGS["llama"], "plain": replace(CONFIGS["learned"], mlp_bias=True)}
 FORMS = pytest.mark.parametrize("cfg", BLOCKS.values(), ids=BLOCKS)
-SIZE = 4  # neurons of a block
 
 
 @pytest.fixture(autouse=True)
 def lists_small_blocks(monkeypatch):
     monkeypatch.setattr("jaxinfer.sparsity.mlp.SMALLEST_BLOCK", 1)
-
-
-def dense_block(cfg):
-    """Random weights, and biases that are not zero."""
-    block = abstract_params(cfg)["layers"][0]["mlp"]
-    rng = np.random.default_rng(2)
-    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), block)
-
-
-def router(cfg, rule: Rule, seed: int = 0, **options) -> Router:
-    rng, blocks = np.random.default_rng(seed), cfg.intermediate_size // SIZE
-    inner, outer = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((6, cfg.hidden_size), (blocks, 6))
-    )
-    return Router(inner=inner, outer=outer, rule=rule, **options)
-
-
-def sparse(cfg, dense, density: float, **options) -> SparseMlp:
-    most = max(round(density * cfg.intermediate_size / SIZE), 1)
-    return SparseMlp.of(dense, router(cfg, Rule(most=most)), **options)
 
 
 def tokens(cfg, size: int):
@@ -98,10 +77,12 @@ def test_a_token_is_computed_with_the_blocks_of_its_scores(cfg, size, rule):
 
 
 @FORMS
-def test_the_kernel_interpreted_gives_the_same(cfg):
-    dense, x, found = dense_block(cfg), tokens(cfg, 3), {}
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_kernel_interpreted_gives_the_same(cfg, rows):
+    dense, x, found = dense_block(cfg), tokens(cfg, rows)[:1], {}
+    block = sparse(cfg, dense, 0.4, unions=(0.4,) * 3)  # listed
     for kind in ("reference", "interpret"):
-        found[kind] = feed_forward(cfg, sparse(cfg, dense, 0.4), x, 0, Backend.of(kind))
+        found[kind] = feed_forward(cfg, block, x, 0, Backend.of(kind))
     np.testing.assert_allclose(found["interpret"], found["reference"], atol=1e-5)
 
 
