@@ -6,36 +6,29 @@ out[0].text, out[0].finish_reason, out[0].stats["tokens_per_s"]
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import jax
-import numpy as np
 
 from jaxinfer.arguments import shown
 from jaxinfer.cache.presets import PolicyLike, policy_of, resolve
 from jaxinfer.decode import generate as generation
 from jaxinfer.decode import scoring, session_file
-from jaxinfer.decode.model import Model, Prompt, rows_of, token_array
+from jaxinfer.decode.model import Prompt, rows_of
 from jaxinfer.decode.options import Flags, Integers, Options, Samplers, Stop
 from jaxinfer.decode.results import Completion
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.stream import Stream
-from jaxinfer.models.offload import in_host_memory
-from jaxinfer.models.stack import forward
-from jaxinfer.names import DraftLike, draft_of
+from jaxinfer.forms import Forms
+from jaxinfer.names import DraftLike, SparsityLike, draft_of
 from jaxinfer.session import Session
 from jaxinfer.typing import Message
 
 
 @dataclass(eq=False)
-class LM(Model):
-    """A loaded model and what users do with it; its fields are those of `Model`."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
+class LM(Forms):
+    """A loaded model and what users do with it; its fields are those of `Model`, its other forms
+    those of `Forms`."""
 
     def generate(
         self,
@@ -50,7 +43,7 @@ class LM(Model):
         ignore_eos: Flags = False,
         prefix: Session | None = None,
         draft: DraftLike = None,
-        sparsity: None = None,
+        sparsity: SparsityLike = None,
     ) -> list[Completion]:
         """Continues every prompt, all as one batch.
 
@@ -74,7 +67,8 @@ class LM(Model):
           prefix: a session whose text comes before every prompt, read only once.
           draft: what guesses ahead (see `ji.speculate`): its result, a smaller model of the same
             tokenizer, a trained draft, or "prompt-lookup". The text stays the model's own.
-          sparsity: no method yet.
+          sparsity: which method makes the blocks sparse, see `sparsified`: `ji.lte(...)`, a name, a
+            mapping with "name" and arguments; None is this model, or the form that `prefix` has.
 
         Returns:
           One completion per prompt and sample, samples of a prompt next to each other.
@@ -89,6 +83,7 @@ class LM(Model):
           >>> out.text, out.finish_reason
           (', the first time was the first time of the war.', 'length')
         """
+        model = self._form(sparsity, prefix)
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,
@@ -98,10 +93,9 @@ class LM(Model):
             stop=stop,
             ignore_eos=ignore_eos,
             prefix=prefix,
-            draft=draft_of(self, draft),
-            sparsity=sparsity,
+            draft=draft_of(model, draft),
         )
-        return generation.generate(self, rows_of(prompts), opts)
+        return generation.generate(model, rows_of(prompts), opts)
 
     def stream(
         self,
@@ -116,7 +110,7 @@ class LM(Model):
         ignore_eos: bool = False,
         prefix: Session | None = None,
         draft: DraftLike = None,
-        sparsity: None = None,
+        sparsity: SparsityLike = None,
     ) -> Stream:
         """The continuation of one prompt, piece by piece as it is made.
 
@@ -138,6 +132,7 @@ class LM(Model):
           >>> "".join(lm.stream("Once upon a time", max_new_tokens=12))
           ', the first time was the first time of the war.'
         """
+        model = self._form(sparsity, prefix)
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,
@@ -147,10 +142,9 @@ class LM(Model):
             stop=stop,
             ignore_eos=ignore_eos,
             prefix=prefix,
-            draft=draft_of(self, draft),
-            sparsity=sparsity,
+            draft=draft_of(model, draft),
         )
-        return generation.stream(self, prompt, opts)
+        return generation.stream(model, prompt, opts)
 
     def chat(
         self,
@@ -167,14 +161,14 @@ class LM(Model):
         stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         draft: DraftLike = None,
-        sparsity: None = None,
+        sparsity: SparsityLike = None,
     ) -> Completion:
         """The answer to a conversation, read from its beginning; a `Session` goes on without that.
 
         Args:
           messages, tools, documents, variables: the turns so far and more, as in `chat_prompt`.
           samples: 1; for several answers give `chat_tokens(messages)` to `generate`.
-          policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft: as in `generate`.
+          policy, sampler, max_new_tokens, seed, stop, ignore_eos, draft, sparsity: see `generate`.
 
         Raises:
           ValueError: as in `generate`; or the model has no chat template.
@@ -189,6 +183,7 @@ class LM(Model):
         """
         if samples != 1:
             raise ValueError(f"chat gives one answer, got samples={shown(samples)}; use generate")
+        model = self.sparsified(sparsity)
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,
@@ -196,20 +191,20 @@ class LM(Model):
             seed=seed,
             stop=stop,
             ignore_eos=ignore_eos,
-            draft=draft_of(self, draft),
-            sparsity=sparsity,
+            draft=draft_of(model, draft),
         )
         tokens = self.chat_tokens(messages, tools=tools, documents=documents, variables=variables)
-        return generation.generate(self, [tokens], opts)[0]
+        return generation.generate(model, [tokens], opts)[0]
 
-    def session(self, policy: PolicyLike = None) -> Session:
+    def session(self, policy: PolicyLike = None, sparsity: SparsityLike = None) -> Session:
         """A live cache to append turns to, generate from, fork and save.
 
         Args:
           policy: how it keeps tokens, as in `generate`.
+          sparsity: as in `generate`; all of its turns are read and made with it.
 
         Raises:
-          ValueError: there is no such policy, or the model cannot have it.
+          ValueError: there is no such policy or method, or the model cannot have it.
 
         Example:
           >>> import jaxinfer as ji
@@ -217,17 +212,21 @@ class LM(Model):
           >>> chat.generate("Once upon a time", max_new_tokens=12).text
           ', the first time was the first time of the war.'
         """
-        return Session(self, resolve(policy))
+        return Session(self.sparsified(sparsity), resolve(policy))
 
-    def restore(self, path: str | Path, policy: PolicyLike = None) -> Session:
-        """The session that `Session.save` wrote; a ValueError if under another model or policy."""
-        return session_file.restore(Session(self, resolve(policy)), path)
+    def restore(
+        self, path: str | Path, policy: PolicyLike = None, sparsity: SparsityLike = None
+    ) -> Session:
+        """The session that `Session.save` wrote; a ValueError if under another model, policy or
+        sparsity."""
+        return session_file.restore(self.session(policy, sparsity), path)
 
     def score(
         self,
         texts: Prompt | Sequence[Prompt],
         policy: PolicyLike = None,
         chunk: int | None = None,
+        sparsity: SparsityLike = None,
     ) -> list[Score]:
         """Per-token log-probabilities through the cache: context committed, continuation read.
 
@@ -236,6 +235,7 @@ class LM(Model):
           policy: how the cache keeps tokens, as in `generate`.
           chunk: tokens that are read at once, each chunk attending to what the policy has kept of
             those before; None is 512, or 1 for policies that read prompts whole.
+          sparsity: as in `generate`.
 
         Returns:
           One score per text.
@@ -250,17 +250,8 @@ class LM(Model):
           >>> good.perplexity < odd.perplexity
           True
         """
-        resolved = resolve(policy)
-        return [scoring.score(self, self.encode(text), resolved, chunk) for text in rows_of(texts)]
-
-    def logits(self, tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array) -> jax.Array:
-        """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
-        return self._logits(self.params, token_array(tokens, self.config.vocab_size))
-
-    def offloaded(self, stay: int = 0) -> "LM":
-        """The same model with its layers, but the first `stay`, in host memory, from where every
-        step fetches them: for models that the device cannot hold. Put a draft in front of it."""
-        return replace(self, params=in_host_memory(self.params, stay))
+        model, kept = self.sparsified(sparsity), resolve(policy)
+        return [scoring.score(model, model.encode(text), kept, chunk) for text in rows_of(texts)]
 
     def warmup(
         self,
@@ -272,13 +263,14 @@ class LM(Model):
         sampler: Sampler = GREEDY,
         samples: int = 1,
         draft: DraftLike = None,
+        sparsity: SparsityLike = None,
     ) -> float:
         """Compiles what such a generation needs, and returns the seconds that it took.
 
         Args:
           prompt_lengths: tokens of the prompts that will come; those of one power of two are alike.
           batch: how many of them at once.
-          max_new_tokens, policy, sampler, samples, draft: as in `generate`.
+          max_new_tokens, policy, sampler, samples, draft, sparsity: as in `generate`.
 
         Example:
           >>> import jaxinfer as ji
@@ -286,13 +278,20 @@ class LM(Model):
           >>> lm.warmup([16], max_new_tokens=8) > 0
           True
         """
+        model = self.sparsified(sparsity)
         opts = Options(
             policy=policy_of(policy),
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             samples=samples,
             ignore_eos=True,
-            draft=draft_of(self, draft),
+            draft=draft_of(model, draft),
             limit=2,
         )
-        return generation.warmup(self, prompt_lengths, batch, opts)
+        return generation.warmup(model, prompt_lengths, batch, opts)
+
+    def _form(self, sparsity: SparsityLike, prefix: Session | None) -> "LM":
+        """The form of this model that a method makes; without one, that which has read `prefix`."""
+        if sparsity is None and isinstance(prefix, Session) and isinstance(prefix.lm, LM):
+            return prefix.lm if self.has_form(prefix.lm) else self
+        return self.sparsified(sparsity)

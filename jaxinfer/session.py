@@ -24,7 +24,7 @@ from jaxinfer.decode.results import Completion
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.stream import Stream
-from jaxinfer.names import DraftLike, draft_of
+from jaxinfer.names import DraftLike, SparsityLike, draft_of, sparsity_of
 
 
 class Session(Prefix):
@@ -62,15 +62,15 @@ class Session(Prefix):
         stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         draft: DraftLike = None,
-        sparsity: None = None,
+        sparsity: SparsityLike = None,
     ) -> Completion:
         """Appends a prompt, generates, and keeps both.
 
         Args:
           prompt: a text or a list of token ids; may be empty behind an earlier turn.
-          policy: None, or the session's own: it cannot change.
+          policy, sparsity: None, or the session's own: they cannot change.
           samples: 1; fork the session for several.
-          sampler, max_new_tokens, seed, stop, ignore_eos, draft, sparsity: as in `LM.generate`.
+          sampler, max_new_tokens, seed, stop, ignore_eos, draft: as in `LM.generate`.
 
         Returns:
           What was generated behind the prompt.
@@ -96,8 +96,8 @@ class Session(Prefix):
                 ignore_eos=ignore_eos,
                 prefix=self,
                 draft=draft_of(self.model, draft),
-                sparsity=sparsity,
             ),
+            sparsity,
         )
         try:
             return run.finish()[0]
@@ -116,7 +116,7 @@ class Session(Prefix):
         stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         draft: DraftLike = None,
-        sparsity: None = None,
+        sparsity: SparsityLike = None,
     ) -> Stream:
         """Like `generate`, piece by piece; a cancelled stream keeps what was generated so far.
 
@@ -125,9 +125,9 @@ class Session(Prefix):
 
         Args:
           prompt: a text or a list of token ids; may be empty behind an earlier turn.
-          policy: None, or the session's own: it cannot change.
+          policy, sparsity: None, or the session's own: they cannot change.
           samples: 1; fork the session for several.
-          sampler, max_new_tokens, seed, stop, ignore_eos, draft, sparsity: as in `LM.stream`.
+          sampler, max_new_tokens, seed, stop, ignore_eos, draft: as in `LM.stream`.
 
         Returns:
           An iterator of text; see `LM.stream`.
@@ -153,8 +153,8 @@ class Session(Prefix):
                 ignore_eos=ignore_eos,
                 prefix=self,
                 draft=draft_of(self.model, draft),
-                sparsity=sparsity,
             ),
+            sparsity,
         )
         stream = Stream(run, at_end=self._keep)
         self._stream = weakref.ref(stream)
@@ -164,11 +164,14 @@ class Session(Prefix):
         """Writes tokens and cache to one file, which `LM.restore` reads."""
         session_file.save(self, path)
 
-    def _run(self, prompt: Prompt, opts: Options) -> Run:
+    def _run(self, prompt: Prompt, opts: Options, sparsity: SparsityLike) -> Run:
         if opts.samples != 1:
             raise ValueError(
                 f"a session holds one text, got samples={opts.samples}; fork it instead"
             )
+        asked = sparsity_of(sparsity)
+        if asked is not None:
+            self.check_sparsity(asked)
         run = Run(self.model, [prompt], opts, consume=True)
         if not run.prompts[0]:
             raise ValueError("nothing to continue: append a prompt before generating")

@@ -15,8 +15,10 @@ import numpy as np
 from jaxinfer.arguments import shown
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
+from jaxinfer.models.stack import forward
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.kernel_check import ensure_checked
+from jaxinfer.sparsity.method import Sparsity
 from jaxinfer.typing import Message, Params, Tokenizer
 from pallas_kernels.dispatch import Implementation
 
@@ -32,7 +34,8 @@ class Model:
     token lists and completions have no text. `implementation` is that of what a decode step
     computes and writes (attention over stored tokens, norms, products of a few rows): None takes
     Pallas kernels on a CUDA device and XLA elsewhere; "reference", "triton" and "interpret" (slow,
-    for tests) name one.
+    for tests) name one. `sparsity` is the method that made the blocks of `params` sparse, if one
+    did.
     """
 
     config: ModelConfig
@@ -40,12 +43,14 @@ class Model:
     tokenizer: Tokenizer | None = None
     name: str = ""
     implementation: Implementation | None = None
+    sparsity: Sparsity | None = None
     engine: Engine = field(init=False, repr=False)
 
     def __post_init__(self):
         if self.implementation is None:
             ensure_checked()
         self.engine = Engine(self.config, self.params, Backend.of(self.implementation))
+        self._logits = jax.jit(lambda params, tokens: forward(self.config, params, tokens).logits)
 
     def encode(
         self, prompt: Prompt, *, continues: bool = False, control_tokens: bool = True
@@ -115,6 +120,10 @@ class Model:
         chat = self._chatting()
         tokens = chat.encode_chat(messages, True, tools, documents, variables, after)
         return self.encode(tokens, continues=True)
+
+    def logits(self, tokens: Sequence[Sequence[int]] | np.ndarray | jax.Array) -> jax.Array:
+        """Plain causal forward without a cache: f32[B, T, V] for tokens i32[B, T]."""
+        return self._logits(self.params, token_array(tokens, self.config.vocab_size))
 
     def _chatting(self) -> Tokenizer:
         if self.tokenizer is None or self.tokenizer.chat_template is None:

@@ -45,7 +45,8 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of `jaxinfer.lm.LM.generate`, with objects in place of names.
+    """The options of `jaxinfer.lm.LM.generate`, with objects in place of names; the form of the
+    model that `sparsity` asks for is the model that runs.
 
     policy: None is `full()`, or the prefix's own. draft: None decodes token by token. limit: emit
     fewer tokens than the buffers hold, for warm-up.
@@ -60,14 +61,9 @@ class Options:
     ignore_eos: Flags = False
     prefix: Prefix | None = None
     draft: Draft | None = None
-    sparsity: None = None
     limit: int | None = None
 
     def __post_init__(self):
-        if self.sparsity is not None:
-            raise ValueError(
-                f"sparsity={shown(self.sparsity)} is not supported by this model object"
-            )
         object.__setattr__(self, "samples", plain(self.samples))
         if not isinstance(self.samples, int) or not 1 <= self.samples <= LONGEST:
             raise ValueError(

@@ -12,6 +12,7 @@ from jaxinfer.decode.capacity import capacity_for, check_fits
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, repeat_rows
 from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.models.stack import grow_cache
+from jaxinfer.sparsity.method import Sparsity
 
 Own = TypeVar("Own", bound="Prefix")
 
@@ -59,6 +60,16 @@ class Prefix:
         """The tokens to read before the text goes on behind `prompt`."""
         new = self.encode(prompt)
         return self.pending + new
+
+    def check_sparsity(self, asked: Sparsity | None) -> None:
+        """Refuses another sparsity than that which has read the text."""
+        own = self.model.sparsity
+        if asked != own:
+            ours, theirs = ("none" if one is None else one.name for one in (own, asked))
+            raise ValueError(
+                f"the session goes on with sparsity {ours!r}, not with {theirs!r}; leave sparsity "
+                "out, or start a session with lm.session(sparsity=...)"
+            )
 
     def append(self, prompt: Prompt) -> None:
         """Reads a turn into the cache.

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+Figure: TypeAlias = float | tuple[int, ...] | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stats(Mapping[str, float | tuple[int, ...]]):
-    """What a batch cost; seconds exclude compilation. Reads as a mapping too."""
+class Stats(Mapping[str, Figure]):
+    """What a batch cost; seconds exclude compilation. Reads as a mapping too.
+
+    `sparsity` is the name of the method that made the model's blocks sparse."""
 
     prompt_tokens: int
     new_tokens: int
@@ -17,8 +22,9 @@ class Stats(Mapping[str, float | tuple[int, ...]]):
     tokens_per_step: float
     cache_bytes: int
     step_tokens: tuple[int, ...] = ()  # speculative steps of a row by tokens emitted: 0, 1, 2, ...
+    sparsity: str | None = None
 
-    def __getitem__(self, name: str) -> float | tuple[int, ...]:
+    def __getitem__(self, name: str) -> Figure:
         return asdict(self)[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -155,6 +155,7 @@ class Run:
             tokens_per_step=(total - rows) / steps if steps else 1.0,
             cache_bytes=self._cache_bytes,
             step_tokens=self.step_tokens,
+            sparsity=None if self.model.sparsity is None else self.model.sparsity.name,
         )
 
     def _checked_capacity(self) -> int:
@@ -220,6 +221,8 @@ def _read_by(
         tokens = [model.encode(prompt) for prompt in prompts]
         policy = full() if opts.policy is None else opts.policy
         return tokens, policy.sized(bucket(max(map(len, tokens)), SMALLEST_CAPACITY))
+    if isinstance(prefix, Prefix) and prefix.model.config == model.config:
+        prefix.check_sparsity(model.sparsity)
     if not isinstance(prefix, Prefix) or prefix.model is not model:
         raise ValueError(
             "prefix is not a session of this model; start one with lm.session() and append the "

@@ -17,6 +17,7 @@ from jaxinfer.files import one_line, parse_json, quoted, replacing
 from jaxinfer.models.fingerprint import identity
 
 FORMAT = "jaxinfer-session-1"
+DENSE = "none"
 LONGEST_HEADER = 2**25  # bytes in which a session's file says what it is, all its tokens included
 
 
@@ -49,18 +50,19 @@ def save(prefix: Prefix, path: str | Path) -> None:
 
 
 def restore(prefix: Own, path: str | Path) -> Own:
-    """An empty prefix of the same model and policy, filled with what `save` wrote.
+    """An empty prefix of the same model, policy and sparsity, filled with what `save` wrote.
 
     Raises:
-      ValueError: the file is missing, damaged, or of another model or policy.
+      ValueError: the file is missing, damaged, or of another model, policy or sparsity.
     """
     path = Path(path_text("path", path))
     try:
         with opened(path) as file:
+            theirs = {"sparsity": DENSE} | file.metadata  # older files name none
             for name, mine in _identity(prefix).items():
-                if file.metadata.get(name) != mine:
+                if theirs.get(name) != mine:
                     raise ValueError(
-                        f"it has {name} {quoted(file.metadata.get(name))}, this model and policy "
+                        f"it has {name} {quoted(theirs.get(name), 200)}, this model and policy "
                         f"have {quoted(mine, 200)}; restore it with what saved it"
                     )
             tokens, pending, capacity = _state(prefix, file.metadata.get("state", ""))
@@ -124,8 +126,10 @@ def _filled(prefix: Prefix, file: ArrayFile) -> Cache:
 def _identity(prefix: Prefix) -> dict[str, str]:
     """What must agree between saving and restoring."""
     model = prefix.model
+    described = None if model.sparsity is None else model.sparsity.describe()
     return {
         "format": FORMAT,
+        "sparsity": DENSE if described is None else json.dumps(described, sort_keys=True),
         "model": identity(model.config, model.params),
         "policy": repr(prefix.policy),
         "dtype": model.engine.dtype,
