@@ -30,8 +30,9 @@ from jaxinfer.models.family import Family
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.models.registry import register_family
 from jaxinfer.models.stack import Output, commit, forward
-from jaxinfer.names import DraftLike
+from jaxinfer.names import DraftLike, SparsityLike, register_sparsity
 from jaxinfer.session import Session
+from jaxinfer.sparsity.method import Sparsity
 from jaxinfer.speculative import (
     Speculator,
     Topology,
@@ -56,6 +57,8 @@ __all__ = [
     "Sampler",
     "Score",
     "Session",
+    "Sparsity",
+    "SparsityLike",
     "Speculator",
     "Stats",
     "Stream",
@@ -74,6 +77,7 @@ __all__ = [
     "per_layer",
     "register_family",
     "register_policy",
+    "register_sparsity",
     "speculate",
     "streaming",
 ]

@@ -14,6 +14,7 @@ REFUSES_ITSELF = {
     "jaxinfer.decode.options",
     "jaxinfer.io.chat_template",
     "jaxinfer.decode.sampling",
+    "jaxinfer.forms",
     "jaxinfer.lm",
     "jaxinfer.loading",
     "jaxinfer.names",
