@@ -15,6 +15,10 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), bfloat16 or float16.")
     ] = None,
+    int8_rows: Annotated[
+        bool,
+        typer.Option("--int8-rows", help="Round matrices to 8 bits: a byte per parameter."),
+    ] = False,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -28,7 +32,9 @@ def convert(
     if not destination.strip() or "\0" in destination:
         raise ValueError(f"the destination must be a folder, got {destination!r}")
     with progress(f"converting {source}") as report:
-        folder = run(source, destination, dtype=dtype, overwrite=force, progress=report)
+        folder = run(
+            source, destination, dtype=dtype, int8_rows=int8_rows, overwrite=force, progress=report
+        )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if as_json:
         o.print_json({"source": source, "folder": str(folder), "bytes": size})

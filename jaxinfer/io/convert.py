@@ -18,6 +18,7 @@ def convert(
     dst: str | os.PathLike,
     *,
     dtype: DType = None,
+    int8_rows: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -27,6 +28,7 @@ def convert(
       src: a model-index name, a Hugging Face folder, a GGUF file or a folder of our format.
       dst: a new or empty folder, no link.
       dtype: "float32", "bfloat16" or "float16"; None is "float32".
+      int8_rows: round matrices to 8 bits with a scale per row: a quarter of the bytes.
       overwrite: replace an older checkpoint of ours at `dst`; any other folder is never touched.
       progress: called as `progress(done, total)` while tensors are read.
     """
@@ -40,6 +42,7 @@ def convert(
         folder,
         Checkpoint(checkpoint.config, checkpoint.params, checkpoint.tokenizer, record),
         overwrite=overwrite,
+        int8_rows=int8_rows,
     )
     return folder
 

@@ -77,7 +77,10 @@ def save_draft(folder: str | Path, draft: BorrowingDraft, *, overwrite: bool = F
 
     folder = Path(folder)
     check_destination(folder, is_draft, WHAT, overwrite=overwrite)
-    tensors = encoded(named_leaves(draft.params) | {"vocabulary": draft.vocabulary})
+    tensors = encoded(
+        named_leaves(jax.tree.map(lambda x: np.asarray(x, np.float32), draft.params))
+        | {"vocabulary": np.asarray(draft.vocabulary, np.int32)}
+    )
     record = {
         "format": FORMAT, "format_version": VERSION, "target": draft.target,
         "fingerprint": draft.fingerprint, **_described(draft.config), "record": draft.record,

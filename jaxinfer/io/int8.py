@@ -1,5 +1,5 @@
-"""Trees of floating arrays in about one byte per parameter: matrices as int8 rows with one float32
-scale each (`NAME#scale`), vectors as float32, integers as int32."""
+"""Floating arrays in about one byte per parameter: matrices as int8 rows with a float32 scale each
+(`NAME#scale`), everything else as it is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,20 +17,20 @@ SCALE = "#scale"
 
 
 def encoded(arrays: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """The arrays of a file by name."""
+    """What a file holds of the arrays, by name."""
     stored: dict[str, np.ndarray] = {}
     for name, leaf in arrays.items():
-        if _is_matrix(leaf):
+        if is_matrix(leaf):
             stored[name], stored[name + SCALE] = quantize_rows(np.asarray(leaf, np.float32))
         else:
-            stored[name] = np.asarray(leaf, _vector_dtype(leaf))
+            stored[name] = np.asarray(leaf)
     return stored
 
 
 def decoded(
     file: ArrayFile, shapes: Mapping[str, jax.ShapeDtypeStruct], others: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The arrays of these names and shapes in float32, integers in int32.
+    """The arrays of these names and shapes, matrices in float32.
 
     Every one is held against the file's header before any is read; `others` are the names of what
     else the file may hold.
@@ -38,13 +38,11 @@ def decoded(
     Raises:
       ValueError: an array is missing, unknown, of another shape or not finite.
     """
+    matrices = {name + SCALE: leaf for name, leaf in shapes.items() if is_matrix(leaf)}
     for name, leaf in shapes.items():
-        if _is_matrix(leaf):
-            file.check(name, leaf.shape, np.int8)
-            file.check(name + SCALE, (leaf.shape[0], 1, *leaf.shape[2:]), np.float32)
-        else:
-            file.check(name, leaf.shape, _vector_dtype(leaf))
-    matrices = {name + SCALE for name, leaf in shapes.items() if _is_matrix(leaf)}
+        file.check(name, leaf.shape, np.int8 if is_matrix(leaf) else leaf.dtype)
+    for name, leaf in matrices.items():
+        file.check(name, scale_shape(leaf), np.float32)
     file.check_names({*shapes, *matrices, *others})
     check_room(shapes.values(), str(file.path))
     return {name: _read(file, name, leaf) for name, leaf in shapes.items()}
@@ -54,27 +52,29 @@ def as_stored(tree: Any) -> Any:
     """The tree as a file gives it back; doing it again changes nothing."""
 
     def one(leaf: Leaf) -> np.ndarray:
-        if not _is_matrix(leaf):
-            return np.asarray(leaf, _vector_dtype(leaf))
+        if not is_matrix(leaf):
+            return np.asarray(leaf)
         return dequantize_rows(*quantize_rows(np.asarray(leaf, np.float32)))
 
     return jax.tree.map(one, tree)
 
 
+def is_matrix(leaf: Leaf) -> bool:
+    """Whether an array is stored as rows."""
+    return len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def scale_shape(matrix: Leaf) -> tuple[int, ...]:
+    """The shape of a matrix's scales."""
+    return (matrix.shape[0], 1, *matrix.shape[2:])
+
+
 def _read(file: ArrayFile, name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    if not _is_matrix(leaf):
-        value = file.read(name, leaf.shape, _vector_dtype(leaf))
+    if not is_matrix(leaf):
+        value = file.read(name, leaf.shape, leaf.dtype)
     else:
-        scale = file.read(name + SCALE, (leaf.shape[0], 1, *leaf.shape[2:]), np.float32)
+        scale = file.read(name + SCALE, scale_shape(leaf), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             value = dequantize_rows(file.read(name, leaf.shape, np.int8), scale)
     check_finite(value, f"array {name!r}")
     return value
-
-
-def _is_matrix(leaf: Leaf) -> bool:
-    return len(leaf.shape) > 1
-
-
-def _vector_dtype(leaf: Leaf) -> np.dtype:
-    return np.dtype(np.int32 if jnp.issubdtype(leaf.dtype, jnp.integer) else np.float32)

@@ -1,6 +1,6 @@
-"""Saving and restoring a parameter tree in Orbax's format.
+"""Saving and restoring named arrays in Orbax's format.
 
-Orbax writes the tree, uncompressed and one folder an array (weights do not compress). Reading maps
+Orbax writes them, uncompressed and one folder an array (weights do not compress). Reading maps
 the files (`jaxinfer.io.zarr`) and fills aligned buffers that JAX borrows: the 538 MB of SmolLM2
 take 0.4 s and no second copy, against 1.5 s and two copies with Orbax's restore (2 cores, warm
 files). Shapes, dtypes and file sizes are checked against the config before anything is allocated;
@@ -15,67 +15,90 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxinfer.config import ModelConfig
-from jaxinfer.io.weights import aligned_empty, check_room, copy_finite, parameter_shapes, place
+from jaxinfer.io.int8 import SCALE, scale_shape
+from jaxinfer.io.leaves import StoredLeaf
+from jaxinfer.io.weights import BLOCK_BYTES, aligned_empty, check_room, copy_finite, place
 from jaxinfer.io.zarr import ZarrArray, open_array
-from jaxinfer.models.params import leaf_name
-from jaxinfer.typing import Params
+from jaxinfer.nn.int8 import dequantize_rows
+from jaxinfer.typing import Leaf
 
 
-def tree_dtype(params: Params) -> str:
-    """The one dtype name of all leaves."""
-    names = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
-    if len(names) != 1:
-        raise ValueError(f"parameters must share one dtype, got {sorted(names)}")
-    return names.pop()
-
-
-def save_params(folder: Path, params: Params) -> None:
-    """Write `params` below `folder`, which must not exist."""
+def save_arrays(folder: Path, arrays: Mapping[str, Leaf]) -> None:
+    """Write `arrays` below `folder`, which must not exist."""
     import orbax.checkpoint as ocp
 
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in arrays.values())
     if shutil.disk_usage(folder.parent).free < size:  # known before a byte is written
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     with writing(folder), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(params))
+        checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(dict(arrays)))
     marker = folder / "commit_success.txt"
     if marker.is_file():  # it names the folder of this machine, which is nobody's business
         marker.write_text("Checkpoint commit was successful\n")
 
 
-def load_params(folder: Path, cfg: ModelConfig, stored: np.dtype, dtype: np.dtype) -> Params:
-    """The parameters of `cfg`, cast from `stored` to `dtype`.
+def load_arrays(folder: Path, leaves: Mapping[str, StoredLeaf]) -> dict[str, jax.Array]:
+    """The arrays of these names, each as its `StoredLeaf` says.
 
     Raises:
-      ValueError: an array is missing, damaged, not what `cfg` says, or not finite.
+      ValueError: an array is missing, damaged, not what its leaf says, or not finite.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing; the checkpoint is damaged, convert the model again")
-    leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
-    named = [(leaf_name(path), leaf.shape) for path, leaf in leaves]
     # every array is compared first: a wrong config must not allocate its sizes
-    arrays = [open_array(folder / name, shape, stored) for name, shape in named]
-    check_room([leaf for _, leaf in leaves], str(folder))
-    return jax.tree.unflatten(tree, [_filled(array, dtype) for array in arrays])
+    opened = {name: _opened(folder, name, leaf) for name, leaf in leaves.items()}
+    results = (jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values())
+    check_room(results, str(folder))
+    return {name: _filled(*opened[name], leaf.dtype) for name, leaf in leaves.items()}
 
 
-def _filled(array: ZarrArray, dtype: np.dtype) -> jax.Array:
+def _opened(folder: Path, name: str, leaf: StoredLeaf) -> tuple[ZarrArray, ZarrArray | None]:
+    """The array, and where it is stored as int8 rows their scales."""
+    if not leaf.int8_rows:
+        return open_array(folder / name, leaf.shape, leaf.stored), None
+    codes = open_array(folder / name, leaf.shape, np.dtype(np.int8))
+    scales = open_array(folder / (name + SCALE), scale_shape(leaf), np.dtype(np.float32))
+    return codes, scales
+
+
+def _filled(array: ZarrArray, scales: ZarrArray | None, dtype: np.dtype) -> jax.Array:
     result = aligned_empty(array.shape, dtype)
+    what = f"{array.folder.parent}: {array.folder.name}"
     try:
+        scale = None if scales is None else _whole(scales)
         for place_in, values in array.parts():
-            copy_finite(result[place_in], values, f"{array.folder.parent}: {array.folder.name}")
+            if scale is None:
+                copy_finite(result[place_in], values, what)
+            else:
+                _expand(result[place_in], values, scale[place_in[0]], what)
     except OSError as error:
         raise ValueError(f"cannot read {array.folder}: {error.strerror}") from error
     return place(result)
+
+
+def _whole(array: ZarrArray) -> np.ndarray:
+    result = np.empty(array.shape, array.dtype)
+    for place_in, values in array.parts():
+        result[place_in] = values
+    return result
+
+
+def _expand(result: np.ndarray, codes: np.ndarray, scale: np.ndarray, what: str) -> None:
+    """Codes times scales into `result`, some rows at a time."""
+    rows = max(1, BLOCK_BYTES * len(codes) // (4 * codes.size))
+    for start in range(0, len(codes), rows):
+        some = slice(start, start + rows)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = dequantize_rows(codes[some], scale[some])
+        copy_finite(result[some], values, what)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,9 @@ PLAIN = {
     "compressor": None,
     "filters": None,
 }
-DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
+DTYPES = {
+    "float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16", "int8": "|i1", "bool": "|b1"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class ZarrArray:
             )
             file = np.memmap(self._file(corner), self.dtype, "r", shape=self.chunks)
             inside = tuple(slice(0, part.stop - part.start) for part in place)
-            yield place, np.asarray(file)[inside]
+            part = np.asarray(file)[inside]
+            # a byte that is neither 0 nor 1 is no bool
+            yield place, part.view(np.uint8) != 0 if self.dtype == np.bool_ else part
 
     def check_files(self) -> None:
         """Refuses a chunk that is missing, of another size, or no regular file."""

@@ -5,6 +5,7 @@ From a form follow the shapes of all arrays, so that a reader knows them before 
 Axis letters: J units, P rank of a router, F neurons, D width, R rank of the adapters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -41,6 +42,8 @@ class RouterForm:
 
     @classmethod
     def of(cls, router: Router) -> "RouterForm":
+        if type(router) is not Router:
+            raise ValueError(f"a {type(router).__name__} has no form in a file; give a Router")
         return cls(
             rank=None if router.inner is None else router.inner.shape[0],
             bias=router.bias is not None,
@@ -94,8 +97,7 @@ class LayerForm:
             raise ValueError("a layer whose block stays dense keeps its weights as they are")
         if self.adapters is not None and self.adapters < 1:
             raise ValueError(f"the rank of adapters must be positive, got {self.adapters}")
-        if len(self.unions) > MOST_UNIONS or not all(0 <= x <= 1 for x in self.unions):
-            raise ValueError(f"unions are at most {MOST_UNIONS} shares from 0 to 1")
+        check_unions(self.unions)
 
     @classmethod
     def of(cls, layer: LayerSparsity) -> "LayerForm":
@@ -148,6 +150,13 @@ class LayerForm:
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def check_unions(unions: Sequence[float]) -> None:
+    """Refuses what cannot be the shares of blocks that 1, 2, 4, ... tokens use together."""
+    rising = all(a <= b for a, b in zip((0.0, *unions), (*unions, 1.0), strict=True))
+    if len(unions) > MOST_UNIONS or not rising:
+        raise ValueError(f"unions are at most {MOST_UNIONS} shares from 0 to 1 that do not fall")
 
 
 def check_layer(layer: LayerSparsity, config: SparsityConfig) -> None:

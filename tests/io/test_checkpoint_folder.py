@@ -185,7 +185,7 @@ def test_a_killed_conversion_leaves_the_whole_model_or_none(tmp_path, delay):
     same(load_checkpoint(file, "float32").params, load_checkpoint(target, "float32").params)
 
 
-@pytest.mark.parametrize("stage", ["save_params", "write_json", "_flush_folder"])
+@pytest.mark.parametrize("stage", ["save_arrays", "write_json", "_flush_folder"])
 def test_a_kill_inside_each_stage_of_a_write_leaves_no_folder(tmp_path, stage):
     file = gguf_file(tmp_path / "m.gguf")
     code = f"""
@@ -193,7 +193,7 @@ import os, signal, sys
 from jaxinfer import files
 from jaxinfer.io import checkpoint, orbax
 from jaxinfer.io.convert import convert
-home = {{"save_params": orbax, "write_json": checkpoint, "_flush_folder": files}}[{stage!r}]
+home = {{"save_arrays": orbax, "write_json": checkpoint, "_flush_folder": files}}[{stage!r}]
 plain = getattr(home, {stage!r})
 def last(*args):
     plain(*args)

@@ -154,6 +154,7 @@ WRONG = {
         "new weights", {"permutation": ORDER}, "either them, or a permutation"
     ),
     "shares above one": ("router", {"unions": (0.5, 1.5)}, "shares from 0 to 1"),
+    "shares that fall": ("router", {"unions": (0.5, 0.4)}, "that do not fall"),
 }  # fmt: skip
 
 

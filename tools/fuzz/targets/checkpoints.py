@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.io import gguf_header, safetensors_reader
-from jaxinfer.io.checkpoint import Checkpoint
+from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.convert import convert
 from jaxinfer.io.gguf_tokenizer import tokenizer_from_metadata
 from jaxinfer.io.load import load_checkpoint
@@ -25,6 +25,7 @@ from jaxinfer.io.tokenizer import Tokenizer
 from jaxinfer.models.registry import config_from_hf
 from jaxinfer.models.stack import forward
 from tests.io import tiny_checkpoints as tiny
+from tests.sparsity.stored_models import sparse_model
 from tools.fuzz.mutations import damaged_text
 from tools.fuzz.target import Target
 
@@ -80,6 +81,23 @@ def make_own(folder: Path) -> None:
     for path in sorted(hf.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     hf.rmdir()
+
+
+def make_sparse(folder: Path) -> None:
+    """Our folder with a sparse block in 8 bits, a dtype for some arrays, and one of int8 rows."""
+    for name, rows in (("m", False), ("rows", True)):
+        cfg, params = sparse_model("llama", "linear", codes="down", dtype="bfloat16")
+        save_checkpoint(folder / name, Checkpoint(cfg, params), int8_rows=rows)
+
+
+def parse_sparse(folder: Path) -> None:
+    for name in ("m", "rows"):
+        loaded = load_checkpoint(folder / name, "float32")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.params))
+        block = loaded.params["layers"][1]["mlp"]
+        if not isinstance(block, dict):
+            assert block.weights.up.shape == (loaded.config.intermediate_size, 32)
+            assert len(block.weights.up) % block.selector.units == 0
 
 
 def parse_model(where: str, folder: Path) -> None:
@@ -251,6 +269,7 @@ def make_sharded(folder: Path) -> None:
 HF = ("config.json", "config.json", "model.safetensors", "tokenizer*.json")
 SHARDED = ("*.index.json", "*")
 OWN = ("config.json", "config.json", ".zarray", "tokenizer*.json", "*")
+SPARSE = ("config.json", "config.json", ".zarray", "0", "0.0")
 
 TARGETS = (
     Target("safetensors", make_header, parse_header, share=15),
@@ -266,6 +285,7 @@ TARGETS = (
         share=3,
     ),
     Target("own-folder", make_own, functools.partial(parse_model, "m"), OWN, share=4),
+    Target("own-sparse", make_sparse, parse_sparse, SPARSE, share=4),
     Target("tokenizer", make_tokenizers, parse_tokenizer, share=10),
     Target("gguf-tokenizer", make_gguf_tokenizer, parse_gguf_tokenizer, share=5),
     Target(
