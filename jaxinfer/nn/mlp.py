@@ -56,14 +56,19 @@ def feed_forward(
     if isinstance(params, FeedForward):
         return params(cfg, x, sites or (x,), backend)
     is_gated = cfg.mlp(layer) == "gated"
-    return linear(params["down"], _hidden(cfg, params, x, is_gated, backend), backend)
+    hidden = hidden_activations(cfg, params, x, is_gated, backend)
+    return linear(params["down"], hidden, backend)
 
 
-def _hidden(
-    cfg: ModelConfig, params: Params, x: Array, is_gated: bool, backend: Backend | None
-) -> Array:
+def hidden_activations(
+    cfg: ModelConfig,
+    params: Params,
+    x: Float[Array, "B T D"],
+    is_gated: bool,
+    backend: Backend | None = None,
+) -> Float[Array, "B T F"]:
+    """What `down` multiplies in a dense block."""
     used = (params["up"], params["gate"]) if is_gated else (params["up"],)
-
     if backend is not None and backend.has_kernels and is_skinny(x, used):
         up, gate = (*used, {})[:2]
         return feed_forward_hidden(
