@@ -14,17 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stack import forward
+from jaxinfer.models.stack import Mlp, forward
 from jaxinfer.typing import Params
 
 Loss = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def token_losses(
-    cfg: ModelConfig, params: Params, tokens: Int[Array, "B U"]
+    cfg: ModelConfig, params: Params, tokens: Int[Array, "B U"], mlp: Mlp | None = None
 ) -> Float[Array, "B U-1"]:
-    """Cross-entropy of each token after the first, given those before it."""
-    logits = forward(cfg, params, tokens[:, :-1]).logits.astype(jnp.float32)
+    """Cross-entropy of each token after the first, given those before it; `mlp` as in `forward`."""
+    logits = forward(cfg, params, tokens[:, :-1], mlp=mlp).logits.astype(jnp.float32)
     target = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - target
 

@@ -1,12 +1,18 @@
-"""Trains the committed fallback model, `checkpoints/tiny-llama`: tokenizer, model, card.
+"""Trains the committed small models, `checkpoints/tiny-llama` and `tiny-opt`: tokenizer, model,
+card.
 
     python tools/data/fetch_texts.py
     python tools/data/train_tiny.py --run-dir DIR [--snapshots DIR]
+    python tools/data/train_tiny.py --run-dir DIR --architecture opt --l1 X --ramp STEPS
 
 One command does everything and may be killed at any moment: given the same options again it
 goes on where it was, and on a finished run it only evaluates and exports. The defaults are the
-recipe of the committed model; data and mixture are fixed below. What is held out is never trained
-on (`jaxinfer.texts`). The card is written by `tools/data/tiny_card.py`.
+recipe of tiny-llama; data and mixture are fixed below. What is held out is never trained on
+(`jaxinfer.texts`). The card is written by `tools/data/tiny_card.py`.
+
+An OPT has ReLU blocks eight times as wide as the model. `--l1` makes few of their neurons active:
+a penalty on the activations that grows from 0 within the first `--ramp` updates
+(`jaxinfer.train.sparse_activations`). The log tells each layer's density.
 
 With the schedule wsd (warm up, stay, decay) `--steps` (500 or more) may change on the way while the
 learning rate is still constant, that is, in the first three quarters: the result is that of a run
@@ -33,8 +39,9 @@ MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
 DATA_SEED = 1
 DECAY = 0.25  # the part of the run in which the learning rate falls
+Architecture = Literal["llama", "opt"]
 SIZES = ("steps", "batch", "context", "short", "width", "layers", "vocab")
-COMMAND_OPTIONS = (*SIZES, "optimizer", "schedule", "peak", "seed")
+COMMAND_OPTIONS = ("architecture", *SIZES, "optimizer", "schedule", "peak", "l1", "ramp", "seed")
 
 
 def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
@@ -94,23 +101,38 @@ def prepare(run: Path, texts: Path | None, sources: list[str], vocab_size: int) 
     typer.echo(f"{count} training tokens in {len(rows)} documents")
 
 
-def model_config(vocab_size: int, width: int, layers: int, context: int) -> ModelConfig:
-    """A Llama of head size 32 whose query heads share key/value heads by three, else by two."""
+def model_config(
+    architecture: Architecture, vocab_size: int, width: int, layers: int, context: int
+) -> ModelConfig:
+    """A tied model of head size 32: a Llama whose query heads share key/value heads by three, else
+    by two, or an OPT with blocks eight times as wide as the model."""
     heads = width // 32
     group = next(group for group in (3, 2, 1) if heads % group == 0)
+    common = {
+        "family": architecture, "vocab_size": vocab_size, "hidden_size": width,
+        "num_layers": layers, "num_heads": heads, "head_dim": 32, "max_positions": context,
+        "tie_embeddings": True, "eos_token_ids": (END_ID,),
+    }  # fmt: skip
+    if architecture == "llama":
+        return ModelConfig(
+            **common,
+            num_kv_heads=heads // group,
+            intermediate_size=-(-width * 8 // 3 // 32) * 32,
+            rope=RopeConfig(theta=10000.0, rotary_dim=32),
+        )
     return ModelConfig(
-        family="llama",
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=-(-width * 8 // 3 // 32) * 32,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads // group,
-        head_dim=32,
-        max_positions=context,
-        rope=RopeConfig(theta=10000.0, rotary_dim=32),
-        tie_embeddings=True,
-        eos_token_ids=(END_ID,),
+        **common,
+        num_kv_heads=heads,
+        intermediate_size=8 * width,
+        norm="layer",
+        norm_bias=True,
+        activation="relu",
+        gated_mlp=False,
+        positions="learned",
+        position_offset=2,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
     )
 
 
@@ -222,43 +244,60 @@ def main(
         Literal["wsd", "cosine"], typer.Option(help="Learning rate after the warm-up.")
     ] = "wsd",
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    architecture: Annotated[Architecture, typer.Option(help="Family of the model.")] = "llama",
+    l1: Annotated[
+        float, typer.Option(help="Final weight of the L1 on an OPT's activations.", min=0)
+    ] = 0.0,
+    ramp: Annotated[int, typer.Option(help="Updates in which that weight grows.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of parameters and order.")] = 0,
     save_every: Annotated[int, typer.Option(help="Updates between saved states.")] = 150,
     log_every: Annotated[int, typer.Option(help="Updates between log lines.")] = 10,
     eval_windows: Annotated[int, typer.Option(help="Held-out windows per source, about.")] = 40,
 ) -> None:
-    """Trains the tiny Llama, or goes on with the run in RUN_DIR."""
+    """Trains a tiny model, or goes on with the run in RUN_DIR."""
     import jax
+    import numpy as np
 
     from jaxinfer.models.params import count_params, init_params
     from jaxinfer.texts import available_sources, texts_folder
     from jaxinfer.train.data import TokenWindows
     from jaxinfer.train.language_model import next_token_loss
     from jaxinfer.train.loop import fit
+    from jaxinfer.train.sparse_activations import growing_weight, sparse_next_token_loss
     from tools.data.tiny_card import write_card
 
+    if l1 and architecture != "opt":
+        raise typer.BadParameter(
+            f"--l1 {l1:g} needs --architecture opt: a {architecture}'s activations are never zero"
+        )
     sources = source or [name for name in MIXTURE if name in available_sources(texts)]
     if not sources:
         raise typer.BadParameter("no texts found; run `python tools/data/fetch_texts.py` first")
     run_dir.mkdir(parents=True, exist_ok=True)
     options = {
-        "steps": steps, "batch": batch, "context": context, "short": short, "width": width,
-        "layers": layers, "vocab": vocab, "optimizer": optimizer, "schedule": schedule,
-        "peak": peak, "seed": seed, "sources": sources, "mixture": MIXTURE,
+        "architecture": architecture, "l1": l1, "ramp": ramp, "steps": steps, "batch": batch,
+        "context": context, "short": short, "width": width, "layers": layers, "vocab": vocab,
+        "optimizer": optimizer, "schedule": schedule, "peak": peak, "seed": seed,
+        "sources": sources, "mixture": MIXTURE,
     }  # fmt: skip
     check_options(run_dir, options)
     if snapshots is not None:
         warn_of_lost_snapshots(run_dir, snapshots, steps)
     prepare(run_dir, texts, sources, vocab)
-    cfg = model_config(vocab, width, layers, context)
+    cfg = model_config(architecture, vocab, width, layers, context)
     typer.echo(f"{count_params(cfg)} parameters, {steps * batch * short} tokens to train on")
-    # Short windows are cheaper; the last eighth, at full length, teaches the far positions.
+    # Short windows are cheaper; the last eighth, at full length, teaches the far positions. Learned
+    # positions know nothing of each other: there every fourth step is at full length too.
     turn = steps - steps // 8
     near = TokenWindows(run_dir / "tokens.bin", short, batch, seed)
     far = TokenWindows(run_dir / "tokens.bin", context, max(1, batch * short // context), seed)
 
     def batch_of(step: int):
-        return near.batch(step) if step < turn else far.batch(step)
+        is_far = step >= turn or (cfg.positions == "learned" and step % 4 == 3)
+        tokens = (far if is_far else near).batch(step)
+        if architecture == "llama":
+            return tokens
+        return {"tokens": tokens, "l1": np.float32(growing_weight(step, l1, ramp))}
 
     def snapshot(step: int, params) -> None:
         folder = snapshot_folder(snapshots, step)
@@ -266,7 +305,7 @@ def main(
 
     with bars() as report:
         state = fit(
-            next_token_loss(cfg),
+            next_token_loss(cfg) if architecture == "llama" else sparse_next_token_loss(cfg),
             init_params(cfg, jax.random.key(seed)),
             transform(optimizer, schedule, peak, steps),
             batch_of,
