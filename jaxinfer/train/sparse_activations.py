@@ -7,9 +7,11 @@ part of its batch, which keeps the batch a pure function of the step (`jaxinfer.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
@@ -59,3 +61,33 @@ def sparse_next_token_loss(cfg: ModelConfig) -> Loss:
         return nats + batch["l1"] * penalty, metrics
 
     return loss
+
+
+def held_out_density(
+    cfg: ModelConfig,
+    params: Params,
+    documents: Iterable[tuple[Sequence[int], int]],
+    *,
+    length: int,
+    end: int,
+    batch_size: int = 4,
+) -> Float[np.ndarray, " L"]:
+    """Density of each layer, the mean over whole windows of documents as
+    `jaxinfer.train.language_model.held_out_loss` cuts them; what is left of a document is not read.
+    """
+    windows = []
+    for row, _ in documents:
+        row = np.asarray([end, *row], np.int32)
+        windows += [row[at : at + length + 1] for at in range(0, len(row) - length, length)]
+    if not windows:
+        raise ValueError(f"no document has {length} tokens; give longer ones or a shorter length")
+
+    @jax.jit
+    def densities(params: Params, batch: jax.Array) -> jax.Array:
+        return losses_and_activity(cfg, params, batch)[2]
+
+    total = np.zeros(cfg.num_layers)
+    for first in range(0, len(windows), batch_size):
+        batch = np.stack(windows[first : first + batch_size])
+        total += len(batch) * np.asarray(densities(params, batch))
+    return total / len(windows)

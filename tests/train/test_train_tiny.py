@@ -1,5 +1,6 @@
 """The script behind `checkpoints/tiny-llama`: tokenizer, options, very small runs end to end."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -9,13 +10,19 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.params import init_params, leaf_path
+from jaxinfer.models.registry import config_from_hf, family_for
+from jaxinfer.models.stack import forward
 from jaxinfer.texts import write_source
+from jaxinfer.train.data import TokenWindows
 from jaxinfer.train.loop import read_log
 from tools.data import train_tiny
 
@@ -55,12 +62,51 @@ def test_the_defaults_are_the_recipe_of_the_committed_model():
     record = json.loads((ROOT / "checkpoints" / "tiny-llama" / "provenance.json").read_text())
     parameters = inspect.signature(train_tiny.main).parameters
     defaults = {name: parameters[name].default for name in train_tiny.COMMAND_OPTIONS}
-    # the record is older than the two choices, and its card says Muon
-    assert defaults == {"optimizer": "muon", "schedule": "wsd"} | {
-        name: record[name] for name in defaults if name in record
+    # the record is older than these choices, and its card says Muon
+    newer = {"architecture": "llama", "optimizer": "muon", "schedule": "wsd", "l1": 0.0, "ramp": 0}
+    assert defaults == newer | {name: record[name] for name in defaults if name in record}
+    sizes = (defaults[name] for name in ("architecture", "vocab", "width", "layers", "context"))
+    stored = json.loads((ROOT / "checkpoints" / "tiny-llama" / "config.json").read_text())
+    assert train_tiny.model_config(*sizes) == ModelConfig.from_dict(stored["model"])
+
+
+def test_the_opt_is_the_reference_s_opt():
+    """The configuration, and the logits at every position, offset by two, of random parameters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    cfg = train_tiny.model_config("opt", 96, 64, 2, 24)
+    assert (cfg.num_heads, cfg.intermediate_size, cfg.position_offset) == (2, 512, 2)
+    hf = transformers.OPTConfig(
+        vocab_size=96, hidden_size=64, ffn_dim=512, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=24, word_embed_proj_dim=64, eos_token_id=0, bos_token_id=None,
+        pad_token_id=None,
+    )  # fmt: skip
+    read = config_from_hf(json.loads(json.dumps(hf.to_dict())))
+    assert dataclasses.replace(read, bos_token_id=None) == cfg
+    params = init_params(cfg, jax.random.key(0))
+    rng = np.random.default_rng(0)  # biases are zero and scales one at first, which would hide much
+    params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
+    sources = family_for("opt").sources(cfg)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    state = {
+        f"model.decoder.{sources[leaf_path(path)].name}": torch.from_numpy(np.array(leaf))
+        for path, leaf in paths
     }
-    cfg = train_tiny.model_config(*(defaults[n] for n in ("vocab", "width", "layers", "context")))
-    assert (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) == (6, 2, 32)
+    model = transformers.AutoModelForCausalLM.from_config(hf).eval()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    model.tie_weights()
+    tokens = rng.integers(2, 96, (2, 24))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens)).logits.numpy()
+    got = np.asarray(forward(cfg, params, jnp.asarray(tokens, jnp.int32)).logits)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_an_l1_needs_activations_that_can_be_zero(tmp_path):
+    with pytest.raises(typer.BadParameter, match="--l1 0.5 needs --architecture opt"):
+        train(tmp_path, l1=0.5)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_run_makes_twelve_snapshots():
@@ -162,6 +208,29 @@ def test_a_small_run_writes_a_model_its_card_and_its_snapshots(tmp_path):
     steps = sorted(path.name for path in (tmp_path / "all").iterdir())
     assert steps == ["step-000000", "step-000005", "step-000010", "step-000012"]
     assert json.loads((tmp_path / "run" / "heldout.json").read_text())["kjv"]["documents"] == 1
+
+
+def test_an_opt_interrupted_and_started_again_goes_on_equally(tmp_path, monkeypatch):
+    # three steps of a growing L1, the middle one of which never came
+    options = {"architecture": "opt", "steps": 3, "l1": 2.0, "ramp": 2, "save_every": 1}
+    options["optimizer"] = "adamw"  # compiles in half the time
+    straight = train(tmp_path / "straight", **options)
+    batch = TokenWindows.batch
+
+    def interrupted(windows, step):
+        if step == 1:
+            raise KeyboardInterrupt
+        return batch(windows, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenWindows, "batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", **options)
+    assert train_tiny.saved_step(tmp_path / "killed" / "run") == 1
+    assert train(tmp_path / "killed", **options) == straight
+    weights = [(line["loss"] - line["nats"]) / line["l1"] for line in straight]
+    np.testing.assert_allclose(weights, [0.0, 1.0, 2.0], atol=1e-4)
+    assert all(0 < line["density_0"] < 1 for line in straight)
 
 
 @pytest.mark.slow
