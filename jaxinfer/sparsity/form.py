@@ -108,7 +108,7 @@ class LayerForm:
             permuted=layer.permutation is not None,
             new_weights=mlp is not None,
             new_biases=mlp is not None and "bias" in mlp["up"],
-            adapters=None if adapters is None else adapters["up"]["left"].shape[1],
+            adapters=None if adapters is None else len(adapters["up"]["left"]),
             unions=layer.unions,
         )
 
@@ -143,7 +143,7 @@ class LayerForm:
 
     def _adapters(self, config: SparsityConfig, rank: int) -> Params:
         return {
-            name: {"left": _floats(outputs, rank), "right": _floats(rank, inputs)}
+            name: {"left": _floats(rank, outputs), "right": _floats(rank, inputs)}
             for name, (outputs, inputs) in config.matrices().items()
         }
 

@@ -26,14 +26,15 @@ class LayerSparsity:
     """What was learned for one layer; a pytree. Each part is optional, but one router is there.
 
     Neuron i of the stored order is neuron `permutation[i]` of the model; routers, adapters and new
-    weights are of the stored order.
+    weights are of the stored order. Rows of adapters are of one rank, so that a file has one scale
+    for each and not for each neuron.
     """
 
     router: Router | None = None  # of J blocks
     heads: Router | None = None  # of K groups; its look-ahead counts from the attention's input
     permutation: Leaf = None  # i32[F]
     mlp: Leaf = None  # new weights, as a dense block keeps them
-    adapters: Leaf = None  # {"up", "gate"?, "down": {"left": [outputs, R], "right": [R, inputs]}}
+    adapters: Leaf = None  # {"up", "gate"?, "down": {"left": [R, outputs], "right": [R, inputs]}}
     unions: tuple[float, ...] = field(default=(), metadata={"static": True})  # see `SparseMlp`
 
     def applied(self, layer: Params) -> Params:
@@ -82,11 +83,11 @@ def permuted(dense: Params, permutation: Int[Array, " F"]) -> Params:
 
 
 def _adapted(dense: Params, adapters: Params) -> Params:
-    """Every weight with `left @ right` added, in float32."""
+    """Every weight with `left.T @ right` added, in float32."""
 
     def one(part: Params, pair: Params) -> Params:
         weight = part["weight"]
-        added = jnp.asarray(pair["left"]) @ jnp.asarray(pair["right"])
+        added = jnp.asarray(pair["left"]).T @ jnp.asarray(pair["right"])
         return part | {"weight": (weight.astype(jnp.float32) + added).astype(weight.dtype)}
 
     return {name: one(part, adapters[name]) for name, part in dense.items()}

@@ -10,6 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxinfer.io import sparsity as module
 from jaxinfer.io.sparsity import CONFIG, WEIGHTS, load_sparsity, save_sparsity
+from jaxinfer.sparsity.artefact import SparsityArtefact
+from jaxinfer.sparsity.base import Router, Rule
+from jaxinfer.sparsity.identity import SparsityConfig
+from jaxinfer.sparsity.learned import LayerSparsity
 from tests.factories import CONFIGS as MODELS
 from tests.sparsity.artefacts import artefact_of
 
@@ -203,3 +207,28 @@ def test_a_name_from_a_file_reaches_messages_escaped(tmp_path):
     with pytest.raises(ValueError) as refused:
         found.check(MODELS["mpt"])
     assert str(refused.value).isprintable() and len(str(refused.value)) < 500
+
+
+def test_routers_and_adapters_of_smollm2_fit_into_3_megabytes(tmp_path):
+    """LTE of rank 8 with blocks of 32 for a model of 30 layers, 576 wide with 1536 neurons."""
+    rng = np.random.default_rng(0)
+    cfg = replace(
+        MODELS["llama"], num_layers=30, hidden_size=576, intermediate_size=1536, num_heads=9,
+        num_kv_heads=3, head_dim=64,
+    )  # fmt: skip
+    config = SparsityConfig.of(cfg, "0" * 16, method="lte", model="smollm2-135m", block_size=32)
+    layer = LayerSparsity(
+        router=Router(outer=rng.normal(size=(48, 576)).astype("f4"), rule=Rule(threshold=0.0)),
+        permutation=rng.permutation(1536).astype(np.int32),
+        adapters={
+            name: {
+                "left": rng.normal(size=(8, outputs)).astype("f4"),
+                "right": rng.normal(size=(8, inputs)).astype("f4"),
+            }
+            for name, (outputs, inputs) in config.matrices().items()
+        },
+        unions=(0.5, 0.6, 0.7, 0.8),
+    )
+    save_sparsity(tmp_path / "a", SparsityArtefact(config, (layer,) * 30))
+    size = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert size < 3_000_000

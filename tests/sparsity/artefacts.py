@@ -57,7 +57,7 @@ def layer_of(
         }
         return LayerSparsity(router=linear, mlp=mlp)
     adapters = {
-        part: {"left": 0.1 * floats(outputs, 2), "right": floats(2, inputs)}
+        part: {"left": 0.1 * floats(2, outputs), "right": floats(2, inputs)}
         for part, (outputs, inputs) in config.matrices().items()
     }
     order = rng.permutation(f).astype(np.int32)

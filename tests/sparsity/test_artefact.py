@@ -63,7 +63,7 @@ def test_adapters_are_added_to_the_weights_of_the_stored_order(name):
     for ours, layer in zip(artefact.layers, params["layers"], strict=True):
         dense = permuted(layer["mlp"], jnp.asarray(ours.permutation))
         for part, pair in ours.adapters.items():
-            weight = dense[part]["weight"] + pair["left"] @ pair["right"]
+            weight = dense[part]["weight"] + pair["left"].T @ pair["right"]
             dense = dense | {part: dense[part] | {"weight": weight}}
         layers.append(layer | {"mlp": dense})
     wanted = logits(name, params | {"layers": tuple(layers)})
