@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxinfer.cache.base import Items, Segment
 from jaxinfer.cache.context import CommitContext, PushContext, StepContext
+from jaxinfer.cache.dense import DenseSegment
 from jaxinfer.cache.fresh import FreshTokens, make_mask_fn
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.weights import KeyWeights, gather, key_weights, received
@@ -58,12 +59,15 @@ def attend(
     ctx: StepContext,
     phases: Rotations,
     sink: Float[Array, " N"] | None = None,
+    selected: Bool[Array, "B T K"] | None = None,
 ) -> tuple[Float[Array, "B N T H"], Items]:
     """Attention output in the dtype of `q`, and the fresh tokens in the form the policy stores.
 
     `q` and `k` arrive unrotated, keys leave rotated by their absolute position. `sink` is a logit
     per head that takes part in the softmax without a value. Where the policy weighs keys the items
     carry `KeyWeights`, the probability that the queries gave to every stored and fresh key.
+    `selected` says which key/value heads each token uses: what it gets from others is of no use,
+    and may be left out.
     """
     batch, heads, size, width = q.shape
     grouped = (batch, k.shape[1], heads // k.shape[1], size, width)
@@ -84,6 +88,8 @@ def attend(
     by_tier = _segments(policy, state, aux, length) if reads else ()
 
     latest, weighs = dict(queries), policy.weighs(ctx.is_prompt)
+    if selected is not None and size == 1 and not weighs and policy.window is None:
+        by_tier = _of_heads(by_tier, spec, selected[:, 0])
 
     def own(phase: str) -> Array:
         # The barrier makes each segment's queries another value: XLA:GPU merges products that share
@@ -153,6 +159,19 @@ def _in_order(
     )
     longest = max(tokens, key=lambda segment: segment.capacity, default=None)
     return tokens, summaries, summaries[-1] if summaries else longest
+
+
+def _of_heads(
+    by_tier: tuple[tuple[Segment, ...], ...], spec: AttentionSpec, heads: Bool[Array, "B K"]
+) -> tuple[tuple[Segment, ...], ...]:
+    """The segments, of which those that can read only the heads that each row's token uses."""
+
+    def one(segment: Segment) -> Segment:
+        if isinstance(segment, DenseSegment) and segment.reads_heads(spec):
+            return replace(segment, heads=heads)
+        return segment
+
+    return tuple(tuple(one(segment) for segment in tier) for tier in by_tier)
 
 
 def _merged(partial: Partial | None, more: Partial) -> Partial:

@@ -44,12 +44,17 @@ class Geometry:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Tokens on their way into a tier; keys in the form the policy stores (rotated or raw)."""
+    """Tokens on their way into a tier; keys in the form the policy stores (rotated or raw).
+
+    A tier that makes keys and values itself (`jaxinfer.models.deferred`) may get none, but the
+    layer's inputs.
+    """
 
     k: Leaf  # [B, K, A, H]
     v: Leaf  # [B, K, A, H]
     pos: Leaf  # i32[B, K|1, A] absolute
     attn_weight: Leaf = None  # f32[B, K, A] probability received so far, or None; see `attend`
+    x: Leaf = None  # [B, 1, A, D] the layer's inputs, or None
 
 
 @runtime_checkable

@@ -20,13 +20,17 @@ from jaxinfer.ops.attention import (
     merge,
     partial_attention,
 )
-from jaxinfer.ops.stored import attend_stored, stored_weights
+from jaxinfer.ops.stored import attend_heads, attend_stored, stored_weights
 from pallas_kernels.softmax_state import ExtraKeys
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSegment:
-    """Slots of which [0, stop) are the ones that any row may use."""
+    """Slots of which [0, stop) are the ones that any row may use.
+
+    `length`, if known, says that row b uses just the first `length[b]`. With `heads` each row's
+    only query reads the keys and values of these heads and no others.
+    """
 
     slots: Slots
     pos: Array  # i32[B|1, K|1, C]
@@ -35,12 +39,24 @@ class DenseSegment:
     query_phase: QueryPhase = "absolute"
     in_order: bool = True  # slot t holds position t, so a sliding window starts at a known slot
     holds_tokens: bool = True
+    length: Array | None = None  # i32[B]
+    heads: Array | None = None  # bool[B, K]
 
     @property
     def capacity(self) -> int:
         return self.slots.capacity
 
+    def reads_heads(self, spec: AttentionSpec) -> bool:
+        """Whether a kernel can read some heads alone."""
+        plain = spec.softcap is None and spec.window is None and spec.slopes is None
+        return plain and self.length is not None and self.slots.backend.has_kernels
+
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
+        if self.heads is not None and self.length is not None:
+            return attend_heads(
+                spec, q, load(self.slots.k), load(self.slots.v), self.length, self.heads,
+                backend=self.slots.backend,
+            )  # fmt: skip
         if not self._is_blocked:
             return self._at_once(spec, q, mask_fn)
         layout, start = self.slots.layout, 0
@@ -60,7 +76,7 @@ class DenseSegment:
 
     @property
     def ends_softmax(self) -> bool:
-        return self.slots.layout == "BKSH" and not self._is_blocked
+        return self.slots.layout == "BKSH" and not self._is_blocked and self.heads is None
 
     def output(self, spec: AttentionSpec, q: Array, mask_fn, extra: ExtraKeys) -> Array:
         return self._at_once(spec, q, mask_fn, extra)
@@ -137,7 +153,7 @@ class Dense(Tier):
     def segments(self, state: Slots, aux, n_in: Array) -> tuple[DenseSegment, ...]:
         slots = jnp.arange(state.capacity, dtype=jnp.int32)[None, None]
         ok = slots < n_in[:, None, None]
-        return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(n_in)),)
+        return (DenseSegment(slots=state, pos=slots, ok=ok, stop=jnp.max(n_in), length=n_in),)
 
     def push(self, state: Slots, aux, items: Items, ctx: PushContext):
         order = jnp.arange(items.v.shape[2], dtype=jnp.int32)

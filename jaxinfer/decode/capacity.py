@@ -66,11 +66,11 @@ def check_fits(
     cfg = model.config
     geometry = cache_geometry(cfg, capacity, model.engine.dtype, model.engine.backend)
     layers = policy.layer_policies(cfg.num_layers)
-    check_cache(cfg, policy, geometry)
+    check_cache(cfg, policy, geometry, model.params)
     chunk = prefill_chunk(layers)
     parts = memory.estimate(
         cfg,
-        cache_bytes=batch * cache_bytes_per_row(cfg, policy, geometry) * allocates,
+        cache_bytes=batch * cache_bytes_per_row(cfg, policy, geometry, model.params) * allocates,
         batch=batch,
         tokens=min(tokens, chunk),
         new=ENDLESS_BUFFER if new == ENDLESS else bucket(new, 1) if new else 0,

@@ -25,7 +25,7 @@ def policy_bytes(lm: Model, policy: PolicyLike, length: int, dtype: str | None =
         raise ValueError(f"length must be at least 1 token, got {length}")
     policy = resolve(policy).sized(length)
     geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype, lm.engine.backend)
-    return cache_bytes_per_row(lm.config, policy, geometry)
+    return cache_bytes_per_row(lm.config, policy, geometry, lm.params)
 
 
 def kept_in_full(policy: PolicyLike, length: int) -> int | None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinfer.cache.attend import Rotations, attend, commit_layer, rotations
@@ -11,12 +10,12 @@ from jaxinfer.cache.base import Geometry, Items
 from jaxinfer.cache.context import CommitContext, StepContext
 from jaxinfer.cache.policy import Policy
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.deferred import Deferred, KeysOf, reading, uncommitted
 from jaxinfer.models.mixer import Mixer
+from jaxinfer.models.projections import output, project
 from jaxinfer.models.shapes import abstract_linear, abstract_norm
-from jaxinfer.nn.linear import linear, linears
-from jaxinfer.nn.norm import norm
+from jaxinfer.nn.heads import chosen
 from jaxinfer.ops.attention import AttentionSpec
-from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 
 
@@ -37,6 +36,12 @@ class Attention(Mixer):
             params["sink"] = jax.ShapeDtypeStruct((cfg.num_heads,), dtype)
         return params
 
+    def policy(self, cfg: ModelConfig, params: Params, policy: Policy) -> Policy:
+        heads = params.get("heads")
+        if heads is None or heads.keys == "always":
+            return policy
+        return Deferred.of(cfg, policy)
+
     def check(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> None:
         policy.check(cfg, geometry)
 
@@ -47,16 +52,33 @@ class Attention(Mixer):
         return rotations(policy, cfg.rope, ctx)
 
     def read(self, cfg, policy, params, state, x: Float[Array, "B T D"], ctx, prepared, layer):
-        batch, size, _ = x.shape
-        q, k, v = project(cfg, params, x, ctx.backend)
+        heads = chosen(params, x, ctx.sites, ctx.backend, ctx.is_prompt)
+        listing = None if heads is None else heads.listing
+        aux, sink, deferred = params.get("cache"), params.get("sink"), isinstance(policy, Deferred)
+        here = ctx
+        if deferred:
+            (q,) = project(cfg, params, x, ctx.backend, names="q", listing=listing)
+            keys = KeysOf.of(cfg, policy, params, ctx.backend)
+            k, v, tail, here = reading(keys, state, x, ctx, listing)
+            aux = (aux or {}) | tail
+        elif listing is not None:
+            (q,) = project(cfg, params, x, ctx.backend, names="q", listing=listing)
+            k, v = project(cfg, params, x, ctx.backend, names="kv")
+        else:
+            q, k, v = project(cfg, params, x, ctx.backend)
         spec = attention_spec(cfg, layer)
-        aux, sink = params.get("cache"), params.get("sink")
-        y, fresh = attend(policy, spec, state, aux, q, k, v, ctx, prepared, sink)
-        y = y.transpose(0, 2, 1, 3).reshape(batch, size, cfg.num_heads * cfg.head_dim)
-        return linear(params["out"], y, ctx.backend), fresh
+        selected = None if heads is None else heads.selected
+        y, fresh = attend(policy, spec, state, aux, q, k, v, here, prepared, sink, selected)
+        if deferred:
+            fresh = uncommitted(x, fresh, ctx)
+        return output(params, y, ctx.backend, heads), fresh
 
     def commit(self, cfg, policy, params, state, fresh: Items, ctx: CommitContext):
-        return commit_layer(policy, state, params.get("cache"), fresh, ctx)
+        aux = params.get("cache")
+        if isinstance(policy, Deferred):
+            keys = KeysOf.of(cfg, policy, params, state[0].backend)
+            aux = (aux or {}) | {"keys": keys}
+        return commit_layer(policy, state, aux, fresh, ctx)
 
     def budgeted(self, policy: Policy, state: Leaf, contexts: Sequence[int]) -> Leaf:
         pairs = zip(policy.tiers, state, strict=True)
@@ -71,31 +93,6 @@ class Attention(Mixer):
 
     def signature(self, params: Params) -> list[Leaf]:
         return [params[name]["weight"] for name in "qkv"]
-
-
-def project(
-    cfg: ModelConfig,
-    params: Params,
-    x: Float[Array, "B T D"],
-    backend: Backend | None = None,
-) -> tuple[Float[Array, "B N T H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
-    """Queries, keys and values of an attention layer, not yet rotated."""
-    batch, size, _ = x.shape
-
-    def heads(name: str, y: Array, count: int) -> Array:
-        if cfg.qkv_clip is not None:
-            y = jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip)
-        y = y.reshape(batch, size, count, cfg.head_dim)
-        if f"{name}_norm" in params:
-            y = norm(params[f"{name}_norm"], y, kind="rms", eps=cfg.norm_eps)
-        return y.transpose(0, 2, 1, 3)
-
-    q, k, v = linears([params[name] for name in ("q", "k", "v")], x, backend)
-    return (
-        heads("q", q, cfg.num_heads),
-        heads("k", k, cfg.num_kv_heads),
-        heads("v", v, cfg.num_kv_heads),
-    )
 
 
 def attention_spec(cfg: ModelConfig, layer: int) -> AttentionSpec:

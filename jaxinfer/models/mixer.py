@@ -28,6 +28,10 @@ class Mixer:
         """The layer's parameters as `jax.ShapeDtypeStruct` leaves."""
         raise NotImplementedError
 
+    def policy(self, cfg: ModelConfig, params: Params, policy: Policy) -> Policy:
+        """`policy` as a layer with these parameters keeps its state; what all other methods get."""
+        return policy
+
     def check(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> None:
         """Refuses, with the remedy, a policy that it cannot keep its state under."""
 

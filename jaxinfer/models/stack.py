@@ -55,8 +55,8 @@ def init_cache(
     policy was sized for.
     """
     geometry = cache_geometry(cfg, capacity, dtype, backend)
-    policies = policy.layer_policies(cfg.num_layers)
-    check_cache(cfg, policy, geometry)
+    policies = _layer_policies(cfg, policy, params)
+    check_cache(cfg, policy, geometry, params)
     layers = tuple(
         mixer_of(layer)[1].init(cfg, one, geometry, batch)
         for layer, one in zip(params["layers"], policies, strict=True)
@@ -72,16 +72,35 @@ def init_cache(
     )
 
 
-def check_cache(cfg: ModelConfig, policy: Policy, geometry: Geometry) -> None:
+def _layer_policies(
+    cfg: ModelConfig, policy: Policy, params: Params | None
+) -> tuple[Policy, ...]:  # fmt: skip
+    """The policy of each layer; with `params` as the layer keeps its state under it."""
+    policies = policy.layer_policies(cfg.num_layers)
+    if params is None:
+        return policies
+    found = []
+    for layer, one in zip(params["layers"], policies, strict=True):
+        name, mixer = mixer_of(layer)
+        found.append(mixer.policy(cfg, layer[name], one))
+    return tuple(found)
+
+
+def check_cache(
+    cfg: ModelConfig, policy: Policy, geometry: Geometry, params: Params | None = None
+) -> None:
     """Refuses, with the remedy, a policy that cannot serve the model."""
-    pairs = zip(mixers_of(cfg), policy.layer_policies(cfg.num_layers), strict=True)
+    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
     for mixer, one in dict.fromkeys(pairs):
         mixer.check(cfg, one, geometry)
 
 
-def cache_bytes_per_row(cfg: ModelConfig, policy: Policy, geometry: Geometry) -> int:
-    """Bytes of all layers' states of one row."""
-    pairs = zip(mixers_of(cfg), policy.layer_policies(cfg.num_layers), strict=True)
+def cache_bytes_per_row(
+    cfg: ModelConfig, policy: Policy, geometry: Geometry, params: Params | None = None
+) -> int:
+    """Bytes of all layers' states of one row; `params` where layers may keep more for themselves,
+    such as the inputs of deferred heads."""
+    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
     return sum(mixer.bytes_per_row(cfg, one, geometry) for mixer, one in pairs)
 
 

@@ -9,7 +9,7 @@ XLA on every device, and naming "triton" or "interpret" is an error.
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxinfer.ops.attention import AttentionSpec, Partial
 from jaxinfer.runtime.backend import Backend
@@ -18,6 +18,7 @@ from pallas_kernels import dense_attention as dense
 from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.less_state import low_rank_read
 from pallas_kernels.softmax_state import ExtraKeys
+from pallas_kernels.sparse_heads import sparse_heads
 
 
 def attend_stored(
@@ -30,6 +31,21 @@ def attend_stored(
         q, k, v, visible, distance, _rows(stop, q, backend), extra, layout=backend.layout,
         implementation=backend.implementation, **spec.of_scores,
     )  # fmt: skip
+
+
+def attend_heads(
+    spec: AttentionSpec, q: Float[Array, "B K G 1 H"], k: Array, v: Array, length: Array,
+    heads: Bool[Array, "B K"], *, backend: Backend,
+) -> Partial:  # fmt: skip
+    """`partial_attention` of one token a row over its first `length[b]` slots; of the `heads`
+    alone, which is all that is read. The others have seen nothing."""
+    groups = jnp.where(heads, jnp.arange(heads.shape[1], dtype=jnp.int32), -1)
+    every = jnp.full(len(heads), heads.shape[1], jnp.int32)
+    found = sparse_heads(
+        q[:, :, :, 0].astype(k.dtype), k, v, length, groups, every, scale=spec.scale,
+        implementation=backend.implementation,
+    )  # fmt: skip
+    return Partial(*(jnp.expand_dims(x, 3) for x in found))
 
 
 def stored_weights(

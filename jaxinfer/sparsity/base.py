@@ -163,6 +163,18 @@ class Static(Selector):
         return self
 
 
+def expected_union(unions: Sequence[float], share: float, rows: int) -> float:
+    """The share of the units that `rows` tokens are expected to use together: `unions[i]` of 2**i
+    as it was measured. Beyond the last tokens count as independent, without any each with `share`.
+    """
+    place = max(rows - 1, 0).bit_length()
+    if place < len(unions):
+        return unions[place]
+    known = unions[-1] if unions else share
+    left = rows / 2 ** max(len(unions) - 1, 0)
+    return 1 - (1 - known) ** left
+
+
 def site(sites: Sequence[Array], lookahead: float | None) -> Array:
     """What a selector with `lookahead` reads.
 

@@ -19,7 +19,7 @@ from jaxinfer.nn.block_mlp import BlockWeights, block_mlp
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
-from jaxinfer.sparsity.base import Selector
+from jaxinfer.sparsity.base import Selector, expected_union
 from jaxinfer.typing import Params
 
 # Shares of the blocks from which on reading all of them is as fast (XLA CPU, jax 0.10.2, blocks of
@@ -112,12 +112,7 @@ class SparseMlp(FeedForward):
     def union(self, rows: int) -> float:
         """The share of the blocks that `rows` tokens are expected to use together; between two
         numbers that were measured the larger one."""
-        place = max(rows - 1, 0).bit_length()
-        if place < len(self.unions):
-            return self.unions[place]
-        known = self.unions[-1] if self.unions else self.selector.share()
-        left = rows / 2 ** max(len(self.unions) - 1, 0)
-        return 1 - (1 - known) ** left
+        return expected_union(self.unions, self.selector.share(), rows)
 
     def pays_below(self, backend: Backend | None) -> float:
         """The share of the blocks below which a list of them is read faster than all of them are.

@@ -115,7 +115,7 @@ def check_bytes(
     cache = stepper.cache(batch=3, capacity=96)
     geometry = cache_geometry(stepper.cfg, 96, dtype, stepper.backend)
     allocated = bytes_of(cache.layers)
-    declared = 3 * cache_bytes_per_row(stepper.cfg, policy, geometry)
+    declared = 3 * cache_bytes_per_row(stepper.cfg, policy, geometry, stepper.params)
     assert allocated == declared, (
         f"{policy.name} allocates {allocated} bytes and declares {declared}"
     )

@@ -71,7 +71,8 @@ class Stepper:
 
     def cache(self, batch: int = 1, capacity: int = 64) -> Cache:
         """An empty cache; nothing here donates it, so that equal ones are made once."""
-        key = (self.cfg, self.policy, batch, capacity, self.dtype, self.backend)
+        kind = jax.tree.structure(self.params)  # layers may keep more than the policy says
+        key = (self.cfg, self.policy, kind, batch, capacity, self.dtype, self.backend)
         if key not in _empty:
             _empty[key] = stack.init_cache(
                 self.cfg, self.params, self.policy, batch, capacity, self.dtype, self.backend

@@ -39,8 +39,8 @@ def sparse_heads(
       q: float[B, K, G, H].
       k, v: float[B, K, S, H], of the dtype of q.
       length: int[B], at most S.
-      groups: int[B, cap], the selected key/value heads of each row in any order; entries from
-        `count` on are not looked at.
+      groups: int[B, cap], the selected key/value heads of each row in any order; -1 selects none,
+        and entries from `count` on are not looked at.
       count: int[B].
       scale: what scores are multiplied by.
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.

@@ -17,7 +17,8 @@ from jaxinfer.cache.attend import rotations
 from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.attention import attention_spec, project
+from jaxinfer.models.attention import attention_spec
+from jaxinfer.models.projections import project
 from jaxinfer.models.stack import NO_CACHE, blocks
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import norm
