@@ -85,11 +85,9 @@ def attend(
     commits_first = policy.commit_first and size == 1
     if commits_first:
         state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
-    by_tier = _segments(policy, state, aux, length) if reads else ()
+    by_tier = _segments(policy, spec, state, aux, length, selected) if reads else ()
 
     latest, weighs = dict(queries), policy.weighs(ctx.is_prompt)
-    if selected is not None and size == 1 and not weighs and policy.window is None:
-        by_tier = _of_heads(by_tier, spec, selected[:, 0])
 
     def own(phase: str) -> Array:
         # The barrier makes each segment's queries another value: XLA:GPU merges products that share
@@ -161,19 +159,6 @@ def _in_order(
     return tokens, summaries, summaries[-1] if summaries else longest
 
 
-def _of_heads(
-    by_tier: tuple[tuple[Segment, ...], ...], spec: AttentionSpec, heads: Bool[Array, "B K"]
-) -> tuple[tuple[Segment, ...], ...]:
-    """The segments, of which those that can read only the heads that each row's token uses."""
-
-    def one(segment: Segment) -> Segment:
-        if isinstance(segment, DenseSegment) and segment.reads_heads(spec):
-            return replace(segment, heads=heads)
-        return segment
-
-    return tuple(tuple(one(segment) for segment in tier) for tier in by_tier)
-
-
 def _merged(partial: Partial | None, more: Partial) -> Partial:
     return more if partial is None else merge(partial, more)
 
@@ -211,11 +196,26 @@ def commit_layer(
     return tuple(new)
 
 
-def _segments(policy: Policy, state: tuple[Leaf, ...], aux: Params | None, length: Array):
-    """Per tier, the segments that it stores."""
+def _segments(
+    policy: Policy,
+    spec: AttentionSpec,
+    state: tuple[Leaf, ...],
+    aux: Params | None,
+    length: Array,
+    selected: Bool[Array, "B T K"] | None,
+) -> tuple[tuple[Segment, ...], ...]:
+    """Per tier, the segments that it stores; those that can read a lone token's heads alone do."""
+
+    def of_heads(segment: Segment) -> Segment:
+        if selected is None or selected.shape[1] > 1 or policy.window is not None:
+            return segment
+        if isinstance(segment, DenseSegment) and segment.reads_heads(spec):
+            return replace(segment, heads=selected[:, 0])
+        return segment
+
     n_in, found = length, []
     for tier, tier_state in zip(policy.tiers, state, strict=True):
-        found.append(tier.segments(tier_state, aux, n_in))
+        found.append(tuple(map(of_heads, tier.segments(tier_state, aux, n_in))))
         n_in = tier.passed_by(tier_state, n_in)
     return tuple(found)
 

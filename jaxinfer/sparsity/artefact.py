@@ -61,7 +61,7 @@ class SparsityArtefact:
         for index, layer in enumerate(self.layers):
             if layer is not None:
                 with _at(index):
-                    layers[index] = layer.applied(layers[index])
+                    layers[index] = layer.applied(cfg, layers[index])
         return params | {"layers": tuple(layers)}
 
 

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxinfer.config import ModelConfig
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.sparsity.base import Router
+from jaxinfer.sparsity.heads import SparseHeads, with_heads
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.typing import Leaf, Params
 
@@ -37,8 +39,8 @@ class LayerSparsity:
     adapters: Leaf = None  # {"up", "gate"?, "down": {"left": [R, outputs], "right": [R, inputs]}}
     unions: tuple[float, ...] = field(default=(), metadata={"static": True})  # see `SparseMlp`
 
-    def applied(self, layer: Params) -> Params:
-        """A layer of the model with its block, or its attention, made sparse."""
+    def applied(self, cfg: ModelConfig, layer: Params) -> Params:
+        """A layer of a model with its block, or its attention, made sparse."""
         if self.router is not None:
             if isinstance(layer["mlp"], FeedForward):
                 raise ValueError("its block is sparse already; give the dense model")
@@ -46,8 +48,8 @@ class LayerSparsity:
         if self.heads is not None:
             if "attn" not in layer:
                 raise ValueError("its router of heads needs attention, which the layer lacks")
-            heads = jax.tree.map(jnp.asarray, self.heads)
-            layer = layer | {"attn": layer["attn"] | {"heads": heads}}
+            heads = SparseHeads.of(cfg, jax.tree.map(jnp.asarray, self.heads))
+            layer = layer | {"attn": with_heads(layer["attn"], heads)}
         return layer
 
     def _block(self, router: Router, dense: Params) -> SparseMlp:

@@ -89,7 +89,8 @@ def test_new_weights_take_the_place_and_the_dtype_of_the_models(name):
 def test_a_router_of_heads_stands_with_the_attention():
     artefact = artefact_of("llama", ("heads", None))
     layer = artefact.apply(CONFIGS["llama"], params_of("llama"))["layers"][0]
-    assert layer["attn"]["heads"].units == 2 and layer["attn"]["heads"].lookahead == 0.5
+    selector = layer["attn"]["heads"].selector
+    assert selector.units == 2 and selector.lookahead == 0.5
     assert layer["mlp"] is params_of("llama")["layers"][0]["mlp"]
 
 
