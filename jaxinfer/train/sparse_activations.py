@@ -71,14 +71,19 @@ def held_out_density(
     length: int,
     end: int,
     batch_size: int = 4,
+    max_windows: int | None = None,
 ) -> Float[np.ndarray, " L"]:
     """Density of each layer, the mean over whole windows of documents as
-    `jaxinfer.train.language_model.held_out_loss` cuts them; what is left of a document is not read.
+    `jaxinfer.train.language_model.held_out_loss` cuts them, at most `max_windows` of them; what is
+    left of a document is not read.
     """
     windows = []
     for row, _ in documents:
+        if max_windows is not None and len(windows) >= max_windows:
+            break
         row = np.asarray([end, *row], np.int32)
         windows += [row[at : at + length + 1] for at in range(0, len(row) - length, length)]
+    windows = windows[:max_windows]
     if not windows:
         raise ValueError(f"no document has {length} tokens; give longer ones or a shorter length")
 

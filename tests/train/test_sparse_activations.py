@@ -96,5 +96,8 @@ def test_the_held_out_density_is_the_mean_over_whole_windows():
     density = quick_jit(losses_and_activity)(CONFIG, PARAMS, jnp.asarray(np.stack(windows)))[2]
     got = held_out_density(CONFIG, PARAMS, documents, length=16, end=0, batch_size=2)
     np.testing.assert_allclose(got, density, atol=1e-6)
+    some = held_out_density(CONFIG, PARAMS, documents, length=16, end=0, max_windows=2)
+    first = quick_jit(losses_and_activity)(CONFIG, PARAMS, jnp.asarray(np.stack(windows[:2])))[2]
+    np.testing.assert_allclose(some, first, atol=1e-6)
     with pytest.raises(ValueError, match="no document has 16 tokens"):
         held_out_density(CONFIG, PARAMS, [([1, 2], 3)], length=16, end=0)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.io.load import load_checkpoint
 from jaxinfer.models.params import init_params, leaf_path
 from jaxinfer.models.registry import config_from_hf, family_for
 from jaxinfer.models.stack import forward
@@ -25,6 +26,7 @@ from jaxinfer.texts import write_source
 from jaxinfer.train.data import TokenWindows
 from jaxinfer.train.loop import read_log
 from tools.data import train_tiny
+from tools.data.tiny_card import parameters_digest
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = [
@@ -194,9 +196,6 @@ def train(tmp_path, **options):
 
 @pytest.mark.slow
 def test_a_small_run_writes_a_model_its_card_and_its_snapshots(tmp_path):
-    from jaxinfer.io.load import load_checkpoint
-    from tools.data.tiny_card import parameters_digest
-
     train(tmp_path, steps=12, save_every=6, out=tmp_path / "model", snapshots=tmp_path / "all")
     checkpoint = load_checkpoint(tmp_path / "model", dtype="bfloat16")
     assert checkpoint.config.num_layers == 1
@@ -227,10 +226,24 @@ def test_an_opt_interrupted_and_started_again_goes_on_equally(tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "killed", **options)
     assert train_tiny.saved_step(tmp_path / "killed" / "run") == 1
-    assert train(tmp_path / "killed", **options) == straight
+    assert train(tmp_path / "killed", **options, out=tmp_path / "killed" / "model") == straight
     weights = [(line["loss"] - line["nats"]) / line["l1"] for line in straight]
     np.testing.assert_allclose(weights, [0.0, 1.0, 2.0], atol=1e-4)
     assert all(0 < line["density_0"] < 1 for line in straight)
+    assert_card_and_folder_agree(tmp_path / "killed" / "model", straight)
+
+
+def assert_card_and_folder_agree(folder, log):
+    """The model comes back from int8 rows as its card's hash says; densities are told."""
+    stored = load_checkpoint(folder, dtype="float32")
+    card = (folder / "README.md").read_text()
+    assert parameters_digest(stored.params) in card
+    assert json.loads((folder / "config.json").read_text())["int8_rows"] is True
+    assert f"final loss {np.mean([line['nats'] for line in log]):.3f}" in card
+    assert "L1 on activations growing to 2 within 2 steps" in card
+    held_out = json.loads((folder / "provenance.json").read_text())["held_out"]["kjv"]
+    assert f"held-out, % | {100 * held_out['density'][0]:.1f} |" in card
+    assert "--architecture opt" in card and "learned positions" in card
 
 
 @pytest.mark.slow
@@ -244,8 +257,6 @@ def test_snapshots_asked_for_late_are_made_from_there_on(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_script_killed_and_started_again_makes_the_same_model(tmp_path):
     # with AdamW, clipping and a cosine, which the other tests leave out
-    from jaxinfer.io.load import load_checkpoint
-
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     options += ["--steps=60", "--save-every=5", "--optimizer=adamw", "--schedule=cosine"]
     options += [f"--texts={write_texts(tmp_path / 'texts')}"]

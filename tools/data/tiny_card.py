@@ -1,4 +1,4 @@
-"""The card of `checkpoints/tiny-llama`, written from what its run recorded; see `train_tiny.py`."""
+"""The card of a small committed model, written from what its run recorded; see `train_tiny.py`."""
 
 import hashlib
 import json
@@ -9,21 +9,30 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.files import read_json
 from jaxinfer.models.params import count_params
 
-CARD = """# tiny-llama
-
+PURPOSE = {
+    "llama": """\
 A Llama of {parameters:,} parameters that this project trained itself, on a CPU, so that every
 command has a real (if very small) language model without a network. It writes English-looking text;
-it knows nothing and follows no instructions. A base model: no chat template.
+it knows nothing and follows no instructions. A base model: no chat template.""",
+    "opt": """\
+An OPT of {parameters:,} parameters that this project trained itself, on a CPU, for methods that
+read only some neurons of a ReLU block. It writes English-looking text; it knows nothing and follows
+no instructions. A base model: no chat template. It reads and writes at most {context} tokens, as
+its positions are learned.""",
+}
+CARD = """# {name}
+
+{purpose}
 
 | | |
 |---|---|
-| Layers, width, MLP width | {cfg.num_layers}, {cfg.hidden_size}, {cfg.intermediate_size} (SwiGLU) |
+| Layers, width, MLP width | {cfg.num_layers}, {cfg.hidden_size}, {mlp} |
 | Query heads, key/value heads, head size | {cfg.num_heads}, {cfg.num_kv_heads}, {cfg.head_dim} |
-| Context | {cfg.max_positions} tokens, RoPE theta {cfg.rope.theta:g} |
+| Context | {cfg.max_positions} tokens, {positions} |
 | Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
-| Stored as | bfloat16, trained in float32 |
+| Stored as | {stored}, trained in float32 |
 | Training | {training} |
-| Speed | {speed:,.0f} tokens/s on two busy CPU cores |
+{density}| Speed | {speed:,.0f} tokens/s on two busy CPU cores |
 | SHA-256 of the parameters | `{digest}` |
 
 ## Data
@@ -38,8 +47,8 @@ documentation, the tutorial, how-tos, FAQ and language reference (held-out pages
 ## Held-out loss
 
 Whole documents that were never trained on and repeat no training text (`jaxinfer.texts`), in
-windows of {cfg.max_positions} tokens, in float32, before the rounding to bfloat16. Each source is
-cut off after about {windows} windows.
+windows of {cfg.max_positions} tokens, in float32, before the rounding to {stored}. Each source
+is cut off after about {windows} windows.
 
 | Source | Documents | Tokens | Nats per token | Bits per byte |
 |---|---|---|---|---|
@@ -52,7 +61,7 @@ python tools/data/fetch_texts.py
 {command}
 ```
 
-The hash covers the parameter values (bfloat16, leaves in tree order), not the files. Another
+The hash covers the parameter values ({hashed}, leaves in tree order), not the files. Another
 machine or release of JAX rounds differently and gives another, equally good, model.
 """
 
@@ -88,11 +97,26 @@ def write_card(
         f"| {row['bits_per_byte']:.3f} |"
         for name, row in held_out.items()
     ]
+    is_opt, l1 = cfg.family == "opt", options["l1"]
+    final = mean(line.get("nats", line["loss"]) for line in log[-10:])
+    training = (
+        f"{steps * tokens_per_step:,} tokens in {steps:,} steps, {optimizer}, "
+        f"final loss {final:.3f} (mean of the last 10 logged steps)"
+    )
+    if l1:
+        training += f", L1 on activations growing to {l1:g} within {options['ramp']} steps"
+    layers = zip(*(row["density"] for row in held_out.values() if "density" in row), strict=True)
+    density = ", ".join(f"{100 * mean(shares):.1f}" for shares in layers)
     text = CARD.format(
         cfg=cfg,
-        parameters=count_params(cfg),
-        training=f"{steps * tokens_per_step:,} tokens in {steps:,} steps, {optimizer}, "
-        f"final loss {mean(line['loss'] for line in log[-10:]):.3f} (mean of 10 steps)",
+        name=folder.name,
+        purpose=PURPOSE[cfg.family].format(parameters=count_params(cfg), context=cfg.max_positions),
+        mlp=f"{cfg.intermediate_size} ({'ReLU' if is_opt else 'SwiGLU'})",
+        positions="learned positions" if cfg.rope is None else f"RoPE theta {cfg.rope.theta:g}",
+        stored="int8 rows, vectors in float32" if is_opt else "bfloat16",
+        hashed="float32 as loaded" if is_opt else "bfloat16",
+        density=f"| Active neurons per layer, held-out, % | {density} |\n" if density else "",
+        training=training,
         speed=tokens_per_step
         * sum(line["steps"] for line in speed)
         / sum(line["seconds"] for line in speed),

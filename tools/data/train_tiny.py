@@ -180,11 +180,12 @@ def warn_of_lost_snapshots(run: Path, snapshots: Path, steps: int) -> None:
 
 
 def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: int) -> dict:
-    """Held-out loss per source, on whole documents."""
+    """Held-out loss per source, on whole documents, and of ReLU blocks each layer's density."""
     from tokenizers import Tokenizer
 
     from jaxinfer.texts import available_sources, read_source
     from jaxinfer.train.language_model import held_out_loss
+    from jaxinfer.train.sparse_activations import held_out_density
 
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     results = {}
@@ -203,22 +204,35 @@ def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: i
                 "nats_per_token": round(loss.nats_per_token, 4),
                 "bits_per_byte": round(loss.bits_per_byte, 4),
             }
+            if cfg.activation == "relu":
+                density = held_out_density(
+                    cfg, params, documents, length=cfg.max_positions, end=END_ID,
+                    max_windows=windows,
+                )  # fmt: skip
+                results[source]["density"] = [round(float(share), 4) for share in density]
     return results
 
 
 def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict):
-    """Writes one model folder in bfloat16; returns the parameters as stored."""
+    """Writes one model folder, a Llama in bfloat16 and an OPT in int8 rows; returns the parameters
+    as stored."""
     import jax
     import jax.numpy as jnp
     from tokenizers import Tokenizer as Backend
 
     from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
+    from jaxinfer.io.int8 import as_stored
     from jaxinfer.io.tokenizer import Tokenizer
 
     backend = Backend.from_file(str(run / "tokenizer.json"))
     tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(END_ID,))
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    save_checkpoint(folder, Checkpoint(cfg, params, tokenizer, provenance), overwrite=True)
+    is_opt = cfg.family == "opt"
+    if is_opt:
+        params = as_stored(params)
+    else:
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    checkpoint = Checkpoint(cfg, params, tokenizer, provenance)
+    save_checkpoint(folder, checkpoint, overwrite=True, int8_rows=is_opt)
     return params
 
 

@@ -5,7 +5,8 @@ per byte.
 
 Whole documents that no model of this project was trained on and that repeat no training text
 (`jaxinfer.texts`), in windows of the model's context, with the parameters as they are stored,
-computed in float32. Writes `held-out-MODEL`.
+computed in float32. A ReLU model's rows also tell each layer's density: the share of its neurons
+that are active. Writes `held-out-MODEL`.
 """
 
 import sys
@@ -28,6 +29,7 @@ def main(
     from jaxinfer.eval.tables import Row
     from jaxinfer.texts import available_sources, read_source
     from jaxinfer.train.language_model import held_out_loss
+    from jaxinfer.train.sparse_activations import held_out_density
 
     lm, table = ji.load(model, dtype="float32"), []
     for source in available_sources():
@@ -35,16 +37,21 @@ def main(
             (lm.encode(document.text, continues=True), len(document.text.encode()))
             for document in read_source(source, "heldout")
         ]
-        loss = held_out_loss(
-            lm.config, lm.params, documents, length=lm.config.max_positions,
-            end=lm.config.eos_token_ids[0], max_windows=windows,
-        )  # fmt: skip
+        cut = {
+            "length": lm.config.max_positions,
+            "end": lm.config.eos_token_ids[0],
+            "max_windows": windows,
+        }
+        loss = held_out_loss(lm.config, lm.params, documents, **cut)
         metrics = {
             "documents": loss.documents,
             "tokens": loss.tokens,
             "nats_per_token": loss.nats_per_token,
             "bits_per_byte": loss.bits_per_byte,
         }
+        if lm.config.activation == "relu":
+            shares = held_out_density(lm.config, lm.params, documents, **cut)
+            metrics |= {f"density_{layer}": float(share) for layer, share in enumerate(shares)}
         table.append(Row(source, "full", 0, 1.0, metrics))
         typer.echo(f"{source}: {loss.nats_per_token:.3f} nats per token", err=True)
 
