@@ -1,7 +1,8 @@
 """The models that benchmarks run on, and their weights as a Hugging Face folder for the peers.
 
-"tiny-random" is a small Llama with random weights, for trying the benchmarks out; any other name or
-path goes to `jaxinfer.load`. Everything is float32.
+"tiny-random" is a small Llama with random weights, for trying the benchmarks out, "opt-random" an
+OPT of width 1024 with 8 layers, for the time of sparse blocks; any other name or path goes to
+`jaxinfer.load`. Everything is float32.
 """
 
 import json
@@ -10,36 +11,45 @@ from typing import Any
 
 import numpy as np
 
-TINY = "tiny-random"
+TINY, OPT = "tiny-random", "opt-random"
 
 
 def load_model(source: str) -> Any:
     """An `LM` in float32."""
-    if source != TINY:
+    if source not in (TINY, OPT):
         from jaxinfer.loading import load
 
         return load(source, dtype="float32")
     import jax
 
-    from jaxinfer.config import ModelConfig, RopeConfig
     from jaxinfer.lm import LM
     from jaxinfer.models.params import init_params
 
-    config = ModelConfig(
-        family="llama",
-        vocab_size=1000,
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        max_positions=8192,
-        rope=RopeConfig(rotary_dim=16),
-        tie_embeddings=True,
+    config = _tiny() if source == TINY else _opt()
+    return LM(config, init_params(config, jax.random.key(0)), name=source)
+
+
+def _tiny() -> Any:
+    from jaxinfer.config import ModelConfig, RopeConfig
+
+    return ModelConfig(
+        family="llama", vocab_size=1000, hidden_size=64, intermediate_size=128, num_layers=2,
+        num_heads=4, num_kv_heads=2, head_dim=16, max_positions=8192,
+        rope=RopeConfig(rotary_dim=16), tie_embeddings=True, eos_token_ids=(2,),
+    )  # fmt: skip
+
+
+def _opt() -> Any:
+    """The shape of OPT with tiny-llama's vocabulary, so that the head does not hide the blocks."""
+    from jaxinfer.config import ModelConfig
+
+    return ModelConfig(
+        family="opt", vocab_size=8192, hidden_size=1024, intermediate_size=4096, num_layers=8,
+        num_heads=16, num_kv_heads=16, head_dim=64, max_positions=2048, norm="layer",
+        norm_bias=True, activation="relu", gated_mlp=False, positions="learned", rope=None,
+        position_offset=2, qkv_bias=True, out_bias=True, mlp_bias=True, tie_embeddings=True,
         eos_token_ids=(2,),
-    )
-    return LM(config, init_params(config, jax.random.key(0)), name=TINY)
+    )  # fmt: skip
 
 
 def prompts(seed: int, batch: int, length: int, vocab: int) -> list[list[int]]:

@@ -26,6 +26,7 @@ class Options:
     model: str = "smollm2-135m"
     preset: str = "standard"
     gguf: str | None = None
+    sparsity: str | None = None
     rounds: int | None = None
     torch: bool = True
     seed: int = 0
@@ -59,6 +60,8 @@ class Options:
             words += ["--preset", self.preset]
         if self.gguf is not None:
             words += ["--gguf", Path(self.gguf).name]
+        if self.sparsity is not None:
+            words += ["--sparsity", Path(self.sparsity).name]
         if self.rounds is not None:
             words += ["--rounds", str(self.rounds)]
         if not self.torch:

@@ -162,6 +162,26 @@ def startup_section(records: Sequence[Record]) -> str:
     return table(("model", "what", "seconds"), rows)
 
 
+def sparsity_section(records: Sequence[Record]) -> str:
+    rows, notes = [], []
+    for record in sorted(records, key=lambda r: (r.config["model"], r.config["batch"])):
+        config, metrics = record.config, record.metrics
+        for label, ratios in metrics["ratios"].items():
+            ours, dense = (metrics[name]["ms_per_step"]["median"] for name in (label, "dense"))
+            times = f"{ours:.2f}", f"{dense:.2f}", spread(ratios), metrics["lists"][label]
+            rows.append((config["model"], config["batch"], label, *times))
+        differ = [name for name, same in metrics["same_tokens_as_masked"].items() if not same]
+        if differ:
+            notes.append(f"{config['model']}: other tokens than masked: {', '.join(differ)}.")
+    columns = ("model", "batch", "sparsity", "ms/step", "dense, ms/step", "ratio")
+    explained = (
+        "The ratio is dense over sparse time of a step. Layers that list their blocks read only "
+        "those that are used; the others take the dense products. Densities without a name are "
+        "those of random routers: time without quality.\n\n"
+    )
+    return explained + table((*columns, "layers that list"), rows) + "\n" + bullets(notes)
+
+
 def peer_name(peer: str, metrics: dict[str, Any]) -> str:
     threads = metrics.get("peer_facts", {}).get(peer, {}).get("threads")
     return peer if threads is None else f"{peer}, {threads} thread{'s' * (threads > 1)}"
@@ -201,6 +221,9 @@ def headline(record: Record) -> str:
             for p in metrics["points"]
         ]
         text = "; ".join(points)
+    elif record.name == "sparsity":
+        ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
+        text = f"batch {record.config['batch']}: dense over sparse {', '.join(ratios)}"
     else:
         ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
         rate = metrics["jaxinfer"]["tokens_per_s"]["median"]
@@ -226,6 +249,7 @@ SECTIONS = (
     ("Prefill", "prefill", prefill_section),
     ("Context scaling", "context-scaling", context_section),
     ("Start-up", "startup", startup_section),
+    ("Sparse blocks", "sparsity", sparsity_section),
 )
 PLOTS = {"decode": _plot_decode, "context-scaling": _plot_context}
 

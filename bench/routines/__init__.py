@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bench.options import Options
-from bench.routines import context_scaling, decode, prefill, startup
+from bench.routines import context_scaling, decode, prefill, sparsity, startup
 from jaxinfer.environment import environment
 from jaxinfer.plugins import meant
 from jaxinfer.records import Record
@@ -16,6 +16,7 @@ ROUTINES: dict[str, Routine] = {
     "prefill": prefill.run,
     "context-scaling": context_scaling.run,
     "startup": startup.run,
+    "sparsity": sparsity.run,
 }
 
 

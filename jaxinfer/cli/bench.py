@@ -16,10 +16,15 @@ import typer
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="decode, prefill, context-scaling, startup, all, or report.")
+        str,
+        typer.Argument(help="decode, prefill, context-scaling, startup, sparsity, all, or report."),
     ],
     model: Annotated[
-        str, typer.Option(help="Model name or path; tiny-random for trying out.")
+        str,
+        typer.Option(
+            help="Model name or path; tiny-random for trying out, opt-random (1024 wide, 8 layers) "
+            "for sparsity."
+        ),
     ] = "smollm2-135m",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON Lines written.")] = False,
     quick: Annotated[bool, typer.Option(help="Tiny sizes, results under results/quick.")] = False,
@@ -27,6 +32,13 @@ def bench(
     rounds: Annotated[int | None, typer.Option(help="Measured rounds.")] = None,
     gguf: Annotated[
         str | None, typer.Option(help="GGUF file (or a wheel with one) for the llama.cpp peer.")
+    ] = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(
+            help="sparsity: a trained method, as deja_vu, lte or its folder; left out: "
+            "random routers."
+        ),
     ] = None,
     torch: Annotated[bool, typer.Option(help="Compare with transformers on torch.")] = True,
     results: Annotated[
@@ -50,6 +62,7 @@ def bench(
         model=model,
         preset="quick" if quick else preset,
         gguf=gguf,
+        sparsity=sparsity,
         rounds=rounds,
         torch=torch,
         seed=seed,

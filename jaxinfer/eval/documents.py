@@ -28,6 +28,19 @@ def held_out_texts(
     return texts
 
 
+def document_rows(lm: Model, texts: Iterable[Prompt], count: int, tokens: int) -> np.ndarray:
+    """i32[N, T]: the first `tokens` tokens of the first `count` texts that have so many.
+
+    Raises:
+      ValueError: no text has.
+    """
+    encoded = (lm.encode(text)[:tokens] for text in texts)
+    rows = list(itertools.islice((row for row in encoded if len(row) == tokens), count))
+    if not rows:
+        raise ValueError(f"no text has {tokens} tokens; take longer texts or fewer tokens")
+    return np.asarray(rows, np.int32)
+
+
 def token_stream(
     lm: Model, texts: Iterable[Prompt], limit: int | None = None, *, repeat: bool = False
 ) -> Iterator[np.ndarray]:

@@ -89,11 +89,15 @@ def describe(policy: Policy) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table with a column per metric."""
-    columns = list(dict.fromkeys(name for row in rows for name in row.to_dict()))
+    return markdown_table([row.to_dict() for row in rows])
+
+
+def markdown_table(records: Sequence[Json]) -> str:
+    """A Markdown table with a column per key."""
+    columns = list(dict.fromkeys(name for record in records for name in record))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = row.to_dict()
-        lines.append("| " + " | ".join(_cell(cells.get(name)) for name in columns) + " |")
+    for record in records:
+        lines.append("| " + " | ".join(_cell(record.get(name)) for name in columns) + " |")
     return "\n".join(lines)
 
 

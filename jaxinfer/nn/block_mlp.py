@@ -96,6 +96,13 @@ def weighted_block_mlp(
     return _masked(weights, x, gates, activation)
 
 
+def hidden_values(
+    weights: BlockWeights, x: Float[Array, "R D"], activation: Activation
+) -> Float[Array, "R F"]:
+    """What every neuron gives to `down`, in float32, selected or not."""
+    return _hidden(weights, _inputs(weights, x), activation)
+
+
 def union_list(selected: Bool[Array, "R J"]) -> Listed:
     """The blocks that any row selected, in order."""
     units = selected.shape[1]

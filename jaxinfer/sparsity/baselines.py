@@ -15,6 +15,7 @@ import numpy as np
 from jaxinfer.arguments import one_of, real, whole
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.linear import rows
+from jaxinfer.sparsity import moefication
 from jaxinfer.sparsity.allocation import STEP, Allocation
 from jaxinfer.sparsity.base import Rule, Static
 from jaxinfer.sparsity.calibration import Calibration, threshold_at
@@ -29,9 +30,6 @@ from jaxinfer.sparsity.masked import (
 )
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.typing import Params
-
-Baseline = Callable[[Calibration, float, int], Params]
-"""(calibrated model, density, neurons of a block) -> parameters."""
 
 
 def oracle(calibration: Calibration, density: float, block_size: int = 1) -> Params:
@@ -142,18 +140,31 @@ def of_prompt(
     return _selected(calibration, selector)
 
 
-BASELINES: dict[str, Baseline] = {
-    "oracle": oracle,
-    "contribution-oracle": contribution_oracle,
-    "random": random,
-    "static": static,
-    "cats": cats,
-    "teal": teal,
-    "wina": wina,
-    "griffin": griffin,
-}
-IGNORE_BLOCKS = ("cats", "teal", "wina")
-"""Methods that choose single neurons or inputs, whatever the size of a block."""
+def moefication_oracle(calibration: Calibration, density: float, block_size: int = 32) -> Params:
+    """The blocks with the most activation, of neurons that are grouped by their input weights:
+    MoEfication (arXiv 2110.01786) with its ground-truth selection, an oracle."""
+    grouped = moefication.experts(calibration, block_size)
+
+    def block(layer: int, dense: Params) -> MaskedMlp:
+        most = units_at(dense["up"]["weight"].shape[0], density, block_size)
+        criterion = LargestHidden(most=jnp.int32(most), size=block_size)
+        return MaskedMlp(dense=grouped[layer].block, criterion=criterion)
+
+    return _with_blocks(calibration.params, block)
+
+
+def moefication_router(calibration: Calibration, density: float, block_size: int = 32) -> Params:
+    """MoEfication with the router that its authors train, on the calibration text."""
+    grouped = moefication.experts(calibration, block_size)
+    learned = moefication.routers(calibration, block_size)
+
+    def block(layer: int, dense: Params) -> SparseMlp:
+        rule = Rule(most=units_at(dense["up"]["weight"].shape[0], density, block_size))
+        inner, outer = learned[layer]
+        router = moefication.ExpertRouter(inner=inner, outer=outer, rule=rule)
+        return SparseMlp.of(grouped[layer].block, router)
+
+    return _with_blocks(calibration.params, block)
 
 
 def units_at(neurons: int, density: float, block_size: int) -> int:

@@ -1,6 +1,5 @@
 """Selections that know nothing of the context: what a learned one has to beat."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,12 +29,20 @@ class Random(Selector):
         x = sites[0].astype(jnp.float32)
         bits = jax.lax.bitcast_convert_type(x.reshape(-1, x.shape[-1]), jnp.uint32)
         odd = (np.arange(x.shape[-1]) * (2 * 0x9E3779B1) + 1).astype(np.uint32)
-        marks = (bits * odd).sum(axis=-1, dtype=jnp.uint32)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self.seed)))(marks)
-        return self.rule(jax.vmap(lambda key: jax.random.uniform(key, (self.units,)))(keys))
+        token = (bits * odd).sum(axis=-1, dtype=jnp.uint32)
+        unit = _mixed(jnp.arange(self.number, dtype=jnp.uint32) + jnp.uint32(self.seed << 16))
+        drawn = _mixed(token[:, None] + unit)
+        return self.rule((drawn >> 8).astype(jnp.float32))  # float32 holds 24 bits
 
     def share(self) -> float:
         return self.rule.share(self.units)
 
     def scaled(self, factors: Float[Array, " D"]) -> "Random":
         return self
+
+
+def _mixed(x: Array) -> Array:
+    """Every bit of the outcome depends on every bit of u32 x (the last steps of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

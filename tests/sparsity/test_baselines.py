@@ -12,7 +12,8 @@ import pytest
 from jaxinfer.models.params import init_params
 from jaxinfer.models.stack import forward
 from jaxinfer.sparsity.accounting import measure, shares
-from jaxinfer.sparsity.baselines import BASELINES, of_prompt, teal
+from jaxinfer.sparsity.baseline import BASELINES
+from jaxinfer.sparsity.baselines import of_prompt, teal
 from jaxinfer.sparsity.calibration import Calibration
 from jaxinfer.sparsity.observe import layer_weights
 from tests.factories import CONFIGS, random_tokens

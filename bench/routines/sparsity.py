@@ -1,0 +1,100 @@
+"""Decoding with sparse blocks against the same model's dense decoding, step for step.
+
+With `--sparsity` the method is measured at its own density, and where it takes one at the preset's;
+without, random routers choose the preset's shares of blocks of 32 neurons, so that time is measured
+but no quality. `opt-random` is an OPT of width 1024 with 8 layers and random weights. Dense and
+sparse take turns in one process, and a ratio is dense time over sparse time in the same round:
+above 1 sparse is faster. Where a step would read so many blocks that dense is faster, the method
+reads all of them, so that a ratio near 1 is expected of large batches.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from bench.harness import Measure, interleave, ratio
+from bench.models import load_model, prompts
+from bench.options import Options
+
+KEYS = "ms_per_step", "tokens_per_s"
+
+
+def run(options: Options) -> list[tuple[dict, dict]]:
+    import jax
+
+    sizes, lm = options.settings("sparsity"), load_model(options.model)
+    forms = {label: lm.sparsified(one) for label, one in methods(options, lm, sizes).items()}
+    agree = {label: same_tokens(form, options.seed, sizes) for label, form in forms.items()}
+    found = []
+    for batch, rounds in zip(sizes["batches"], sizes["rounds"], strict=True):
+        given = prompts(options.seed, batch, sizes["prompt"], lm.config.vocab_size)
+        measures: dict[str, Measure] = {"dense": partial(generate, lm, given, sizes["new"])}
+        for label, form in forms.items():
+            measures[label] = partial(generate, form, given, sizes["new"])
+        say = lambda text, batch=batch: options.say(f"batch {batch}, {text}")  # noqa: E731
+        samples = interleave(measures, rounds, say)
+        metrics: dict[str, Any] = {name: one.summary(*KEYS) for name, one in samples.items()}
+        metrics["ratios"] = {
+            label: ratio(samples["dense"], samples[label], "ms_per_step") for label in forms
+        }
+        metrics |= {"same_tokens_as_masked": agree, "lists": listing(forms, batch)}
+        metrics |= {"device": jax.devices()[0].device_kind, "missing": {}}
+        config = {"batch": batch, "rounds": rounds, "sparsity": options.sparsity}
+        config |= {key: sizes[key] for key in ("prompt", "new", "densities", "block_size")}
+        found.append((options.config(config), metrics))
+    return found
+
+
+def methods(options: Options, lm: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, by label."""
+    if options.sparsity is None:
+        from bench.random_routers import RandomRouters
+
+        return {
+            f"density {x:g}": RandomRouters(density=x, block_size=sizes["block_size"])
+            for x in sizes["densities"]
+        }
+    from jaxinfer.eval.sparsity_methods import methods_at
+    from jaxinfer.names import sparsity_of
+
+    own = sparsity_of(options.sparsity, lm.name)
+    found = methods_at([options.sparsity], sizes["densities"], model=lm.name)
+    if len(found) == 1:
+        return {options.sparsity: found[0]}
+    labels = [f"density {x:g}" for x in sizes["densities"]]
+    return {options.sparsity: own} | dict(zip(labels, found, strict=True))
+
+
+def generate(lm: Any, given: list[list[int]], new: int) -> dict[str, float]:
+    """The time of a greedy generation's steps, without the prompt."""
+    stats = lm.generate(given, max_new_tokens=new, ignore_eos=True)[0].stats
+    seconds = stats.decode_s
+    return {"ms_per_step": 1e3 * seconds / new, "tokens_per_s": len(given) * new / seconds}
+
+
+def same_tokens(form: Any, seed: int, sizes: Mapping[str, Any]) -> bool:
+    """Whether 64 greedy tokens are those of the same selection computed with every neuron."""
+    prompt = prompts(seed, 1, sizes["prompt"], form.config.vocab_size)
+    layers = tuple(layer | {"mlp": masked(layer["mlp"])} for layer in form.params["layers"])
+    whole = replace(form, params=form.params | {"layers": layers})
+    options = {"max_new_tokens": 64, "ignore_eos": True}
+    one, other = (lm.generate(prompt, **options)[0].tokens for lm in (form, whole))
+    return one == other
+
+
+def masked(block: Any) -> Any:
+    """The block as it is computed where all neurons are read; a dense one as it is."""
+    return replace(block, unions=(1.0,)) if hasattr(block, "unions") else block
+
+
+def listing(forms: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """The layers of each form that read listed blocks in a step of so many rows."""
+    return {
+        label: sum(
+            block.lists(rows, form.engine.backend)
+            for layer in form.params["layers"]
+            if hasattr(block := layer["mlp"], "lists")
+        )
+        for label, form in forms.items()
+    }

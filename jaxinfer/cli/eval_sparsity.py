@@ -1,0 +1,122 @@
+"""`jaxinfer eval sparsity MODEL`: what methods of sparsity cost in quality, density by density."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxinfer.cli import options as o
+from jaxinfer.cli.notices import work_begins
+from jaxinfer.typing import Json
+
+if TYPE_CHECKING:
+    from jaxinfer.eval.sparsity import Tasks
+    from jaxinfer.lm import LM
+    from jaxinfer.sparsity.calibration import Calibration
+
+METHODS = "oracle, random, static, cats, teal, wina, griffin, moefication-oracle, moefication"
+SHOWN = (
+    "method", "density", "used", "layer_products", "layer_bytes", "perplexity", "low", "high",
+    "relative", "copied", "agreement", "rougeL",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asked for; None takes the default."""
+
+    methods: str | None
+    densities: tuple[float, ...] | None
+    block_size: int | None
+    calibration: int | None
+    texts: Sequence[str]
+    source: str
+    documents: int | None
+    tokens: int | None
+    prompt_tokens: int | None
+    new_tokens: int | None
+    seed: int
+
+
+def evaluate_sparsity(
+    asked: Asked,
+    model: str | None,
+    dtype: str | None,
+    weights: str | None,
+    results: Path | None,
+    as_json: bool,
+) -> None:
+    """Prints a row for the dense model and one per method and density."""
+    from jaxinfer.cli.models import open_model
+    from jaxinfer.eval.documents import document_rows, held_out_texts
+    from jaxinfer.eval.sparsity import evaluate
+    from jaxinfer.eval.sparsity_methods import DENSITIES, methods_at, needs_text
+    from jaxinfer.eval.tables import markdown_table
+    from jaxinfer.progress import progress
+
+    names = [name.strip() for name in (asked.methods or METHODS).split(",") if name.strip()]
+    densities = asked.densities or DENSITIES
+    texts = asked.texts or held_out_texts(asked.source)
+    lm = open_model(model, dtype, weights)
+    tokens = asked.tokens or min(512, lm.config.max_positions)
+    rows = document_rows(lm, texts, asked.documents or 8, tokens + 1)
+    calibration = _calibration(lm, asked, tokens) if needs_text(names) else None
+    methods = methods_at(
+        names, densities, block_size=asked.block_size or 1, calibration=calibration, model=lm.name
+    )
+    work_begins()
+    with progress("methods") as report:
+        found = evaluate(lm, methods, rows, tasks=_tasks(asked, tokens), report=report)
+    common: Json = {"task": "sparsity", "model": lm.name, "weights": weights}
+    if results is not None:
+        _save(common, asked, names, densities, rows.shape, found, results)
+    if as_json:
+        for row in found:
+            o.print_json(common | row)
+        return
+    print(markdown_table([{k: row[k] for k in SHOWN if k in row} for row in found]))
+
+
+def _calibration(lm: "LM", asked: Asked, tokens: int) -> "Calibration":
+    """The training texts that methods without training learn from."""
+    from jaxinfer.sparsity.calibration import Calibration
+    from jaxinfer.train.windows import text_windows
+
+    count, context = asked.calibration or 8, min(tokens, 256)
+    windows = text_windows(lambda text: lm.encode(text), count, context, seed=asked.seed)
+    return Calibration(lm.config, lm.params, windows)
+
+
+def _tasks(asked: Asked, tokens: int) -> "Tasks":
+    from jaxinfer.eval.sparsity import Tasks
+
+    given = {"prompt_tokens": asked.prompt_tokens, "new_tokens": asked.new_tokens}
+    sizes = Tasks(prompt_tokens=min(Tasks.prompt_tokens, tokens // 2))
+    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+
+
+def _save(
+    common: Json,
+    asked: Asked,
+    names: Sequence[str],
+    densities: Sequence[float],
+    shape: Sequence[int],
+    found: Sequence[Json],
+    folder: Path,
+) -> None:
+    from jaxinfer.environment import environment
+    from jaxinfer.records import Record, append
+
+    config = common | {
+        "methods": list(names), "densities": list(densities), "block_size": asked.block_size or 1,
+        "documents": shape[0], "tokens": shape[1] - 1,
+    }  # fmt: skip
+    command = f"jaxinfer eval sparsity {common['model']} --methods {','.join(names)} --densities "
+    command += ",".join(f"{density:g}" for density in densities)
+    append(
+        Record(
+            name="eval-sparsity", config=config, metrics={"rows": list(found)}, env=environment(),
+            command=command, seed=asked.seed,
+        ),
+        folder,
+    )  # fmt: skip
