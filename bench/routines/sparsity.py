@@ -58,8 +58,8 @@ def methods(options: Options, lm: Any, sizes: Mapping[str, Any]) -> dict[str, An
     from jaxinfer.eval.sparsity_methods import methods_at
     from jaxinfer.names import sparsity_of
 
-    own = sparsity_of(options.sparsity, lm.name)
-    found = methods_at([options.sparsity], sizes["densities"], model=lm.name)
+    own = sparsity_of(options.sparsity)
+    found = methods_at([options.sparsity], sizes["densities"])
     if len(found) == 1:
         return {options.sparsity: found[0]}
     labels = [f"density {x:g}" for x in sizes["densities"]]

@@ -62,7 +62,7 @@ def evaluate_sparsity(
     rows = document_rows(lm, texts, asked.documents or 8, tokens + 1)
     calibration = _calibration(lm, asked, tokens) if needs_text(names) else None
     methods = methods_at(
-        names, densities, block_size=asked.block_size or 1, calibration=calibration, model=lm.name
+        names, densities, block_size=asked.block_size or 1, calibration=calibration
     )
     work_begins()
     with progress("methods") as report:

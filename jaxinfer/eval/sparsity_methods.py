@@ -1,7 +1,6 @@
 """The methods of sparsity that a table compares, from names and densities."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxinfer.names import sparsity_of
 from jaxinfer.plugins import meant
@@ -19,7 +18,6 @@ def methods_at(
     *,
     block_size: int = 1,
     calibration: Calibration | None = None,
-    model: str = "",
 ) -> list[Sparsity]:
     """Every baseline at every density; other methods as `lm.generate(sparsity=...)` takes them, at
     every density where they take one (DejaVu), else once, at their own (LTE).
@@ -40,13 +38,13 @@ def methods_at(
             ]
             continue
         try:
-            method = sparsity_of(name, model)
+            method = sparsity_of(name)
         except ValueError as error:
             known = f"{meant(name, BASELINES)} baselines are {', '.join(BASELINES)}"
             raise ValueError(f"{error};{known}") from error
-        assert method is not None
-        takes = method.name == "deja_vu"
-        found += [replace(method, density=x) for x in densities] if takes else [method]
+        several = method is not None and method.name == "deja_vu"
+        arguments = [{"name": name, "density": x} for x in densities] if several else [name]
+        found += [one for one in map(sparsity_of, arguments) if one is not None]
     return found
 
 
