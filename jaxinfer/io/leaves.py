@@ -16,6 +16,7 @@ from jaxinfer.files import quoted
 from jaxinfer.io.dtypes import BY_NAME
 from jaxinfer.io.int8 import is_matrix
 from jaxinfer.models.params import named_leaves
+from jaxinfer.nn.listed import InputMajor
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.sparsity.stored import SCALES
 from jaxinfer.typing import Leaf, Params
@@ -64,6 +65,8 @@ def check_tree(params: Params, wanted: Params) -> None:
                 f"cannot save the model: {name} has shape {list(ours[name].shape)}, the config "
                 f"asks for {list(leaf.shape)}"
             )
+    if jax.tree.structure(params) != jax.tree.structure(wanted):  # as to static fields
+        raise ValueError("cannot save the model: a sparse part is made for another dtype")
 
 
 def stored_leaves(
@@ -107,7 +110,7 @@ def _is_float(leaf: Leaf) -> bool:
 
 
 def _is_stored(leaf: Leaf) -> bool:
-    return isinstance(leaf, StoredWeight)
+    return isinstance(leaf, StoredWeight) and not isinstance(leaf, InputMajor)
 
 
 def _stays(name: str) -> bool:

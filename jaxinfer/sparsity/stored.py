@@ -1,7 +1,8 @@
 """How the sparse parts of a model are described in its folder: so that, with the model's config,
 the shapes of all arrays are known before any is read.
 
-A description is JSON: for each layer of a sparse model None, or {"mlp": `BlockForm`} as an object.
+A description is JSON: for each layer of a sparse model None, or an object with a `BlockForm` as
+"mlp", a `HeadsForm` as "heads", or both.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 from jaxinfer.config import ModelConfig, check_types, known_fields
 from jaxinfer.files import quoted
 from jaxinfer.nn.block_mlp import BlockWeights
+from jaxinfer.nn.heads import Heads, Keys
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.sparsity.base import Router, Selector, Static
 from jaxinfer.sparsity.form import RouterForm, check_unions
+from jaxinfer.sparsity.heads import SparseHeads, with_heads
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.typing import Json, Params
 
@@ -117,6 +120,38 @@ class BlockForm:
         return SparseMlp(weights=weights, selector=selector, unions=tuple(map(float, self.unions)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadsForm:
+    """`SparseHeads` without their numbers."""
+
+    selector: SelectorForm
+    unions: tuple[float, ...]
+    keys: Keys
+
+    def __post_init__(self):
+        check_types(self)
+        check_unions(self.unions)
+
+    @classmethod
+    def of(cls, heads: Heads) -> "HeadsForm":
+        if not isinstance(heads, SparseHeads):
+            raise ValueError(f"heads of kind {type(heads).__name__} have no form in a folder")
+        return cls(selector=SelectorForm.of(heads.selector), unions=heads.unions, keys=heads.keys)
+
+    @classmethod
+    def from_dict(cls, data: Json) -> "HeadsForm":
+        """The form that `dataclasses.asdict` has made an object of; ValueError for any other."""
+        known = known_fields(cls, data)
+        known["selector"] = SelectorForm.from_dict(known["selector"])
+        return cls(**known)
+
+    def abstract(self, cfg: ModelConfig, dense: Params) -> Params:
+        """An attention with such heads, given the shapes of one without."""
+        selector, unions = self.selector.abstract(cfg.hidden_size), tuple(map(float, self.unions))
+        heads = SparseHeads.of(cfg, selector, keys=self.keys, unions=unions)
+        return jax.eval_shape(with_heads, dense, heads)
+
+
 def described(params: Params) -> list[Json | None] | None:
     """The description of the sparse parts of a model; None of one without.
 
@@ -147,11 +182,22 @@ def with_sparse_parts(cfg: ModelConfig, dense: Params, description: object) -> P
 
 
 def _described(layer: Params) -> Json | None:
-    block = layer["mlp"]
-    return {"mlp": asdict(BlockForm.of(block))} if isinstance(block, FeedForward) else None
+    parts = {}
+    if isinstance(layer["mlp"], FeedForward):
+        parts["mlp"] = asdict(BlockForm.of(layer["mlp"]))
+    if "heads" in layer.get("attn", {}):
+        parts["heads"] = asdict(HeadsForm.of(layer["attn"]["heads"]))
+    return parts or None
 
 
 def _layer(cfg: ModelConfig, dense: Params, part: object) -> Params:
-    if not isinstance(part, dict) or set(part) != {"mlp"}:
-        raise ValueError(f"a sparse layer is described by its 'mlp', got {quoted(part)}")
-    return dense | {"mlp": BlockForm.from_dict(part["mlp"]).abstract(cfg, dense["mlp"])}
+    known = {name for name, at in {"mlp": "mlp", "heads": "attn"}.items() if at in dense}
+    if not isinstance(part, dict) or not part or not set(part) <= known:
+        raise ValueError(
+            f"sparse of a layer may be {' and '.join(sorted(known))}, got {quoted(part)}"
+        )
+    if "mlp" in part:
+        dense = dense | {"mlp": BlockForm.from_dict(part["mlp"]).abstract(cfg, dense["mlp"])}
+    if "heads" in part:
+        dense = dense | {"attn": HeadsForm.from_dict(part["heads"]).abstract(cfg, dense["attn"])}
+    return dense

@@ -16,11 +16,12 @@ from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.convert import convert
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.models.quantize import quantize_weights
-from jaxinfer.models.stack import forward
-from jaxinfer.nn.mlp import FeedForward
-from jaxinfer.sparsity.base import Router
+from jaxinfer.nn.heads import Heads
+from jaxinfer.nn.listed import InputMajor
+from jaxinfer.nn.mlp import FeedForward, feed_forward
+from jaxinfer.sparsity.base import Router, Rule, Static
 from tests.factories import CONFIGS, params_of
-from tests.sparsity.stored_models import sparse_model
+from tests.sparsity.stored_models import sparse_model, with_sparse_heads
 
 TINY_LLAMA = Path(__file__).parents[2] / "checkpoints" / "tiny-llama"
 Q = "layers.0.attn.q.weight"
@@ -116,6 +117,24 @@ def test_a_sparse_model_comes_back_bit_for_bit(tmp_path, name, selector, codes, 
     assert (folder / "config.json").read_bytes() == (again / "config.json").read_bytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_selected_heads_come_back_bit_for_bit(tmp_path, dtype):
+    cfg, params = sparse_model("llama", "low rank", dtype=dtype)
+    router = Router(
+        outer=jnp.asarray(np.random.default_rng(4).normal(size=(2, 32)), jnp.float32),
+        rule=Rule(most=1),
+    )
+    params = with_sparse_heads(cfg, params, router, keys="deferred", unions=(0.5, 0.75))
+    folder = saved(tmp_path / "m", cfg, params)
+    equal(load_checkpoint(folder, dtype).params, params)
+    cast = load_checkpoint(folder, "float16").params["layers"][0]["attn"]
+    assert cast["out"]["weight"].dtype == "float16" == cast["out"]["weight"].weight.dtype
+    assert cast["heads"].selector.outer.dtype == jnp.float32
+    static = Static(selected=jnp.asarray([True, False]))
+    params = with_sparse_heads(cfg, params_of("llama", dtype), static)
+    equal(load_checkpoint(saved(tmp_path / "static", cfg, params), dtype).params, params)
+
+
 def test_what_selects_and_scales_keep_their_dtype_when_the_model_is_cast(tmp_path):
     cfg, params = sparse_model("llama", "low rank", codes="hidden")
     folder = saved(tmp_path / "m", cfg, params)
@@ -125,12 +144,13 @@ def test_what_selects_and_scales_keep_their_dtype_when_the_model_is_cast(tmp_pat
     equal(theirs, ours)
 
 
-def test_a_sparse_model_in_int8_rows_computes_nearly_the_same(tmp_path):
+def test_a_sparse_block_in_int8_rows_computes_nearly_the_same(tmp_path):
     cfg, params = sparse_model("llama", "low rank")
     found = load_checkpoint(saved(tmp_path / "m", cfg, params, int8_rows=True), "float32").params
     assert jax.tree.structure(found) == jax.tree.structure(params)
-    tokens = jnp.asarray([[3, 1, 4, 1, 5]])
-    close, exact = (forward(cfg, x, tokens).logits for x in (found, params))
+    x = jax.random.normal(jax.random.key(1), (1, 5, cfg.hidden_size))
+    blocks = (model["layers"][1]["mlp"] for model in (found, params))
+    close, exact = (feed_forward(cfg, block, x, 1) for block in blocks)
     assert 0 < np.abs(close - exact).max() < 0.1 * np.abs(exact).max()
     twice = saved(tmp_path / "twice", cfg, found, int8_rows=True)
     equal(load_checkpoint(twice, "float32").params, found)
@@ -147,17 +167,26 @@ def changed_block(params, **changes):
     return params | {"layers": (first, layer | {"mlp": replace(layer["mlp"], **changes)})}
 
 
+def with_attention(params, **changes):
+    first, second = params["layers"]
+    return params | {"layers": (first | {"attn": first["attn"] | changes}, second)}
+
+
 def test_what_a_folder_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     cfg, dense = CONFIGS["llama"], params_of("llama")
     _, sparse = sparse_model("llama", "low rank")
     router = sparse["layers"][1]["mlp"].selector
     other = Other(inner=router.inner, outer=router.outer, rule=router.rule)
     first, second = dense["layers"]
+    sparse_heads = with_sparse_heads(cfg, dense, Static(selected=jnp.ones(2, bool)))
+    halved = InputMajor.of(first["attn"]["out"]["weight"].astype(jnp.bfloat16))
     foreign = {"layers": (first, second | {"mlp": FeedForward()})}
     cases = {
         "weights in fewer bits .*int8_rows=True": quantize_weights(dense, "int8"),
         "a selector of kind Other": changed_block(sparse, selector=other),
         "a block of kind FeedForward": dense | foreign,
+        "heads of kind Heads": with_attention(dense, heads=Heads()),
+        "made for another dtype": with_attention(sparse_heads, out={"weight": halved}),
         "more is no part of the model": dense | {"more": jnp.zeros(3)},
         "final_norm.scale is missing": {k: v for k, v in dense.items() if k != "final_norm"},
         r"shape \[61, 32\], the config asks for \[62, 32\]": dense,
@@ -206,7 +235,10 @@ FORGED = {
     "rows that are not": (top(int8_rows=True), "config.json says int8[61, 32]"),
     "sparse parts of one layer": (top(sparse=[None]), "must describe 2 layers"),
     "sparse parts that are a text": (top(sparse="ab"), "must describe 2 layers"),
-    "another part": (top(sparse=[None, {"norm": 1}]), "described by its 'mlp'"),
+    "another part": (
+        top(sparse=[None, {"norm": 1}]),
+        "sparse of a layer may be heads and mlp, got",
+    ),
     "a dense layer": (top(sparse=[None, None], dtypes={}), "layers.1.mlp.down.weight"),
     "a block that is a list": (top(sparse=[None, {"mlp": []}]), "BlockForm must be an object"),
     "blocks that do not divide": (selector(units=7), "7 blocks do not divide 48 neurons"),
@@ -218,6 +250,38 @@ FORGED = {
     "more units than there are": (router(most=13), "selects 13 of 12 units"),
     "a look-ahead of two": (router(lookahead=2), "lookahead must be 0, 0.5 or 1"),
     "a threshold of NaN": (router(threshold=float("nan")), "threshold must be"),
+    "heads of another model": (
+        top(
+            sparse=[
+                {
+                    "heads": {
+                        "selector": {"units": 3, "router": None},
+                        "unions": [],
+                        "keys": "always",
+                    }
+                },
+                None,
+            ],
+            dtypes={},
+        ),
+        "2 in this model of 4 query heads; the selector has 3 units",
+    ),
+    "keys at no time": (
+        top(
+            sparse=[
+                {
+                    "heads": {
+                        "selector": {"units": 2, "router": None},
+                        "unions": [],
+                        "keys": "never",
+                    }
+                },
+                None,
+            ],
+            dtypes={},
+        ),
+        "keys must be one of 'always', 'deferred'",
+    ),
     "unions that fall": (block(unions=[0.5, 0.1]), "do not fall"),
     "unions of texts": (block(unions=["a"]), "unions must be a list"),
     "an unknown scale": (block(scales=["up_scale", "x"]), "scales must be a list"),

@@ -1,6 +1,7 @@
 """Tiny models with sparse blocks of every form that a folder holds."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.block_mlp import BlockWeights
 from jaxinfer.sparsity.base import Router, Rule, Selector, Static
+from jaxinfer.sparsity.heads import SparseHeads, with_heads
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.typing import Params
 from tests.factories import CONFIGS, params_of
@@ -34,6 +36,15 @@ def routers(width: int) -> dict[str, Selector]:
         "of the embedding": replace(low_rank, lookahead=None),
         "static": Static(selected=jnp.arange(UNITS) % 3 == 0),
     }
+
+
+def with_sparse_heads(
+    cfg: ModelConfig, params: Params, selector: Selector, **options: Any
+) -> Params:
+    """The model whose first layer selects among its groups of heads."""
+    first, *others = params["layers"]
+    heads = SparseHeads.of(cfg, selector, **options)
+    return params | {"layers": (first | {"attn": with_heads(first["attn"], heads)}, *others)}
 
 
 def in_8_bits(block: SparseMlp, *, hidden: bool) -> SparseMlp:

@@ -24,8 +24,9 @@ from jaxinfer.io.load import load_checkpoint
 from jaxinfer.io.tokenizer import Tokenizer
 from jaxinfer.models.registry import config_from_hf
 from jaxinfer.models.stack import forward
+from jaxinfer.sparsity.base import Static
 from tests.io import tiny_checkpoints as tiny
-from tests.sparsity.stored_models import sparse_model
+from tests.sparsity.stored_models import sparse_model, with_sparse_heads
 from tools.fuzz.mutations import damaged_text
 from tools.fuzz.target import Target
 
@@ -87,6 +88,8 @@ def make_sparse(folder: Path) -> None:
     """Our folder with a sparse block in 8 bits, a dtype for some arrays, and one of int8 rows."""
     for name, rows in (("m", False), ("rows", True)):
         cfg, params = sparse_model("llama", "linear", codes="down", dtype="bfloat16")
+        selector = Static(selected=jnp.asarray([True, False]))
+        params = with_sparse_heads(cfg, params, selector, keys="deferred", unions=(0.5,))
         save_checkpoint(folder / name, Checkpoint(cfg, params), int8_rows=rows)
 
 
@@ -94,6 +97,8 @@ def parse_sparse(folder: Path) -> None:
     for name in ("m", "rows"):
         loaded = load_checkpoint(folder / name, "float32")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.params))
+        heads = loaded.params["layers"][0]["attn"].get("heads")
+        assert heads is None or heads.selector.units == loaded.config.num_kv_heads
         block = loaded.params["layers"][1]["mlp"]
         if not isinstance(block, dict):
             assert block.weights.up.shape == (loaded.config.intermediate_size, 32)
