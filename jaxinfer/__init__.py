@@ -30,7 +30,7 @@ from jaxinfer.models.family import Family
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.models.registry import register_family
 from jaxinfer.models.stack import Output, commit, forward
-from jaxinfer.names import DraftLike, SparsityLike, register_sparsity
+from jaxinfer.names import DraftLike, SparsityLike, deja_vu, lte, register_sparsity
 from jaxinfer.session import Session
 from jaxinfer.sparsity.method import Sparsity
 from jaxinfer.speculative import (
@@ -65,6 +65,7 @@ __all__ = [
     "Topology",
     "commit",
     "convert",
+    "deja_vu",
     "early_exit",
     "expected_tokens",
     "forward",
@@ -74,6 +75,7 @@ __all__ = [
     "less",
     "load",
     "load_draft",
+    "lte",
     "per_layer",
     "register_family",
     "register_policy",

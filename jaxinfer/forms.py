@@ -37,7 +37,7 @@ class Forms(Model):
           ValueError: there is no such method, it is for another model, or this model is sparse by
             another one already.
         """
-        wanted = sparsity_of(sparsity)
+        wanted = sparsity_of(sparsity, self.name)
         if wanted is None or wanted == self.sparsity:
             return self
         if self.sparsity is not None:

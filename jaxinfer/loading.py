@@ -13,6 +13,7 @@ from jaxinfer.io.weights import Progress
 from jaxinfer.lm import LM
 from jaxinfer.models.quantize import check_format, quantize_params, quantize_weights
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
+from jaxinfer.names import SparsityLike, sparsity_of
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.plugins import meant
 from jaxinfer.runtime.backend import Backend
@@ -31,6 +32,7 @@ def load(
     dtype: DType = None,
     weights: str | None = None,
     implementation: Implementation | None = None,
+    sparsity: SparsityLike = None,
     progress: Progress | None = None,
 ) -> LM:
     """An `LM` from a model-index name, a Hugging Face folder, a GGUF file or our own folder.
@@ -42,6 +44,8 @@ def load(
         and all arithmetic keep `dtype`. On a CPU "int8" is for speed (activations are rounded to 8
         bits too) and "int4" for memory alone. The floating weights are in memory until then.
       implementation: of what a decode step computes, see `LM`; None takes Pallas kernels on a GPU.
+      sparsity: makes the blocks sparse as `LM.sparsified` does, before `weights` stores them; there
+        is no dense model then.
       progress: called as `progress(done, total)` while parameters are read.
 
     Returns:
@@ -61,8 +65,12 @@ def load(
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a function of (done, total), got {shown(progress)}")
     check_implementation(implementation)
+    name = Path(source).name if os.path.exists(source) else str(source)
+    method = sparsity_of(sparsity, name)
     checkpoint = load_checkpoint(source, dtype, progress)
     params = checkpoint.params
+    if method is not None:
+        params = method.apply(checkpoint.config, params)
     if weights is not None:
         params = quantize_params(
             checkpoint.config,
@@ -71,8 +79,7 @@ def load(
             tokenizer=checkpoint.tokenizer,
             backend=Backend.of(implementation),
         )
-    name = Path(source).name if os.path.exists(source) else str(source)
-    return LM(checkpoint.config, params, checkpoint.tokenizer, name, implementation)
+    return LM(checkpoint.config, params, checkpoint.tokenizer, name, implementation, method)
 
 
 def load_draft(

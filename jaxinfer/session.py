@@ -169,7 +169,7 @@ class Session(Prefix):
             raise ValueError(
                 f"a session holds one text, got samples={opts.samples}; fork it instead"
             )
-        asked = sparsity_of(sparsity)
+        asked = sparsity_of(sparsity, self.model.name)
         if asked is not None:
             self.check_sparsity(asked)
         run = Run(self.model, [prompt], opts, consume=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxinfer.decode.speculation import Draft
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
+    from jaxinfer.sparsity.method import Sparsity
     from jaxinfer.speculative.topology import Topology
 
 
@@ -47,16 +48,14 @@ class Decoding(NamedTuple):
     draft: o.DraftOption = None
     tree: o.TreeOption = None
     sparsity: o.SparsityOption = None
+    sparsity_args: o.SparsityArgsOption = ""
 
     def checked(self) -> "tuple[Policy, Sampler]":
         """The policy and the sampler; what is wrong is refused before a model is loaded."""
         from jaxinfer.decode.sampling import Sampler
 
-        if self.sparsity is not None:  # so that scripts can be written before there is a method
-            raise ValueError(
-                f"--sparsity {self.sparsity} is not available in this version; leave --sparsity out"
-            )
         policy = o.make_policy(self.policy, self.policy_args)
+        self._sparsity()
         sampler = Sampler(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -71,7 +70,7 @@ class Decoding(NamedTuple):
         """The model that is asked for."""
         from jaxinfer.cli.models import open_model
 
-        return open_model(self.model, self.dtype, self.weights)
+        return open_model(self.model, self.dtype, self.weights, sparsity=self._sparsity())
 
     def keywords(self, lm: "LM", sampler: "Sampler", max_new_tokens: int) -> Keywords:
         """The keyword arguments of a generation."""
@@ -83,6 +82,9 @@ class Decoding(NamedTuple):
             "stop": stop,
             "draft": self._speculator(lm),
         }
+
+    def _sparsity(self) -> "Sparsity | None":
+        return o.make_sparsity(self.sparsity, self.sparsity_args, self.model)
 
     def _speculator(self, lm: "LM") -> "Draft | None":
         """What `--draft` and `--tree` mean."""

@@ -94,15 +94,18 @@ def evaluate(
     ] = None,
     dtype: o.DtypeOption = None,
     weights: o.WeightsOption = None,
+    sparsity: o.SparsityOption = None,
+    sparsity_args: o.SparsityArgsOption = "",
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure what a cache policy costs in quality.
 
     Prints a row each for the full cache, the policy, and a baseline that keeps as many tokens as
-    fit into the policy's bytes. Texts come from --text, or from those that
-    `python tools/data/fetch_texts.py` of a source checkout has fetched.
+    fit into the policy's bytes; with --sparsity all of the sparse model. Texts come from --text, or
+    from those that `python tools/data/fetch_texts.py` of a source checkout has fetched.
     """
     chosen = o.make_policy(policy, policy_args)
+    method = o.make_sparsity(sparsity, sparsity_args, model)
 
     from jaxinfer.eval import tasks
     from jaxinfer.eval.tables import contenders, markdown, save
@@ -122,7 +125,7 @@ def evaluate(
 
     from jaxinfer.cli.models import open_model
 
-    lm = open_model(model, dtype, weights)
+    lm = open_model(model, dtype, weights, sparsity=method)
     length, measure = tasks.prepare(task, lm, settings)
     if alone:
         rivals = {"policy": chosen}
@@ -136,13 +139,18 @@ def evaluate(
         rows.append(_recompute(lm, settings))
     if results is not None:
         flags = f" --policy-args {policy_args}" if policy_args else ""
+        flags += f" --sparsity {sparsity}" if sparsity else ""
+        flags += f" --sparsity-args {sparsity_args}" if sparsity_args else ""
         command = f"jaxinfer eval {task} {lm.name} --policy {policy}{flags}"
         config = {"task": task, "model": lm.name, "policy": policy, "policy_args": policy_args}
+        config |= {"sparsity": sparsity, "sparsity_args": sparsity_args} if sparsity else {}
         config |= {"length": length} | tasks.given(settings)
         save(task, config, rows, results, seed=seed, command=command)
     if as_json:
+        common = {"task": task, "model": lm.name, "length": length}
+        common |= {} if method is None else {"sparsity": method.name}
         for row in rows:
-            o.print_json({"task": task, "model": lm.name, "length": length} | _record(row))
+            o.print_json(common | _record(row))
         return
     print(markdown(rows))
     if task == "passkey":

@@ -22,6 +22,8 @@ def info(
     ] = None,
     dtype: o.DtypeOption = None,
     weights: o.WeightsOption = None,
+    sparsity: o.SparsityOption = None,
+    sparsity_args: o.SparsityArgsOption = "",
     as_json: o.JsonOption = False,
 ) -> None:
     """Print architecture, sizes, and what a decode step costs.
@@ -30,6 +32,7 @@ def info(
     floor that memory bandwidth sets.
     """
     chosen = o.make_policy(policy, policy_args).sized(capacity)
+    method = o.make_sparsity(sparsity, sparsity_args, model)
 
     from jaxinfer.inspection import gpu_target
 
@@ -43,9 +46,11 @@ def info(
     from jaxinfer.inspection.decode_step import inspect_decode
 
     if target is not None and weights is not None:  # in the form that the GPU's kernels read
-        lm = open_model(model, dtype or "bfloat16", weights, implementation="triton")
+        lm = open_model(
+            model, dtype or "bfloat16", weights, implementation="triton", sparsity=method
+        )
     else:
-        lm = open_model(model, dtype, weights)
+        lm = open_model(model, dtype, weights, sparsity=method)
     if target is None:
         check_fits(lm, chosen, batch, capacity, 1)
     facts = inspect_decode(lm.config, lm.params, chosen, capacity, batch, target)

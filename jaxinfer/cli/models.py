@@ -1,5 +1,6 @@
 """Loading the model that a verb works with: the one asked for, or the default one."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from jaxinfer.cli.notices import note
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
+    from jaxinfer.sparsity.method import Sparsity
     from pallas_kernels.dispatch import Implementation
 
 
@@ -17,8 +19,9 @@ def open_model(
     dtype: str | None = None,
     weights: str | None = None,
     implementation: "Implementation | None" = None,
+    sparsity: "Sparsity | None" = None,
 ) -> "LM":
-    """The model `source`; None is the default model, else the committed one.
+    """The model `source`, made sparse if asked; None is the default model, else the committed one.
 
     Which default was taken is said on standard error. Compiled programs are kept from here on.
     """
@@ -26,13 +29,16 @@ def open_model(
     from jaxinfer.runtime.compilation_cache import enable_persistent_cache
 
     enable_persistent_cache()
+    load = partial(
+        _load, dtype=dtype, weights=weights, implementation=implementation, sparsity=sparsity
+    )
     if source is not None:
-        return _load(source, dtype=dtype, weights=weights, implementation=implementation)
+        return load(source)
     try:
-        lm = _load(DEFAULT, dtype=dtype, weights=weights, implementation=implementation)
+        lm = load(DEFAULT)
         note(f"model: {DEFAULT}")
     except ModelUnavailable as error:
-        lm = _load(FALLBACK, dtype=dtype, weights=weights, implementation=implementation)
+        lm = load(FALLBACK)
         note(f"note: {error}")
         note(f"model: {FALLBACK}, a very small one for trying things out")
     return lm
@@ -56,11 +62,13 @@ def _load(
     dtype: str | None,
     weights: str | None,
     implementation: "Implementation | None",
+    sparsity: "Sparsity | None",
 ) -> "LM":
     from jaxinfer.loading import load
     from jaxinfer.progress import progress
 
     with progress(f"loading {Path(source).name}") as report:
         return load(
-            source, dtype=dtype, weights=weights, implementation=implementation, progress=report
-        )
+            source, dtype=dtype, weights=weights, implementation=implementation,
+            sparsity=sparsity, progress=report,
+        )  # fmt: skip

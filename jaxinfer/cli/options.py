@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from jaxinfer.files import quoted
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
+    from jaxinfer.sparsity.method import Sparsity
 
 LARGEST = 2**31 - 1  # what an int32 counts
 ESCAPE = re.compile(r"\\(n|t|r|\\|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
@@ -38,6 +40,13 @@ POLICY_ARGUMENTS = (
 DRAFTS = (
     "prompt-lookup, exit:N (the first N layers), draft-smollm2-135m, draft-tiny-llama, a folder of "
     "`jaxinfer train draft`, or a smaller model of the same tokenizer."
+)
+SPARSITIES = (
+    "Sparsity of the blocks: deja_vu, lte, the folder of what one of them has learned, or a method "
+    "that an installed package offers."
+)
+SPARSITY_ARGUMENTS = (
+    "Arguments of the sparsity. deja_vu: source, density, heads (shares up to 1). lte: source."
 )
 SOURCES = "anarchism, brown, devil, essays, jargon, kjv or pydoc"
 
@@ -99,8 +108,9 @@ TreeOption = Annotated[
     str | None,
     typer.Option("--tree", help="Tree file of `jaxinfer tree --save`; default: measure."),
 ]
-SparsityOption = Annotated[
-    str | None, typer.Option("--sparsity", help="Not available in this version.")
+SparsityOption = Annotated[str | None, typer.Option("--sparsity", help=SPARSITIES)]
+SparsityArgsOption = Annotated[
+    str, typer.Option("--sparsity-args", metavar="KEY=VALUE,...", help=SPARSITY_ARGUMENTS)
 ]
 
 
@@ -109,6 +119,19 @@ def make_policy(name: str, arguments: str) -> "Policy":
     from jaxinfer.cache.presets import resolve
 
     return resolve({**key_values(arguments, "--policy-args"), "name": name})
+
+
+def make_sparsity(name: str | None, arguments: str, model: str | None) -> "Sparsity | None":
+    """The method that `--sparsity NAME --sparsity-args key=value,...` mean for a model."""
+    from jaxinfer.io.model_index import DEFAULT
+    from jaxinfer.names import sparsity_of
+
+    if name is None:
+        if arguments:
+            raise ValueError("--sparsity-args are those of --sparsity; add --sparsity")
+        return None
+    model = DEFAULT if model is None else Path(model).name
+    return sparsity_of({**key_values(arguments, "--sparsity-args"), "name": name}, model)
 
 
 def note_if_whole(policy: "Policy", length: int) -> None:

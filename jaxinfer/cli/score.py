@@ -41,6 +41,8 @@ def score(
     ] = False,
     dtype: o.DtypeOption = None,
     weights: o.WeightsOption = None,
+    sparsity: o.SparsityOption = None,
+    sparsity_args: o.SparsityArgsOption = "",
     as_json: o.JsonOption = False,
     log_probs: Annotated[
         bool, typer.Option("--log-probs", help="With --json: each token's log-probability.")
@@ -52,6 +54,7 @@ def score(
     read as it is, but for a byte order mark.
     """
     chosen = o.make_policy(policy, policy_args)
+    method = o.make_sparsity(sparsity, sparsity_args, model)
     if stream:
         from jaxinfer.eval.stream import check_endless
 
@@ -61,7 +64,7 @@ def score(
         with opened(file) as source:
             from jaxinfer.cli.models import open_model
 
-            lm = open_model(model, dtype, weights)
+            lm = open_model(model, dtype, weights, sparsity=method)
             _print(_stream(lm, source, file, max_tokens, chosen, chunk), as_json)
         return
     text = read_text(file)
@@ -70,7 +73,7 @@ def score(
     from jaxinfer.decode import scoring
     from jaxinfer.progress import progress
 
-    lm = open_model(model, dtype, weights)
+    lm = open_model(model, dtype, weights, sparsity=method)
     tokens = _tokens(lm, text, max_tokens)
     with progress("scoring") as report:
 
@@ -88,6 +91,7 @@ def score(
         "chunk": found.chunk,
         "policy": chosen.name,
         "model": lm.name,
+        "sparsity": None if lm.sparsity is None else lm.sparsity.name,
     }
     _print(record | ({"log_probs": found.log_probs} if as_json and log_probs else {}), as_json)
 
@@ -121,6 +125,7 @@ def _stream(
         "chunk": found.chunk,
         "policy": policy.name,
         "model": lm.name,
+        "sparsity": None if lm.sparsity is None else lm.sparsity.name,
         "curve": [[point.end, point.nll] for point in found.points],
     }
     return record | ({"stopped": found.stopped} if found.stopped else {})

@@ -69,7 +69,7 @@ def load_sparsity(
       ValueError: it is damaged, or its routers were trained for another look-ahead. Sizes are held
         against the config and the file before anything is made of them.
     """
-    folder = _folder(source)
+    folder = sparsity_folder(source)
     data = read_json(folder / CONFIG, MOST_CONFIG)
     if data.pop("format", None) != FORMAT or data.pop("format_version", None) != VERSION:
         raise ValueError(
@@ -110,7 +110,8 @@ def _abstract(config: SparsityConfig, form: Json | None) -> LayerSparsity | None
     return None if form is None else LayerForm.from_dict(form).abstract(config)
 
 
-def _folder(source: str | Path) -> Path:
+def sparsity_folder(source: str | Path) -> Path:
+    """Where an artefact is, by its folder or name."""
     if str(source) in NAMED:
         folder = shipped_folder(NAMED[str(source)])
         if folder is None:

@@ -1,0 +1,80 @@
+"""`Trained`: the sparsity that an artefact was trained for, or another density with its routers."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from jaxinfer.arguments import real
+from jaxinfer.config import ModelConfig
+from jaxinfer.sparsity.artefact import SparsityArtefact
+from jaxinfer.sparsity.base import Router, Rule
+from jaxinfer.sparsity.learned import LayerSparsity
+from jaxinfer.sparsity.method import Sparsity
+from jaxinfer.typing import Json, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Sparsity):
+    """An artefact as a method of sparsity.
+
+    With `density` every router of neurons takes that share of the blocks, the best ones, in place
+    of its own rule; with `heads` every router of heads that share of the groups of heads. At least
+    one is taken.
+
+    Raises:
+      ValueError: a share is outside (0, 1], or the artefact has no router to which it applies.
+    """
+
+    artefact: SparsityArtefact
+    density: float | None = None
+    heads: float | None = None
+
+    def __post_init__(self):
+        for name, router in (("density", "router"), ("heads", "heads")):
+            share = getattr(self, name)
+            if share is None:
+                continue
+            number = real(name, share, least=0, most=1)
+            if number == 0:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {share!r}")
+            object.__setattr__(self, name, number)
+            if all(getattr(layer, router, None) is None for layer in self.artefact.layers):
+                what = {"router": "neurons", "heads": "heads"}[router]
+                raise ValueError(
+                    f"the artefact has no routers of {what} to which {name} would apply; leave "
+                    f"{name} out"
+                )
+
+    def apply(self, cfg: ModelConfig, params: Params) -> Params:
+        layers = tuple(
+            None if layer is None else self._with_shares(layer) for layer in self.artefact.layers
+        )
+        return replace(self.artefact, layers=layers).apply(cfg, params)
+
+    def describe(self) -> Json:
+        config, digest = self.artefact.config, hashlib.sha256()
+        for layer in self.artefact.layers:
+            digest.update(repr(jax.tree.structure(layer)).encode())
+            for leaf in jax.tree.leaves(layer):
+                digest.update(np.asarray(leaf).tobytes())
+        return {
+            "name": self.name,
+            "model": config.model,
+            "artefact": digest.hexdigest()[:16],
+            "density": self.density,
+            "heads": self.heads,
+        }
+
+    def _with_shares(self, layer: LayerSparsity) -> LayerSparsity:
+        if self.density is not None and layer.router is not None:
+            # What tokens use together was measured with the router's own rule.
+            layer = replace(layer, router=_taking(layer.router, self.density), unions=())
+        if self.heads is not None and layer.heads is not None:
+            layer = replace(layer, heads=_taking(layer.heads, self.heads))
+        return layer
+
+
+def _taking(router: Router, share: float) -> Router:
+    return replace(router, rule=Rule(most=max(round(share * router.units), 1)))
