@@ -1,11 +1,14 @@
 """`jaxinfer info`: a model's architecture and what decoding it costs, from the compiled program."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.typing import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def info(
@@ -29,7 +32,7 @@ def info(
     """Print architecture, sizes, and what a decode step costs.
 
     The step is compiled: its copies and temporaries are counted, and its time is shown beside the
-    floor that memory bandwidth sets.
+    floor that memory bandwidth sets. With --sparsity: what each layer is expected to read.
     """
     chosen = o.make_policy(policy, policy_args).sized(capacity)
     method = o.make_sparsity(sparsity, sparsity_args, model)
@@ -44,19 +47,22 @@ def info(
     from jaxinfer.cli.models import open_model
     from jaxinfer.decode.capacity import check_fits
     from jaxinfer.inspection.decode_step import inspect_decode
+    from jaxinfer.inspection.sparse_blocks import block_facts
+    from jaxinfer.runtime.backend import Backend
 
     if target is not None and weights is not None:  # in the form that the GPU's kernels read
-        lm = open_model(
-            model, dtype or "bfloat16", weights, implementation="triton", sparsity=method
-        )
+        lm = open_model(model, dtype or "bfloat16", weights, "triton", method)
     else:
-        lm = open_model(model, dtype, weights, sparsity=method)
+        lm = open_model(model, dtype, weights, None, method)
     if target is None:
         check_fits(lm, chosen, batch, capacity, 1)
     facts = inspect_decode(lm.config, lm.params, chosen, capacity, batch, target)
     config = lm.config.to_dict()
     record = {"model": lm.name, "policy": chosen.name, "capacity": capacity, "batch": batch}
     record |= {"target": target, "config": config} | facts
+    if method is not None:
+        backend = Backend.of(platform=None if target is None else "gpu")
+        record["sparsity"] = {"name": method.name, "layers": block_facts(lm.params, batch, backend)}
     if as_json:
         o.print_json(record)
     else:
@@ -86,10 +92,35 @@ def _tables(record: Json) -> None:
 
     console = Console()
     table("architecture", record["config"])
-    outer = {k: v for k, v in record.items() if k not in ("config", "decode")}
+    outer = {k: v for k, v in record.items() if k not in ("config", "decode", "sparsity")}
     table("sizes", outer)
     decode = dict(record["decode"])
     copies = decode.pop("copies")
     table("decode step", decode)
+    if "sparsity" in record:
+        console.print(_layers_table(record["sparsity"]))
     for line in copies:
         console.print(f"copy: {line}", markup=False, soft_wrap=True)
+
+
+def _layers_table(sparsity: Json) -> "Table":
+    """A row per layer: the blocks of neurons, the share that a token uses, and bytes per step."""
+    from rich.table import Table
+
+    from jaxinfer.runtime.memory import readable
+
+    out = Table(title=f"sparsity {sparsity['name']}", title_justify="left")
+    for column in ("layer", "blocks", "density", "in a step", "read as", "bytes"):
+        out.add_column(column, justify="right")
+    for layer in sparsity["layers"]:
+        if layer["blocks"] is None:
+            cells = ("dense", "", "", "")
+        else:
+            cells = (
+                f"{layer['blocks']} of {layer['block_size']}",
+                f"{layer['density']:.3g}",
+                f"{layer['step_density']:.3g}",
+                "a list" if layer["listed"] else "all, masked",
+            )
+        out.add_row(str(layer["layer"]), *cells, readable(layer["read_bytes"]))
+    return out
