@@ -19,6 +19,7 @@ REFUSES_ITSELF = {
     "jaxinfer.loading",
     "jaxinfer.names",
     "jaxinfer.session",
+    "jaxinfer.sparsity.trained",
     "jaxinfer.speculative.speculate",
     "jaxinfer.speculative.speculator",
 }

@@ -58,7 +58,27 @@ CASES = {
     "tree file missing": ((*GENERATE, "--draft", "exit:1", "--tree", "TMP/none"), "none"),
     "tree file not a tree": ((*GENERATE, "--draft", "exit:1", "--tree", "TMP/binary"), ""),
     "tree sizes": (("tree", "--target", "MODEL", "--sizes", "2,x"), "--sizes"),
-    "sparsity": ((*GENERATE, "--sparsity", "deja-vu"), "--sparsity"),
+    "sparsity without a source": ((*GENERATE, "--sparsity", "deja-vu"), "deja_vu needs source"),
+    "sparsity of a missing source": (
+        (*GENERATE, "--sparsity", "lte", "--sparsity-args", "source=TMP/none"),
+        "no sparsity artefact at",
+    ),
+    "misspelt sparsity": (
+        (*GENERATE, "--sparsity", "deja-wu"),
+        "did you mean 'deja_vu'? known methods: deja_vu",
+    ),
+    "misspelt argument of a sparsity": (
+        (*GENERATE, "--sparsity", "deja-vu", "--sparsity-args", "densty=1"),
+        "did you mean 'density'? it takes",
+    ),
+    "arguments without a sparsity": ((*GENERATE, "--sparsity-args", "density=1"), "--sparsity"),
+    "malformed sparsity argument": (
+        (*GENERATE, "--sparsity", "lte", "--sparsity-args", "density"),
+        "key=value",
+    ),
+    "score with an unknown sparsity": (("score", "TMP/text", "--sparsity", "x"), "sparsity"),
+    "info with an unknown sparsity": (("info", "MODEL", "--sparsity", "x"), "sparsity"),
+    "eval with an unknown sparsity": (("eval", "recall", "BARE", "--sparsity", "x"), "sparsity"),
     "log-probs without json": ((*GENERATE, "--log-probs"), "--json"),
     "empty prompt": (("generate", "", "--model", "MODEL"), "empty"),
     "lone surrogate": (("generate", "\udcff", "--model", "MODEL"), ""),

@@ -219,14 +219,19 @@ def test_help_names_what_there_is(run):
     from jaxinfer.cache.presets import POLICIES
     from jaxinfer.io.model_index import MODELS
     from jaxinfer.loading import DRAFTS
+    from jaxinfer.names import SPARSITIES
 
     words = set(re.findall(r"[\w-]+", run("generate", "--help").out.replace("-\n", "-")))
     text = " ".join(run("generate", "--help").out.split()).replace("- ", "-")
-    for name in [*POLICIES.names(), *MODELS, *DRAFTS, "prompt-lookup", "exit:N", "int8", "int4"]:
+    registered = [*POLICIES.names(), *SPARSITIES.names(), *MODELS, *DRAFTS]
+    for name in [*registered, "prompt-lookup", "exit:N", "int8", "int4"]:
         assert name in words or name in text
     for name in ("kivi", "streaming", "h2o", "less"):
         for parameter in inspect.signature(POLICIES.find(name)).parameters:
             assert parameter in words or parameter in ("kernels", "options")
+    for name in ("deja_vu", "lte"):
+        for parameter in inspect.signature(SPARSITIES.find(name)).parameters:
+            assert parameter in words
     sources = " ".join(run("eval", "--help").out.split())
     assert all(name in sources for name in (*MIXTURE, "essays", "fetch_texts.py"))
 

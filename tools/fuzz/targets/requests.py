@@ -17,6 +17,7 @@ from jaxinfer.decode import scoring
 from jaxinfer.decode.engine import Engine
 from jaxinfer.decode.run import Run
 from jaxinfer.models.quantize import quantize_params
+from jaxinfer.names import SPARSITIES
 from jaxinfer.speculative import tuning
 from jaxinfer.speculative.acceptance import Acceptance
 from tools.fuzz.target import Target
@@ -35,6 +36,7 @@ VALUES = (
     *("np.array([[1, 2], [3, 4]], object)", "object()", "int", "ji", "lm", "lm.config"),
     *("ji.Sampler()", "[ji.Sampler()]", "ji.full()", "ji.kivi()", "ji.Topology.chain(3)"),
     *("'full'", "'kivi4'", "'prompt-lookup'", "'exit:1'", "{'name': 'h2o'}", "{'name': None}"),
+    *("'lte'", "'deja-vu'", "{'name': 'lte', 'source': 'nowhere'}"),
     *("Exception('a')", "...", "type", "bytearray(b'a')", "memoryview(b'a')", "'/dev/null'", "'.'"),
 )
 AROUND = ("[{0}]", "({0},)", "{{'name': {0}}}", "[{0}] * 2", "lambda: {0}")
@@ -47,21 +49,22 @@ CALLS = {
     "lm.generate": (("prompts",), OPTIONS),
     "lm.stream": (("prompt",), OPTIONS),
     "lm.chat": (("messages",), tuple(o for o in OPTIONS if o != "prefix")),
-    "lm.session": (("policy",), ()),
+    "lm.session": (("policy",), ("sparsity",)),
     "lm.session().append": (("prompt",), ()),
     "lm.session().generate": (("prompt",), tuple(o for o in OPTIONS if o != "prefix")),
     "lm.session().stream": (("prompt",), tuple(o for o in OPTIONS if o != "prefix")),
-    "lm.score": (("texts",), ("policy", "chunk")),
+    "lm.score": (("texts",), ("policy", "chunk", "sparsity")),
+    "lm.sparsified": (("sparsity",), ()),
     "lm.logits": (("tokens",), ()),
     "lm.encode": (("prompt",), ()),
     "lm.chat_tokens": (("messages",), ()),
-    "lm.restore": (("path",), ("policy",)),
+    "lm.restore": (("path",), ("policy", "sparsity")),
     "lm.offloaded": (("stay",), ()),
     "lm.warmup": (
         ("prompt_lengths",),
-        ("batch", "max_new_tokens", "policy", "sampler", "samples", "draft"),
+        ("batch", "max_new_tokens", "policy", "sampler", "samples", "draft", "sparsity"),
     ),
-    "ji.load": (("source",), ("dtype", "weights", "implementation", "progress")),
+    "ji.load": (("source",), ("dtype", "weights", "implementation", "sparsity", "progress")),
     "ji.load_draft": (("target", "source"), ("dtype", "weights", "implementation", "progress")),
     "ji.early_exit": (("lm", "layers"), ()),
     "ji.speculate": (("target", "draft"), ("topology", "method", "support", "policy")),
@@ -78,6 +81,9 @@ CALLS = {
     "ji.less": (("base",), ("feature_maps", "kernels")),
     "ji.per_layer": (("policies",), ()),
     "ji.register_policy": (("name", "factory"), ()),
+    "ji.register_sparsity": (("name", "factory"), ()),
+    "ji.deja_vu": (("source",), ("density", "heads")),
+    "ji.lte": (("source",), ()),
     "ji.Topology": (("parent",), ()),
     "ji.Topology.optimal": (("acceptance", "nodes"), ("levels", "branching")),
     "ji.Topology.chain": (("n",), ()),
@@ -156,7 +162,8 @@ def parse(folder: Path) -> None:
         "quantize_params": quantize_params, "acceptance": lambda p, **rest: Acceptance(p=p, **rest),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(POLICIES._known))  # names of an earlier line
+        for registry in (POLICIES, SPARSITIES):  # names of an earlier line
+            stack.enter_context(mock.patch.dict(registry._known))
         for owner, name, instead in STOPPED:
             stack.enter_context(mock.patch.object(owner, name, instead))
         eval(line, names)
