@@ -23,7 +23,7 @@ from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.leaves import felt_leaves
 from jaxinfer.inspection.roofline import dots_only, floor_seconds, timings
 from jaxinfer.nn.mlp import FeedForward
-from jaxinfer.nn.quantized import size_of
+from jaxinfer.nn.quantized import is_divisor, size_of
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Compiled, Program
 from jaxinfer.typing import Json, Leaf, Params
@@ -144,12 +144,15 @@ def step_bytes(
     backend: Backend | None = None,
 ) -> int:
     """Bytes that one decode step of `rows` tokens must read: every parameter but the rows of
-    embeddings not used and what sparse blocks leave out on `backend` (default: this machine's)."""
+    embeddings not used and what sparse blocks leave out on `backend` (default: this machine's).
+    What was divided into norms is not counted: of these vectors only selectors read any."""
     looked_up = bytes_of(params["embed"])
     if cfg.tie_embeddings:
         looked_up -= bytes_of(params["embed"]["tokens"])
     blocks = [x["mlp"] for x in params["layers"] if isinstance(x["mlp"], FeedForward)]
     left_out = sum(bytes_of(block) - block.read_bytes(rows, backend) for block in blocks)
+    leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
+    left_out += sum(bytes_of(leaf) for path, leaf in leaves if is_divisor(path))
     return bytes_of(params) - looked_up - left_out + cache_bytes
 
 

@@ -6,8 +6,10 @@ activations by a factor per channel and multiplies the weight by it.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.params import is_weight
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import product, rows
+from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params, Tokenizer
@@ -46,49 +49,65 @@ def calibration_tokens(cfg: ModelConfig, tokenizer: Tokenizer | None) -> Int[np.
     return tokens[: min(TOKENS, cfg.max_positions)].astype(np.int32)
 
 
+class Smoothing(NamedTuple):
+    """Factors f32[I] of weights, by path (`jax.tree_util.keystr`): of those in `divided` the norm
+    in front is divided by them, those in `own` are left to the weight (`Int8Weight.smooth`)."""
+
+    divided: Mapping[str, Array]
+    own: Mapping[str, Array]
+
+
+NO_SMOOTHING = Smoothing(MappingProxyType({}), MappingProxyType({}))
+
+
 def smoothing(
     cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, " T"]
-) -> tuple[Params, dict[str, Array]]:
+) -> tuple[Params, Smoothing]:
     """The parameters with the factors of what their norms put out divided into these norms, and the
-    factors f32[I] of every weight, by its path (`jax.tree_util.keystr`).
+    factors of every weight.
 
     Weights that read one activation have the same factors, so that it is rounded once for all of
-    them. Those of `out`, `down` and the head are left to the weight (`Int8Weight.smooth`).
+    them. A norm is divided only where all that reads it are weights that will know: it keeps its
+    `divisor` for what selects by its output. The weights of a sparse block have the paths that
+    those of a dense one would have.
     """
     return _smoothing(cfg, params, tokens[None])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> tuple[Params, dict[str, Array]]:
+def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> tuple[Params, Smoothing]:
     seen: dict[str, Array] = {}
 
     def observed(path: tuple[Any, ...], leaf: Any) -> Any:
-        if isinstance(leaf, StoredWeight) or not is_weight(path):
+        if isinstance(leaf, StoredWeight):
             return leaf
         name = jax.tree_util.keystr(path)
+        if isinstance(leaf, FeedForward):
+            return leaf if leaf.dense is None else _ObservedBlock(block=leaf, name=name, seen=seen)
+        if not is_weight(path):
+            return leaf
         return _Observed(weight=leaf, name=name, seen=seen, dtype=str(leaf.dtype), origin="")
 
-    whole = jax.tree_util.tree_map_with_path(observed, params, is_leaf=_is_stored)
-    forward(cfg, whole, tokens)
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_stored)
-    names = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    factors = {name: _factor(seen[name], [names[name]]) for name in seen}
-    layers = []
+    forward(cfg, jax.tree_util.tree_map_with_path(observed, params, is_leaf=_is_whole), tokens)
+    weights = _weights(params)
+    own = {name: _factor(largest, [weights[name]]) for name, largest in seen.items()}
+    divided, layers = {}, []
     for index, layer in enumerate(params["layers"]):
         new = dict(layer)
-        for norm_name, readers in _readers(cfg).items():
+        for norm_name, readers in _readers(cfg, layer).items():
             group = [f"['layers'][{index}]{reader}" for reader in readers]
-            group = [name for name in group if name in seen]
-            if not group:
+            group = [name for name in group if name in weights]
+            if not group or not all(name in seen for name in group):
                 continue
-            shared = _factor(seen[group[0]], [names[name] for name in group])
-            factors |= dict.fromkeys(group, shared)
+            shared = _factor(seen[group[0]], [weights[name] for name in group])
+            divided |= dict.fromkeys(group, shared)
             new[norm_name] = {
                 part: (value / shared).astype(value.dtype)
                 for part, value in layer[norm_name].items()
-            }
+            } | {"divisor": shared}
         layers.append(new)
-    return params | {"layers": tuple(layers)}, factors
+    own = {name: factor for name, factor in own.items() if name not in divided}
+    return params | {"layers": tuple(layers)}, Smoothing(divided, own)
 
 
 def _factor(largest: Array, weights: list[Array]) -> Array:
@@ -98,22 +117,35 @@ def _factor(largest: Array, weights: list[Array]) -> Array:
     return jnp.maximum(largest, 1e-6) ** STRENGTH / jnp.maximum(own, 1e-6) ** (1 - STRENGTH)
 
 
-def _readers(cfg: ModelConfig) -> dict[str, list[str]]:
-    """The weights that read what each norm of a layer puts out."""
-    attn = [f"['attn']['{name}']['weight']" for name in ("q", "k", "v")]
-    mlp = [f"['mlp']['{name}']['weight']" for name in ("gate", "up")]
-    return {"attn_norm": attn + mlp} if cfg.shared_norm else {"attn_norm": attn, "mlp_norm": mlp}
+def _readers(cfg: ModelConfig, layer: Params) -> dict[str, list[str]]:
+    """The weights that read what each norm of a layer puts out, of norms where all are known."""
+    attn = [f"['attn']['{name}']['weight']" for name in ("q", "k", "v")] if "attn" in layer else []
+    block = layer["mlp"]
+    known = not isinstance(block, FeedForward) or block.dense is not None
+    mlp = [f"['mlp']['{name}']['weight']" for name in ("gate", "up")] if known else []
+    if cfg.shared_norm:
+        return {"attn_norm": attn + mlp} if attn and mlp else {}
+    return {"attn_norm": attn, "mlp_norm": mlp}
 
 
-def is_folded(name: str) -> bool:
-    """Whether a weight's factors are divided into the norm in front of it."""
-    return name.startswith("['layers']") and not name.endswith(
-        ("out']['weight']", "down']['weight']")
-    )
+def _weights(params: Params) -> dict[str, Any]:
+    """Weights by path; those of a sparse block as of a dense one."""
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_whole):
+        inside = leaf.dense if isinstance(leaf, FeedForward) else leaf
+        for rest, weight in jax.tree_util.tree_leaves_with_path(inside, is_leaf=_is_whole):
+            if is_weight((*path, *rest)):
+                found[jax.tree_util.keystr((*path, *rest))] = weight
+    return found
 
 
-def _is_stored(leaf: Any) -> bool:
-    return isinstance(leaf, StoredWeight)
+def _is_whole(leaf: Any) -> bool:
+    return isinstance(leaf, StoredWeight | FeedForward)
+
+
+def _largest(x: Array) -> Array:
+    """Magnitude of each input, over all tokens."""
+    return jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
 
 
 @jax.tree_util.register_dataclass
@@ -132,8 +164,30 @@ class _Observed(StoredWeight):
     def product(
         self, x: Float[Array, "... I"], backend: Backend | None = None
     ) -> Float[Array, "... O"]:
-        self.seen[self.name] = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1]).max(axis=0)
+        self.seen[self.name] = _largest(x)
         return product(x, self.weight, jnp.float32, backend)
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         return rows(self.weight, indices)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _ObservedBlock(FeedForward):
+    """A sparse block that writes down what its weights would where they are multiplied."""
+
+    block: FeedForward
+    name: str = field(metadata={"static": True})
+    seen: dict[str, Array] = field(metadata={"static": True})
+
+    def __call__(
+        self,
+        cfg: ModelConfig,
+        x: Float[Array, "B T D"],
+        sites: Sequence[Array] = (),
+        backend: Backend | None = None,
+    ) -> Float[Array, "B T D"]:
+        largest = {"down": _largest(self.block.hidden(cfg, x, sites))}
+        for part in self.block.dense or ():
+            self.seen[f"{self.name}['{part}']['weight']"] = largest.get(part, _largest(x))
+        return self.block(cfg, x, sites, backend)

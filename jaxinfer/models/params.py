@@ -11,7 +11,7 @@
             "mlp": {"gate": LINEAR D -> F?, "up": LINEAR D -> F, "down": LINEAR F -> D}}
                                                    or a `jaxinfer.nn.mlp.FeedForward`
     LINEAR: {"weight": [outputs, inputs], "bias": [outputs]?}
-    NORM: {"scale": [D], "bias": [D]?}
+    NORM: {"scale": [D], "bias": [D]?, "divisor": [D]?}   the last of 8-bit models, already divided
 
 Layers are a tuple of dictionaries, one array per layer: slicing stacked weights in a compiled
 decode step copies them (design notes in the README).

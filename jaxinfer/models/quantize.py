@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,9 +10,10 @@ from jaxtyping import Array
 
 from jaxinfer.arguments import of_kind, shown
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
+from jaxinfer.models.calibrate import NO_SMOOTHING, Smoothing, calibration_tokens, smoothing
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import is_weight
+from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, StoredWeight, rounded_to_int8
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params, Tokenizer
@@ -35,8 +35,9 @@ def quantize_params(
     On a GPU, and on a CPU for int4, they have the form of the kernel `weight_matmul`; int8 on
     a CPU is `Int8Weight`, smoothed by the model's activations on a short text
     (`jaxinfer.models.calibrate`; random tokens without a tokenizer). Norms and biases stay as they
-    are, and so do sparse blocks (`jaxinfer.sparsity.mlp`) and an embedding that is no head, of
-    which a step reads a few rows.
+    are, and so does an embedding that is no head, of which a step reads a few rows. Sparse blocks
+    (`jaxinfer.sparsity.mlp`) become int8 on a CPU like dense ones; otherwise they stay too, as
+    their kernel reads floating weights.
     The head has 8 bits in every format, since it suffers most (GGUF's 4-bit files do the same).
 
     Raises:
@@ -46,10 +47,10 @@ def quantize_params(
     of_kind("cfg", cfg, ModelConfig, "a ModelConfig")
     if not isinstance(params, Mapping) or not {"embed", "layers"} <= set(params):
         raise ValueError(f"params must be a model's parameters, got {shown(params)}")
-    origin, factors = fingerprint(params), {}
+    origin, smooth = fingerprint(params), NO_SMOOTHING
     if weights == "int8" and not _for_kernels(backend):
-        params, factors = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
-    return quantize_weights(params, weights, backend, factors=factors, origin=origin)
+        params, smooth = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
+    return quantize_weights(params, weights, backend, smooth=smooth, origin=origin)
 
 
 def quantize_weights(
@@ -57,24 +58,25 @@ def quantize_weights(
     weights: str,
     backend: Backend | None = None,
     *,
-    factors: Mapping[str, Array] = MappingProxyType({}),
+    smooth: Smoothing = NO_SMOOTHING,
     origin: str = "",
 ) -> Params:
-    """`quantize_params` of any tree with weights, given factors as `smoothing` returns them."""
+    """`quantize_params` of any tree with weights, given the factors of `smoothing`."""
     check_format(weights)
     tied, packed = "head" not in params, weights == "int4" or _for_kernels(backend)
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
+        if isinstance(leaf, FeedForward):
+            return leaf if packed or leaf.dense is None else leaf.holding(all_of(leaf.dense, path))
         top = getattr(path[0], "key", None)
         is_head = top == "head" or (tied and top == "embed")
         if isinstance(leaf, StoredWeight) or not is_weight(path) or (top == "embed" and not tied):
             return leaf
         identity, where = {"dtype": str(leaf.dtype), "origin": origin}, jax.tree_util.keystr(path)
         if not packed:
-            smooth = factors.get(where)
-            codes, scale = _int8(leaf, smooth)
-            kept = None if is_folded(where) else smooth
-            return Int8Weight(codes=codes, scale=scale, smooth=kept, **identity)
+            own = smooth.own.get(where)
+            codes, scale = _int8(leaf, smooth.divided.get(where, own))
+            return Int8Weight(codes=codes, scale=scale, smooth=own, **identity)
         bits = 8 if is_head else FORMATS[weights]
         group = next((size for size in GROUPS if leaf.shape[1] % size == 0), None)
         if group is None:
@@ -85,9 +87,14 @@ def quantize_weights(
         stored = _packed(leaf, bits, group)
         return PackedWeight(packed=stored, **identity)
 
-    return jax.tree_util.tree_map_with_path(
-        one, params, is_leaf=lambda x: isinstance(x, StoredWeight)
-    )
+    def all_of(tree: Params, path: tuple[Any, ...] = ()) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda rest, leaf: one((*path, *rest), leaf),
+            tree,
+            is_leaf=lambda x: isinstance(x, StoredWeight | FeedForward),
+        )
+
+    return all_of(params)
 
 
 def check_format(weights: str) -> None:

@@ -22,7 +22,7 @@ from jaxinfer.models.mixers import mixer_of, mixers_of
 from jaxinfer.models.offload import fetched
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.mlp import feed_forward
-from jaxinfer.nn.norm import add_norm, norm
+from jaxinfer.nn.norm import add_norm, norm, undivided
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 
@@ -197,7 +197,8 @@ def blocks(
     (default: `feed_forward`) is called with (config, the block's parameters, x, layer).
 
     Blocks that select what they compute may do so by what is known earlier: `sites` are the
-    embeddings and then the input of every block, attention and feed-forward in turn.
+    embeddings and then the input of every block, attention and feed-forward in turn, without what
+    8-bit weights divided into its norm.
     """
     layers = range(cfg.num_layers) if layers is None else layers
     ctx = replace(ctx, backend=cache.backend)
@@ -215,7 +216,7 @@ def blocks(
         with jax.named_scope(f"layer{index}"):
             layer = fetched(layer)
             x, normed = normed_sum(layer["attn_norm"], x, added)
-            sites.append(normed)
+            sites.append(undivided(layer["attn_norm"], normed))
             here = replace(ctx, pending=waiting, sites=tuple(sites))
             mixed, new = mixer.read(
                 cfg, policy, layer[name], state, normed, here, prepared[name, policy], index
@@ -225,7 +226,8 @@ def blocks(
                 x, normed = normed_sum(layer["mlp_norm"], x, mixed)
             elif not cfg.shared_norm:
                 _, normed = normed_sum(layer["mlp_norm"], x, None)
-            sites.append(normed)
+            own_norm = "attn_norm" if cfg.shared_norm else "mlp_norm"
+            sites.append(undivided(layer[own_norm], normed))
             if mlp is None:
                 fed = feed_forward(cfg, layer["mlp"], normed, index, cache.backend, sites)
             else:

@@ -103,6 +103,14 @@ def hidden_values(
     return _hidden(weights, _inputs(weights, x), activation)
 
 
+def gated(
+    hidden: Float[Array, "R F"], gates: Bool[Array, "R J"] | Float[Array, "R J"]
+) -> Float[Array, "R F"]:
+    """Hidden values with every block's multiplied by its gate; 0 where a row did not select it."""
+    every = jnp.repeat(gates, hidden.shape[1] // gates.shape[1], axis=1)
+    return jnp.where(every, hidden, 0) if gates.dtype == bool else hidden * every
+
+
 def union_list(selected: Bool[Array, "R J"]) -> Listed:
     """The blocks that any row selected, in order."""
     units = selected.shape[1]
@@ -141,10 +149,7 @@ def _looped(
 
 
 def _masked(w: BlockWeights, x: Array, gates: Array, activation: Activation) -> Array:
-    hidden = _hidden(w, _inputs(w, x), activation)
-    every = jnp.repeat(gates, len(w.up) // gates.shape[1], axis=1)
-    hidden = jnp.where(every, hidden, 0) if gates.dtype == bool else hidden * every
-    return _outputs(w, _down(w, hidden))
+    return _outputs(w, _down(w, gated(hidden_values(w, x, activation), gates)))
 
 
 def _inputs(w: BlockWeights, x: Array) -> tuple[Array, Array | None]:

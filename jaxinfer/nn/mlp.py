@@ -24,8 +24,25 @@ class FeedForward:
         sites: Sequence[Array] = (),
         backend: Backend | None = None,
     ) -> Float[Array, "B T D"]:
-        """The block's output. `sites` are the inputs of all blocks so far, see
-        `jaxinfer.models.stack.blocks`; the last is `x`."""
+        """The block's output for `x`, which its weights multiply. `sites` are the inputs of all
+        blocks so far, see `jaxinfer.models.stack.blocks`: what selects reads these. The last is
+        `x`, but for what was divided into the norm in front."""
+        raise NotImplementedError
+
+    @property
+    def dense(self) -> Params | None:
+        """The weights as a dense block has them, for what stores them in fewer bits; None where
+        they stay as they are."""
+        return None
+
+    def holding(self, dense: Params) -> "FeedForward":
+        """The block with such weights instead of its own."""
+        raise NotImplementedError
+
+    def hidden(
+        self, cfg: ModelConfig, x: Float[Array, "B T D"], sites: Sequence[Array] = ()
+    ) -> Float[Array, "R F"]:
+        """What `down` multiplies, of a block with `dense` weights."""
         raise NotImplementedError
 
     def read_bytes(self, rows: int = 1, backend: Backend | None = None) -> int:

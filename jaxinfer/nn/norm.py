@@ -16,6 +16,13 @@ def norm(
     return normalised(x, params["scale"], params.get("bias"), kind=kind, eps=eps)
 
 
+def undivided(params: Params, normed: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """What a norm puts out, times the `divisor` that was divided into it, if one was
+    (`jaxinfer.models.calibrate`): what its readers see that were told nothing of it."""
+    divisor = params.get("divisor")
+    return normed if divisor is None else (normed * divisor).astype(normed.dtype)
+
+
 def add_norm(
     params: Params,
     x: Float[Array, "B T D"],

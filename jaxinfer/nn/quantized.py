@@ -137,9 +137,17 @@ def packed_products(
 
 
 def size_of(tree: Any) -> int:
-    """Numbers in a tree of parameters; a stored weight counts as the one it stands for."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, StoredWeight))
-    return sum(math.prod(leaf.shape) for leaf in leaves)
+    """Numbers in a tree of parameters; a stored weight counts as the one it stands for, and what
+    was divided into a norm not at all."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, StoredWeight)
+    )
+    return sum(math.prod(x.shape) for path, x in leaves if not is_divisor(path))
+
+
+def is_divisor(path: tuple[Any, ...]) -> bool:
+    """Whether the leaf at a path is what was divided into a norm."""
+    return bool(path) and getattr(path[-1], "key", None) == "divisor"
 
 
 def rounded_to_int8(x: Float[Array, "R I"]) -> tuple[Int[Array, "R I"], Float[Array, " R"]]:

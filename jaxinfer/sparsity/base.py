@@ -85,10 +85,6 @@ class Selector:
         """One that costs as much and selects the `share` of the units, whatever it reads."""
         return self
 
-    def scaled(self, factors: Float[Array, " D"]) -> "Selector":
-        """The selector for inputs that are divided by `factors`."""
-        raise NotImplementedError
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +134,6 @@ class Router(Selector):
     def typical(self, share: float) -> "Router":
         return replace(self, rule=Rule(most=max(round(share * self.units), 1)))
 
-    def scaled(self, factors: Float[Array, " D"]) -> "Router":
-        name = "outer" if self.inner is None else "inner"
-        weight = getattr(self, name)
-        return replace(self, **{name: (weight * factors).astype(weight.dtype)})
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +149,6 @@ class Static(Selector):
     def __call__(self, sites: Sequence[Float[Array, "B T D"]]) -> Bool[Array, "R J"]:
         rows = math.prod(sites[-1].shape[:-1])
         return jnp.broadcast_to(self.selected, (rows, self.units))
-
-    def scaled(self, factors: Float[Array, " D"]) -> "Static":
-        return self
 
 
 def expected_union(unions: Sequence[float], share: float, rows: int) -> float:

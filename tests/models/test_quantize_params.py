@@ -1,5 +1,8 @@
 """Weights of 8 and 4 bits: their products, what they cost, and models that decode with them."""
 
+import functools
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +12,17 @@ import jaxinfer as ji
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.inspection.decode_step import inspect_decode
 from jaxinfer.lm import LM
-from jaxinfer.models.calibrate import calibration_tokens, is_folded, smoothing
+from jaxinfer.models.calibrate import calibration_tokens, smoothing
 from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.models.mixers import _MIXERS
+from jaxinfer.models.params import init_params
 from jaxinfer.models.quantize import quantize_params, quantize_weights
+from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import linear, product, rows
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, rounded_to_int8, size_of
 from jaxinfer.runtime.backend import Backend
 from tests.factories import CONFIGS, MODELS, lm_of, random_tokens
+from tests.models.recurrent_mixer import RunningMean
 
 NEW = {"max_new_tokens": 10, "ignore_eos": True}
 PROMPTS = [[3, 1, 4, 1], [5, 9]]
@@ -141,6 +148,7 @@ def test_sizes_count_what_is_stored(name):
     expected = sum(x.size + 4 * len(x) for x in matrices)
     for layer in lm.params["layers"]:  # the factors that no norm could take
         expected += 4 * (layer["attn"]["out"]["weight"].shape[1] + CONFIGS[name].intermediate_size)
+        expected += 4 * 2 * CONFIGS[name].hidden_size  # and those that two norms took
     vectors = sum(x.nbytes for x in jax.tree.leaves(lm.params["layers"]) if x.ndim != 2)
     assert bytes_of(small.params["layers"]) == expected + vectors
     tied = lm.config.tie_embeddings
@@ -189,7 +197,8 @@ def test_factors_follow_the_largest_input_that_was_seen():
     lm = lm_of("llama")
     tokens = calibration_tokens(lm.config, None)
     divided, factors = smoothing(lm.config, lm.params, tokens)
-    assert len(factors) == 7 * lm.config.num_layers + 1
+    assert len(factors.divided) == 5 * lm.config.num_layers
+    assert len(factors.own) == 2 * lm.config.num_layers + 1
     x = lm.params["embed"]["tokens"][tokens]
     scale = np.asarray(lm.params["layers"][0]["attn_norm"]["scale"])
     normed = x / np.sqrt((np.asarray(x) ** 2).mean(-1, keepdims=True) + lm.config.norm_eps) * scale
@@ -198,7 +207,7 @@ def test_factors_follow_the_largest_input_that_was_seen():
     expected = np.abs(normed).max(axis=0) ** 0.4 / weight**0.6
     for part in "qkv":  # they read the same activation, which is rounded once
         name = f"['layers'][0]['attn']['{part}']['weight']"
-        np.testing.assert_allclose(factors[name], expected, rtol=1e-4)
+        np.testing.assert_allclose(factors.divided[name], expected, rtol=1e-4)
     new = divided["layers"][0]["attn_norm"]["scale"]
     np.testing.assert_allclose(new * expected, scale, rtol=1e-4)
 
@@ -248,8 +257,24 @@ def test_dividing_norms_and_multiplying_weights_changes_no_logit(name):
 
     def restored(path, leaf):
         where = jax.tree_util.keystr(path)
-        return leaf * factors[where] if where in factors and is_folded(where) else leaf
+        return leaf * factors.divided.get(where, 1.0)
 
     params = jax.tree_util.tree_map_with_path(restored, divided)
     tokens = random_tokens(1, 20)
     np.testing.assert_allclose(LM(lm.config, params).logits(tokens), lm.logits(tokens), atol=1e-4)
+
+
+def test_a_mixer_that_is_not_known_keeps_its_norm_and_its_factors(monkeypatch):
+    """Only attention's readers of its norm are known; in a shared norm all must be."""
+    monkeypatch.setattr("jaxinfer.models.mixers._MIXERS", {**_MIXERS, "mean": RunningMean()})
+    tokens = jnp.asarray(random_tokens(2, 24))
+    for name in ("llama", "parallel"):
+        cfg = replace(CONFIGS[name], mixers=("mean", "attn"))
+        params = init_params(cfg, jax.random.key(0))
+        small = quantize_params(cfg, params, "int8")
+        norm, weight = small["layers"][0]["attn_norm"], small["layers"][0]["mean"]["u"]["weight"]
+        assert "divisor" not in norm and weight.smooth is not None
+        assert "divisor" in small["layers"][1]["attn_norm"]
+        run = jax.jit(functools.partial(forward, cfg))
+        exact, found = (np.asarray(run(p, tokens).logits).ravel() for p in (params, small))
+        assert np.corrcoef(exact, found)[0, 1] > 0.998

@@ -9,11 +9,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.lm import LM
-from jaxinfer.models.params import init_params
-from jaxinfer.models.quantize import quantize_weights
-from jaxinfer.models.stack import forward
 from jaxinfer.nn.mlp import feed_forward
-from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Router, Rule
 from jaxinfer.sparsity.mlp import SparseMlp
@@ -107,21 +103,3 @@ def test_impossible_blocks_are_refused():
         SparseMlp.of(dense, Router(outer=jnp.zeros((7, cfg.hidden_size)), rule=rule))
     with pytest.raises(ValueError, match="the selector reads a width of 5, the block has 32"):
         SparseMlp.of(dense, Router(outer=jnp.zeros((12, 5)), rule=rule))
-
-
-def test_blocks_in_fewer_bits_are_refused():
-    cfg = CONFIGS["llama"]
-    stored = quantize_weights({"layers": ({"mlp": dense_block(cfg)},), "head": {}}, "int8")
-    with pytest.raises(ValueError, match="load the model without `weights`"):
-        SparseMlp.of(stored["layers"][0]["mlp"], router(cfg, Rule(most=2)))
-
-
-def test_the_rest_of_a_model_with_sparse_blocks_can_be_quantized():
-    cfg = CONFIGS["llama"]
-    params = init_params(cfg, jax.random.key(0))
-    layers = tuple(layer | {"mlp": sparse(cfg, layer["mlp"], 0.5)} for layer in params["layers"])
-    small = quantize_weights(params | {"layers": layers}, "int8")
-    assert small["layers"][0]["mlp"].weights.up is layers[0]["mlp"].weights.up
-    assert isinstance(small["layers"][0]["attn"]["q"]["weight"], StoredWeight)
-    logits = forward(cfg, small, jnp.asarray([[1, 2, 3]])).logits
-    assert np.isfinite(logits).all()
