@@ -67,8 +67,7 @@ def judged(cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, "B T"]) -> 
     ]
 
 
-def _selection(cfg: ModelConfig, block: Any, sites: Sequence[Array]) -> Array:
-    x = sites[-1]
+def _selection(cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]) -> Array:
     if isinstance(block, SparseMlp):
         return block.selector(sites).reshape(*x.shape[:-1], -1)
     if isinstance(block, MaskedMlp):
@@ -76,11 +75,13 @@ def _selection(cfg: ModelConfig, block: Any, sites: Sequence[Array]) -> Array:
     return jnp.ones((*x.shape[:-1], 1), bool)
 
 
-def _judgement(cfg: ModelConfig, block: Any, sites: Sequence[Array]) -> dict[str, Array] | None:
+def _judgement(
+    cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]
+) -> dict[str, Array] | None:
     if not isinstance(block, SparseMlp):
         return None
     selected = jnp.repeat(block.selector(sites), block.block_size, axis=1)
-    w, x = block.weights, sites[-1]
+    w = block.weights
     hidden = hidden_values(w, x.reshape(-1, x.shape[-1]), cfg.activation)
     down = w.down.astype(jnp.float32)
     down = down if w.down_scale is None else down * w.down_scale

@@ -83,7 +83,10 @@ def _smoothing(cfg: ModelConfig, params: Params, tokens: Array) -> tuple[Params,
             return leaf
         name = jax.tree_util.keystr(path)
         if isinstance(leaf, FeedForward):
-            return leaf if leaf.dense is None else _ObservedBlock(block=leaf, name=name, seen=seen)
+            parts = jax.tree.leaves(leaf.as_dense(), is_leaf=_is_whole)
+            if not parts or any(map(_is_whole, parts)):
+                return leaf
+            return _ObservedBlock(block=leaf, name=name, seen=seen)
         if not is_weight(path):
             return leaf
         return _Observed(weight=leaf, name=name, seen=seen, dtype=str(leaf.dtype), origin="")
@@ -121,7 +124,7 @@ def _readers(cfg: ModelConfig, layer: Params) -> dict[str, list[str]]:
     """The weights that read what each norm of a layer puts out, of norms where all are known."""
     attn = [f"['attn']['{name}']['weight']" for name in ("q", "k", "v")] if "attn" in layer else []
     block = layer["mlp"]
-    known = not isinstance(block, FeedForward) or block.dense is not None
+    known = not isinstance(block, FeedForward) or block.as_dense() is not None
     mlp = [f"['mlp']['{name}']['weight']" for name in ("gate", "up")] if known else []
     if cfg.shared_norm:
         return {"attn_norm": attn + mlp} if attn and mlp else {}
@@ -132,7 +135,7 @@ def _weights(params: Params) -> dict[str, Any]:
     """Weights by path; those of a sparse block as of a dense one."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_whole):
-        inside = leaf.dense if isinstance(leaf, FeedForward) else leaf
+        inside = leaf.as_dense() if isinstance(leaf, FeedForward) else leaf
         for rest, weight in jax.tree_util.tree_leaves_with_path(inside, is_leaf=_is_whole):
             if is_weight((*path, *rest)):
                 found[jax.tree_util.keystr((*path, *rest))] = weight
@@ -188,6 +191,6 @@ class _ObservedBlock(FeedForward):
         backend: Backend | None = None,
     ) -> Float[Array, "B T D"]:
         largest = {"down": _largest(self.block.hidden(cfg, x, sites))}
-        for part in self.block.dense or ():
+        for part in self.block.as_dense() or ():
             self.seen[f"{self.name}['{part}']['weight']"] = largest.get(part, _largest(x))
         return self.block(cfg, x, sites, backend)

@@ -67,7 +67,8 @@ def quantize_weights(
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         if isinstance(leaf, FeedForward):
-            return leaf if packed or leaf.dense is None else leaf.holding(all_of(leaf.dense, path))
+            dense = None if packed else leaf.as_dense()
+            return leaf if dense is None else leaf.holding(all_of(dense, path))
         top = getattr(path[0], "key", None)
         is_head = top == "head" or (tied and top == "embed")
         if isinstance(leaf, StoredWeight) or not is_weight(path) or (top == "embed" and not tied):

@@ -29,8 +29,7 @@ class FeedForward:
         `x`, but for what was divided into the norm in front."""
         raise NotImplementedError
 
-    @property
-    def dense(self) -> Params | None:
+    def as_dense(self) -> Params | None:
         """The weights as a dense block has them, for what stores them in fewer bits; None where
         they stay as they are."""
         return None
@@ -42,7 +41,7 @@ class FeedForward:
     def hidden(
         self, cfg: ModelConfig, x: Float[Array, "B T D"], sites: Sequence[Array] = ()
     ) -> Float[Array, "R F"]:
-        """What `down` multiplies, of a block with `dense` weights."""
+        """What `down` multiplies, of a block that has weights `as_dense`."""
         raise NotImplementedError
 
     def read_bytes(self, rows: int = 1, backend: Backend | None = None) -> int:

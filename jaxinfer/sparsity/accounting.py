@@ -151,12 +151,12 @@ def _of(block: str, inputs: Mapping[tuple, float]) -> dict[str, float]:
     return {name[1]: share for name, share in inputs.items() if name[0] == block}
 
 
-def _block_density(cfg: ModelConfig, block: Any, sites: Sequence[Array]) -> Array:
+def _block_density(cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]) -> Array:
     if isinstance(block, SparseMlp):
         return block.selector(sites).mean(dtype=jnp.float32)
     if not isinstance(block, MaskedMlp):
         return jnp.float32(1)
-    selected = block.selected(cfg, sites[-1])
+    selected = block.selected(cfg, x)
     if isinstance(block.criterion, ChosenByPrompt):
         selected = selected[:, block.criterion.prompt(selected.shape[1]) :]
     return selected.mean(dtype=jnp.float32)

@@ -99,17 +99,17 @@ def _levels(values: Array) -> Array:
     return jnp.quantile(jnp.abs(values.astype(jnp.float32)), jnp.asarray(LEVELS, jnp.float32))
 
 
-def _mean_magnitude(cfg: ModelConfig, dense: Params, sites: Sequence[Array]) -> Array:
-    hidden = hidden_values(cfg, dense, sites[-1]).hidden
+def _mean_magnitude(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
+    hidden = hidden_values(cfg, dense, x).hidden
     return jnp.abs(hidden.astype(jnp.float32)).mean(axis=(0, 1))
 
 
-def _gate_levels(cfg: ModelConfig, dense: Params, sites: Sequence[Array]) -> Array:
-    return _levels(hidden_values(cfg, dense, sites[-1]).gate)
+def _gate_levels(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
+    return _levels(hidden_values(cfg, dense, x).gate)
 
 
-def _prompt_scores(cfg: ModelConfig, dense: Params, sites: Sequence[Array]) -> Array:
-    return prompt_scores(hidden_values(cfg, dense, sites[-1]).hidden)
+def _prompt_scores(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
+    return prompt_scores(hidden_values(cfg, dense, x).hidden)
 
 
 def _input_levels(weight: Any, x: Array) -> Array:

@@ -37,9 +37,6 @@ class Random(Selector):
     def share(self) -> float:
         return self.rule.share(self.units)
 
-    def scaled(self, factors: Float[Array, " D"]) -> "Random":
-        return self
-
 
 def _mixed(x: Array) -> Array:
     """Every bit of the outcome depends on every bit of u32 x (the last steps of MurmurHash3)."""

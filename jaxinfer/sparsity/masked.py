@@ -6,7 +6,7 @@ Axis letters: B rows of a batch, T tokens, F neurons, J blocks of neurons.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -59,6 +59,19 @@ class MaskedMlp(FeedForward):
         seen = hidden_values(cfg, self.dense, x, backend)
         hidden = jnp.where(self.criterion(seen), seen.hidden, 0)
         return linear(self.dense["down"], hidden, backend)
+
+    def as_dense(self) -> Params:
+        return self.dense
+
+    def holding(self, dense: Params) -> "MaskedMlp":
+        return replace(self, dense=dense)
+
+    def hidden(
+        self, cfg: ModelConfig, x: Float[Array, "B T D"], sites: Sequence[Array] = ()
+    ) -> Float[Array, "R F"]:
+        seen = hidden_values(cfg, self.dense, x)
+        hidden = jnp.where(self.criterion(seen), seen.hidden, 0)
+        return hidden.reshape(-1, hidden.shape[-1])
 
     def selected(self, cfg: ModelConfig, x: Float[Array, "B T D"]) -> Bool[Array, "B T F"]:
         """Which neurons each token uses."""

@@ -81,8 +81,7 @@ class SparseMlp(FeedForward):
         weights = BlockWeights(**_neuron_major(matrices), **biases)
         return cls(weights=weights, selector=selector, unions=tuple(unions))
 
-    @property
-    def dense(self) -> Params | None:
+    def as_dense(self) -> Params | None:
         w = self.weights
         if w.is_int8:
             return None

@@ -12,7 +12,7 @@ Axis letters: R rows, D width, F neurons, J experts.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -48,7 +48,6 @@ class ExpertRouter(Selector):
 
     outer: Leaf  # [J, J]
     inner: Leaf  # [J, D]
-    factors: Leaf = None  # [D], that inputs have been divided by
     rule: Rule = field(metadata={"static": True})
 
     @property
@@ -61,15 +60,11 @@ class ExpertRouter(Selector):
         return self.inner.shape[1]
 
     def __call__(self, sites: Sequence[Float[Array, "B T D"]]) -> Bool[Array, "R J"]:
-        x = sites[-1].reshape(-1, self.width)
-        x = unit(x if self.factors is None else x * self.factors)
+        x = unit(sites[-1].reshape(-1, self.width))
         return self.rule(_scores((self.inner, self.outer), x))
 
     def share(self) -> float:
         return self.rule.share(self.units)
-
-    def scaled(self, factors: Float[Array, " D"]) -> "ExpertRouter":
-        return replace(self, factors=factors if self.factors is None else self.factors * factors)
 
 
 def experts(calibration: Calibration, size: int) -> list[Experts]:
@@ -108,8 +103,8 @@ def _grouped(dense: Params, size: int) -> Experts:
     return Experts(permuted(dense, jnp.asarray(order)), unit(jnp.asarray(centres)))
 
 
-def _block_input(cfg: ModelConfig, dense: Params, sites: Sequence[Array]) -> Array:
-    return sites[-1]
+def _block_input(cfg: ModelConfig, dense: Params, x: Array, sites: Sequence[Array]) -> Array:
+    return x
 
 
 def _scores(params: Leaf, x: Array) -> Array:

@@ -20,8 +20,9 @@ from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 
-OfBlock = Callable[[ModelConfig, Any, Sequence[Array]], Any]
-"""Called with a feed-forward block (its parameters, or the `FeedForward`) and its sites."""
+OfBlock = Callable[[ModelConfig, Any, Array, Sequence[Array]], Any]
+"""Called with a feed-forward block (its parameters, or the `FeedForward`), x and sites as in
+`FeedForward.__call__`."""
 
 OfInput = Callable[[Any, Array], Any]
 """Called with a weight and the activations that it multiplies."""
@@ -103,7 +104,7 @@ class _WatchedBlock(FeedForward):
         sites: Sequence[Array] = (),
         backend: Backend | None = None,
     ) -> Float[Array, "B T D"]:
-        self.seen[self.layer] = self.of(cfg, self.block, sites)
+        self.seen[self.layer] = self.of(cfg, self.block, x, sites)
         return feed_forward(cfg, self.block, x, self.layer, backend, sites)
 
 

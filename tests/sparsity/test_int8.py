@@ -18,6 +18,7 @@ from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.quantized import Int8Weight, PackedWeight, size_of
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Router, Rule
+from jaxinfer.sparsity.masked import LargestHidden, MaskedMlp
 from jaxinfer.sparsity.mlp import SparseMlp
 from tests.factories import CONFIGS, params_of, random_tokens
 from tests.sparsity.blocks import SIZE, router, sparse, with_sparse_blocks
@@ -245,8 +246,7 @@ def test_a_block_that_is_not_known_leaves_its_norm_as_it_is():
     cfg = CONFIGS["parallel"]
 
     class Unknown(SparseMlp):
-        @property
-        def dense(self):
+        def as_dense(self):
             return None
 
     jax.tree_util.register_dataclass(
@@ -276,5 +276,21 @@ def test_thresholds_survive_8_bits():
     params = params_of("llama")
     params = params | {"layers": (params["layers"][0], params["layers"][1] | {"mlp": block})}
     small = quantize_params(cfg, params, "int8")["layers"][1]["mlp"]
+    assert isinstance(small.selector, Router) and isinstance(block.selector, Router)
     assert small.selector.rule == block.selector.rule and small.unions == (0.4,)
     np.testing.assert_array_equal(small.selector.outer, block.selector.outer)
+
+
+def test_a_masked_block_is_stored_in_8_bits():
+    """What it selects by are hidden values, which no factor has changed."""
+    cfg, dense = CONFIGS["parallel"], dense_of("parallel")
+    half = LargestHidden(most=jnp.int32(cfg.intermediate_size // 2))
+    layers = tuple(
+        layer | {"mlp": MaskedMlp(dense=layer["mlp"], criterion=half)} for layer in dense["layers"]
+    )
+    params = dense | {"layers": layers}
+    small = quantize_params(cfg, params, "int8")
+    assert isinstance(small["layers"][0]["mlp"].dense["up"]["weight"], Int8Weight)
+    assert "divisor" in small["layers"][0]["attn_norm"]
+    exact, found = (np.asarray(logits_of(cfg, p)).ravel() for p in (params, small))
+    assert np.corrcoef(exact, found)[0, 1] > 0.99
