@@ -8,20 +8,11 @@ import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.cli.notices import note
+from jaxinfer.cli.train_dejavu import dejavu
+from jaxinfer.cli.train_options import SourceOption, TextsOption
 
 if TYPE_CHECKING:
     from jaxinfer.cache.feature_maps import LessFeatureMaps
-
-TextsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the texts that tools/data/fetch_texts.py of a source checkout fetches; "
-        "left out: where it puts them."
-    ),
-]
-SourceOption = Annotated[
-    list[str] | None, typer.Option(help=f"Train on this source only, repeatable: {o.SOURCES}.")
-]
 
 train = typer.Typer(
     name="train",
@@ -174,3 +165,6 @@ def draft(
     print(f"wrote {out} ({size / 1e6:.1f} MB)")
     print(f"a first guess is accepted with probability {metrics['overlap']:.2f} at temperature 1,")
     print(f"{metrics['agreement']:.2f} at temperature 0 (on training text)")
+
+
+train.command()(dejavu)
