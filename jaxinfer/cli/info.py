@@ -46,6 +46,7 @@ def info(
 
     from jaxinfer.cli.models import open_model
     from jaxinfer.decode.capacity import check_fits
+    from jaxinfer.inspection.break_even import break_even
     from jaxinfer.inspection.decode_step import inspect_decode
     from jaxinfer.inspection.sparse_blocks import block_facts
     from jaxinfer.runtime.backend import Backend
@@ -62,7 +63,9 @@ def info(
     record |= {"target": target, "config": config} | facts
     if method is not None:
         backend = Backend.of(platform=None if target is None else "gpu")
-        record["sparsity"] = {"name": method.name, "layers": block_facts(lm.params, batch, backend)}
+        here = None if target is not None else break_even(lm.config, lm.params, batch, backend)
+        record["sparsity"] = {"name": method.name, "pays_below": here}
+        record["sparsity"]["layers"] = block_facts(lm.params, batch, backend)
     if as_json:
         o.print_json(record)
     else:
@@ -99,6 +102,10 @@ def _tables(record: Json) -> None:
     table("decode step", decode)
     if "sparsity" in record:
         console.print(_layers_table(record["sparsity"]))
+        if (here := record["sparsity"]["pays_below"]) is not None:
+            console.print(
+                f"a list of blocks is faster here below a density of {here:.2g} in a step"
+            )
     for line in copies:
         console.print(f"copy: {line}", markup=False, soft_wrap=True)
 

@@ -106,7 +106,7 @@ def inspect_decode(
 
     With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
     parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `params` are
-    abstract. `copies` names the instructions that `cache_copies` counts, and the leaves;
+    abstract. `read_bytes` are those of the parameters that a step is expected to read. `copies` names the instructions that `cache_copies` counts, and the leaves;
     `counted_leaves` are those of `jaxinfer.inspection.leaves`. `live` is the number of stored
     tokens in the timed steps (default: half the capacity).
     """
@@ -130,6 +130,7 @@ def inspect_decode(
     return {
         "parameters": numbers,
         "parameter_bytes": bytes_of(params),
+        "read_bytes": step_bytes(cfg, params, 0, batch, case.engine.backend),
         "cache_bytes_per_token": _whole(cache_bytes / (batch * capacity)),
         "cache_bytes": cache_bytes,
         "decode": facts | times,

@@ -92,7 +92,7 @@ def products(
             x = _feed_forward(cfg, layer["mlp"], x, sites, backend)
         head = params["embed"]["tokens"] if cfg.tie_embeddings else params["head"]["weight"]
         logits = product(x, head, jnp.float32)
-        return _rescaled(x + _trace_of(logits).astype(x.dtype))
+        return rescaled(x + _trace_of(logits).astype(x.dtype))
 
     return jax.lax.fori_loop(0, steps, step, x)
 
@@ -106,8 +106,8 @@ def _with_typical_blocks(params: Params, rows: int) -> Params:
 
 def _attention(part: Params, x: Array) -> Array:
     q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
-    mixed = _rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
-    return _rescaled(x + product(mixed, part["out"]["weight"]))
+    mixed = rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
+    return rescaled(x + product(mixed, part["out"]["weight"]))
 
 
 def _feed_forward(
@@ -118,11 +118,11 @@ def _feed_forward(
     backend: Backend | None,
 ) -> Array:
     if isinstance(part, FeedForward):
-        return _rescaled(x + part(cfg, x, sites, backend))
+        return rescaled(x + part(cfg, x, sites, backend))
     inner = product(x, part["up"]["weight"])
     if "gate" in part:
         inner = inner * product(x, part["gate"]["weight"])
-    return _rescaled(x + product(_rescaled(inner), part["down"]["weight"]))
+    return rescaled(x + product(rescaled(inner), part["down"]["weight"]))
 
 
 def _others(part: Params, x: Array) -> Array:
@@ -130,11 +130,11 @@ def _others(part: Params, x: Array) -> Array:
     for path, weight in jax.tree_util.tree_leaves_with_path(part):
         if getattr(path[-1], "key", None) == "weight" and weight.ndim == 2:
             y = product(jnp.resize(x, (*x.shape[:-1], weight.shape[1])), weight)
-            x = _rescaled(x + _trace_of(y).astype(x.dtype))
+            x = rescaled(x + _trace_of(y).astype(x.dtype))
     return x
 
 
-def _rescaled(x: Array) -> Array:
+def rescaled(x: Array) -> Array:
     """Unit mean square: without it the numbers run into infinities or slow denormals."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)

@@ -9,6 +9,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.cache.base import bytes_of
+from jaxinfer.inspection.break_even import break_even, crossing
 from jaxinfer.inspection.decode_step import inspect_decode, step_bytes
 from jaxinfer.inspection.roofline import dots_only, products
 from jaxinfer.nn.block_mlp import union_list
@@ -162,6 +163,7 @@ def test_a_model_of_sparse_blocks_is_inspected(name):
     params = with_sparse_blocks(cfg, params_of(name), 0.25)
     facts = inspect_decode(cfg, params, ji.full(), 512)
     assert facts["parameter_bytes"] == bytes_of(params)
+    assert facts["read_bytes"] == step_bytes(cfg, params) < bytes_of(params)
     assert facts["decode"]["cache_copies"] == 0 and facts["decode"]["traces"] == 1
     assert facts["decode"]["step_ms"] > 0 and facts["decode"]["floor_ms"] > 0
 
@@ -170,3 +172,18 @@ def test_an_early_exit_keeps_the_kinds_of_its_layers():
     cfg = replace(LLAMA, mlps=("gated", "gated"))
     lm = ji.early_exit(ji.LM(cfg, with_sparse_blocks(cfg, params_of("llama"))), 1)
     assert lm.config.mlps == ("gated",) and isinstance(lm.params["layers"][0]["mlp"], SparseMlp)
+
+
+def test_the_break_even_is_where_a_list_takes_as_long_as_all():
+    assert crossing((0.125, 2.0), (0.5, 5.0), 5.0) == pytest.approx(0.5)
+    assert crossing((0.125, 2.0), (0.5, 5.0), 4.0) == pytest.approx(0.375)
+    assert crossing((0.125, 2.0), (0.5, 5.0), 99.0) == 1 and crossing((0.1, 2), (0.5, 5), 1) == 0
+    assert crossing((0.1, 2.0), (0.5, 2.0), 3.0) == 1 and crossing((0.1, 2.0), (0.5, 1.0), 1) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_break_even_is_measured_on_the_models_own_blocks(rows):
+    cfg, params = LLAMA, params_of("llama")
+    found = break_even(cfg, with_sparse_blocks(cfg, params, 0.25, first=1), rows, CPU)
+    assert found is not None and 0 <= found <= 1
+    assert break_even(cfg, params, rows, CPU) is None
