@@ -103,9 +103,7 @@ def _tables(record: Json) -> None:
     if "sparsity" in record:
         console.print(_layers_table(record["sparsity"]))
         if (here := record["sparsity"]["pays_below"]) is not None:
-            console.print(
-                f"a list of blocks is faster here below a density of {here:.2g} in a step"
-            )
+            console.print(f"reading a list pays here below a density of {here:.2g} in a step")
     for line in copies:
         console.print(f"copy: {line}", markup=False, soft_wrap=True)
 

@@ -106,8 +106,9 @@ def inspect_decode(
 
     With `target` (such as "h200") nothing runs: the loop is compiled for that GPU with bfloat16
     parameters, and `step_ms`, `floor_ms` and `floor_share` are None; so they are when `params` are
-    abstract. `read_bytes` are those of the parameters that a step is expected to read. `copies` names the instructions that `cache_copies` counts, and the leaves;
-    `counted_leaves` are those of `jaxinfer.inspection.leaves`. `live` is the number of stored
+    abstract. `read_bytes` are those of the parameters that a step is expected to read. `copies`
+    names the instructions that `cache_copies` counts, and the leaves; `counted_leaves` are those of
+    `jaxinfer.inspection.leaves`. `live` is the number of stored
     tokens in the timed steps (default: half the capacity).
     """
     numbers, policy = size_of(params), policy.sized(capacity)
