@@ -25,7 +25,7 @@ from jaxinfer.cache.slots import Slots, load, storage_dtype, store
 from jaxinfer.cache.weights import gather
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.projections import project
-from jaxinfer.nn.listed import Listing
+from jaxinfer.nn.listed import Listing, has_parts
 from jaxinfer.nn.rope import rotate, rotation
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
@@ -75,10 +75,13 @@ class KeysOf:
     def where(
         self, needed: Bool[Array, ""], x: Float[Array, "B S D"], positions: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        """Of all groups; unless they are `needed` a CPU leaves the weights alone and gives zeros.
-        A GPU makes them always: a branch would wait for the host in every layer."""
-        if self.backend is None or self.backend.has_kernels:
-            return self(x, positions)
+        """Of all groups; unless they are `needed`, anything, and no weights are read. On a GPU that
+        takes a kernel (a branch would wait for the host in every layer): without one they are."""
+        backend = self.backend
+        if backend is None or backend.has_kernels:
+            parts = backend is not None and has_parts(self.params["k"]["weight"], x, backend, 0)
+            every = jnp.broadcast_to(needed, (1, self.cfg.num_kv_heads))
+            return self(x, positions, Listing.of(every) if parts else None)
 
         def make() -> tuple[Array, Array]:
             return self(x, positions)

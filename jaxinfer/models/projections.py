@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.heads import Chosen
 from jaxinfer.nn.linear import linear, linears
-from jaxinfer.nn.listed import InputMajor, Listing, listed_inputs, listed_outputs
+from jaxinfer.nn.listed import Listing, has_parts, listed_inputs, listed_outputs
 from jaxinfer.nn.norm import norm
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
@@ -26,10 +26,10 @@ def project(
     """Queries [B, N, T, H], keys and values [B, K, T, H] of an attention layer, those of `names`,
     not yet rotated. With a `listing` those of its groups alone are computed."""
     parts = [params[name] for name in names]
-    if listing is None:
+    if listing is None or backend is None:
         found = linears(parts, x, backend)
     else:
-        found = listed_outputs(parts, x.reshape(-1, x.shape[-1]), listing)
+        found = listed_outputs(parts, x.reshape(-1, x.shape[-1]), listing, backend)
     return tuple(
         _heads(cfg, params, name, y, x.shape[:2]) for name, y in zip(names, found, strict=True)
     )
@@ -56,6 +56,7 @@ def output(
         y = heads.masked(y)
     y = y.transpose(0, 2, 1, 3).reshape(batch, size, -1)
     out, listing = params["out"], None if heads is None else heads.listing
-    if listing is None or not isinstance(out["weight"], InputMajor):
+    if listing is None or backend is None or not has_parts(out["weight"], y, backend, 1):
         return linear(out, y, backend)
-    return listed_inputs(out, y.reshape(batch * size, -1), listing).reshape(batch, size, -1)
+    rows = listed_inputs(out, y.reshape(batch * size, -1), listing, backend)
+    return rows.reshape(batch, size, -1)

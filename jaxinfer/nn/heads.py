@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinfer.nn.block_mlp import union_list
-from jaxinfer.nn.listed import Listing
-from jaxinfer.nn.quantized import StoredWeight
+from jaxinfer.nn.listed import Listing, has_parts
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 
@@ -35,7 +33,7 @@ class Heads:
         """What each of the B * T rows uses; `sites` as in `StepContext`."""
         raise NotImplementedError
 
-    def lists(self, rows: int, backend: Backend | None = None) -> bool:
+    def lists(self, rows: int, backend: Backend | None) -> bool:
         """Whether a step of so many rows reads the weights of listed groups instead of all."""
         return False
 
@@ -71,7 +69,6 @@ def chosen(
         return None
     selected = heads(sites or (x,))
     listing = None
-    lists = not is_prompt and heads.lists(len(selected), backend)
-    if lists and not isinstance(params["q"]["weight"], StoredWeight):
-        listing = Listing(*union_list(selected)[:2])
+    if backend is not None and not is_prompt and heads.lists(len(selected), backend):
+        listing = Listing.of(selected) if has_parts(params["q"]["weight"], x, backend, 0) else None
     return Chosen(selected=selected.reshape(*x.shape[:2], -1), listing=listing)

@@ -15,14 +15,15 @@ from jaxtyping import Array, Bool, Float
 from jaxinfer.arguments import one_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.nn.heads import KEYS, Heads
+from jaxinfer.nn.linear import SKINNY_NUMBERS, SKINNY_ROWS
 from jaxinfer.nn.listed import InputMajor
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Selector, expected_union
 from jaxinfer.typing import Params
 
-SMALLEST_GROUP = 1 << 15  # numbers of a group's queries; of smaller ones a loop costs more
-PAYS = 0.5  # the share of the groups up to which a step on a CPU lists them
+SMALLEST_GROUP = 1 << 15  # numbers of a group's queries; of smaller ones a CPU's loop costs more
+CPU_PAYS, GPU_PAYS = 0.5, 0.7  # shares of the groups up to which a step lists them
 
 
 @jax.tree_util.register_dataclass
@@ -73,16 +74,22 @@ class SparseHeads(Heads):
         """The share of the groups that `rows` tokens are expected to use together."""
         return expected_union(self.unions, self.selector.share(), rows)
 
-    def lists(self, rows: int, backend: Backend | None = None) -> bool:
-        if backend is None or backend.has_kernels or self.group_size < SMALLEST_GROUP:
+    def lists(self, rows: int, backend: Backend | None) -> bool:
+        if backend is None:
             return False
-        return self.union(rows) <= PAYS
+        if backend.has_kernels:
+            few = rows <= SKINNY_ROWS and self.group_size * self.selector.units <= SKINNY_NUMBERS
+            return few and self.union(rows) <= GPU_PAYS
+        return self.group_size >= SMALLEST_GROUP and self.union(rows) <= CPU_PAYS
 
 
-def with_heads(attention: Params, heads: SparseHeads) -> Params:
-    """A layer's attention parameters with a selection of heads; shared but for the output
-    projection, which is transposed so that a group's part of it is contiguous."""
-    out = attention["out"]
-    if not isinstance(out["weight"], StoredWeight):
+def with_heads(
+    attention: Params, heads: SparseHeads, backend: Backend | None = None
+) -> Params:  # fmt: skip
+    """A layer's attention parameters with a selection of heads; shared, but for a CPU the output
+    projection, which is transposed so that a group's part of it is contiguous. `backend` is that of
+    the model, by default this machine's."""
+    out, on_cpu = attention["out"], not (backend or Backend.of()).has_kernels
+    if on_cpu and not isinstance(out["weight"], StoredWeight):
         out = out | {"weight": InputMajor.of(out["weight"])}
     return attention | {"out": out, "heads": heads}

@@ -3,11 +3,14 @@
 A decode step of a few rows is bound by the bytes of the weights and, in a small model, by launches.
 XLA multiplies queries, keys and values apart (or concatenates their weights), and splits the inputs
 over programs whose sums are one more launch. Here one launch makes all results of one input, with
-biases, activation and gate, each sum by one program. Axis letters: R rows, I inputs, O outputs.
+biases, activation and gate, each sum by one program. Of a weight whose outputs or inputs fall into
+equal parts, such as heads, only the live parts may be read. Axis letters: R rows, I inputs, O
+outputs, J parts.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,12 +22,16 @@ from pallas_kernels.skinny_matmul import reference
 from pallas_kernels.skinny_matmul.configs import Config, heuristic
 from pallas_kernels.tuned import choose
 
+Axis = Literal["outputs", "inputs"]
+
 
 def skinny_matmul(
     x: Float[Array, "... I"],
     weights: Sequence[Array],
     biases: Sequence[Array | None] | None = None,
     *,
+    live: Sequence[Array | None] | None = None,
+    parts: Axis = "outputs",
     config: Config | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "... _"], ...]:
@@ -37,6 +44,9 @@ def skinny_matmul(
       x: float[..., I]; R are all rows.
       weights: float[O, I] each, of one dtype; O may differ.
       biases: float[O] or None for each weight.
+      live: bool[J] or None for each weight, which of J equal parts of its outputs or inputs are
+        read; the others count as zeros. J may differ.
+      parts: of what the parts are, "outputs" or "inputs".
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `pallas_kernels.dispatch.dispatch`.
 
@@ -45,7 +55,10 @@ def skinny_matmul(
     """
     biases = (None,) * len(weights) if biases is None else tuple(biases)
     names = [f"weights[{i}]" for i in range(len(weights))]
-    return _run(x, tuple(weights), biases, names, (1,) * len(weights), None, config, implementation)
+    live = (None,) * len(weights) if live is None else tuple(live)
+    _check_live(weights, live, parts)
+    jobs = (1,) * len(weights)
+    return _run(x, tuple(weights), biases, names, jobs, None, config, implementation, live, parts)
 
 
 def feed_forward_hidden(
@@ -75,7 +88,27 @@ def feed_forward_hidden(
     return _run(x, weights, biases, names, jobs, activation, config, implementation)[0]
 
 
-def _run(x, weights, biases, names, jobs, activation, config, implementation):
+def _check_live(weights, live, parts: Axis) -> None:
+    if parts not in get_args(Axis) or len(live) != len(weights):
+        raise ValueError(
+            f'parts must be "outputs" or "inputs", with live parts or None for each of '
+            f"{len(weights)} weights, got {parts!r} and {len(live)}"
+        )
+    for i, (weight, some) in enumerate(zip(weights, live, strict=True)):
+        if some is None:
+            continue
+        expect(f"live[{i}]", some, (None,))
+        size = weight.shape[parts == "inputs"]
+        if some.dtype != bool or size % some.shape[0]:
+            raise ValueError(
+                f"live[{i}] must be bool and its length divide the {size} {parts}, got "
+                f"{some.dtype}[{some.shape[0]}]"
+            )
+
+
+def _run(
+    x, weights, biases, names, jobs, activation, config, implementation, live=None, parts="outputs"
+):
     """`jobs` says how many of the weights, in order, go into each result."""
     lead = x.shape[:-1]
     x = x.reshape(-1, x.shape[-1])
@@ -100,12 +133,13 @@ def _run(x, weights, biases, names, jobs, activation, config, implementation):
         "skinny_matmul", heuristic, *x.shape, outputs, weights[0].dtype.itemsize,
         together=together,
     )  # fmt: skip
-    form = {"jobs": jobs, "activation": activation, "dtype": str(x.dtype)}
+    form = {"jobs": jobs, "activation": activation, "dtype": str(x.dtype), "parts": parts}
+    live = (None,) * len(weights) if live is None else live
     found = dispatch(
         implementation,
         functools.partial(reference.skinny_matmul, **form),
         functools.partial(_skinny_matmul, config=config, **form),
-        x.astype(weights[0].dtype), weights, biases,
+        x.astype(weights[0].dtype), weights, biases, live,
     )  # fmt: skip
     return tuple(y.reshape(*lead, -1) for y in found)
 

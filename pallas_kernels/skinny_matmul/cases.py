@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import get_args
 
 import jax.numpy as jnp
 
@@ -15,6 +16,7 @@ from pallas_kernels.cases import (
     tolerance_of,
 )
 from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
+from pallas_kernels.skinny_matmul.api import Axis
 from pallas_kernels.skinny_matmul.configs import candidates
 from pallas_kernels.weight_matmul.cases import product_sizes
 
@@ -57,6 +59,25 @@ def problem(rng: Rng, quick: bool) -> Problem:
     return Problem(run=skinny_matmul, args=args, tolerance=tolerance_of(dtype), facts=facts)
 
 
+def live_problem(rng: Rng, quick: bool) -> Problem:
+    """Parts of outputs, or of inputs, of which some are read."""
+    rows, most = int(rng.choice([1, 4])), 12 if quick else 128
+    parts, axis = int(rng.integers(1, 9)), get_args(Axis)[int(rng.integers(2))]
+    inputs, outputs = (parts * int(n) for n in rng.integers(1, most, 2))
+    dtype = rng.choice(["float32", "bfloat16"])
+    args = (
+        jnp.asarray(rng.normal(size=(rows, inputs)) / inputs**0.5, dtype),
+        [some(rng, dtype, outputs, inputs)], [some(rng, dtype, outputs)],
+        jnp.asarray(rng.random(parts) < 0.5),
+    )  # fmt: skip
+
+    def run(x, weights, biases, live, **options):
+        return skinny_matmul(x, weights, biases, live=[live], parts=axis, **options)
+
+    facts = {"shape": [rows, inputs, outputs], "parts": [axis, parts], "dtype": str(dtype)}
+    return Problem(run=run, args=args, tolerance=tolerance_of(dtype), facts=facts)
+
+
 def hidden_problem(rng: Rng, quick: bool) -> Problem:
     rows, most = int(rng.choice([1, 1, 4, 16])), 100 if quick else 3000
     d, f = (int(n) for n in rng.integers(1, most, 2))
@@ -76,5 +97,8 @@ def tuned(quick: bool) -> Iterator[TunedUse]:
 
 
 CASES = {"skinny_matmul": cases}
-PROBLEMS = {"skinny_matmul": problem, "feed_forward_hidden": hidden_problem}
+PROBLEMS = {
+    "skinny_matmul": problem, "skinny_matmul_live": live_problem,
+    "feed_forward_hidden": hidden_problem,
+}  # fmt: skip
 TUNED = {"skinny_matmul": tuned}

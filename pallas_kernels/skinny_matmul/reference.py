@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from pallas_kernels.activation import REFERENCE
 
 
-def skinny_matmul(x, weights, biases, *, jobs, activation, dtype):
+def skinny_matmul(x, weights, biases, live, *, jobs, activation, dtype, parts):
+    weights = (_living(w, some, parts) for w, some in zip(weights, live, strict=True))
     products = iter([_product(x, w, b) for w, b in zip(weights, biases, strict=True)])
     results = []
     for count in jobs:
@@ -13,6 +14,14 @@ def skinny_matmul(x, weights, biases, *, jobs, activation, dtype):
         y = first if activation is None else REFERENCE[activation](first)
         results.append((y * more[0] if more else y).astype(dtype))
     return tuple(results)
+
+
+def _living(weight, live, parts):
+    if live is None:
+        return weight
+    axis = int(parts == "inputs")
+    every = jnp.repeat(live, weight.shape[axis] // live.shape[0])
+    return jnp.where(every[None] if axis else every[:, None], weight, 0)
 
 
 def _product(x, weight, bias):

@@ -35,7 +35,9 @@ def problem(seed: int):
         weights = [some(n, inputs) for n in outputs]
         biases = [some(n) if rng.random() < 0.5 else None for n in outputs]
         run = functools.partial(skinny_matmul, config=config)
-        return run, (some(rows, inputs), weights, biases), tolerance
+        if rng.random() < 0.5:
+            return run, (some(rows, inputs), weights, biases), tolerance
+        return live_problem(rng, config, some, rows, biases), (), tolerance
     outputs = int(rng.integers(1, 90))
     activation = rng.choice(["silu", "gelu", "gelu_tanh", "relu"])
     is_gated, has_bias = rng.random(2) < 0.5
@@ -49,6 +51,36 @@ def problem(seed: int):
     up, gate = some(outputs, inputs), some(outputs, inputs) if is_gated else None
     biases = some(outputs) if has_bias else None, some(outputs) if has_bias and is_gated else None
     return run, (some(rows, inputs), up, gate, *biases), tolerance
+
+
+def live_problem(rng, config, some, rows, biases):
+    """Weights of parts of outputs or inputs, of which some are live in some of the weights."""
+    parts, axis = int(rng.integers(1, 7)), ("outputs", "inputs")[int(rng.integers(2))]
+    sizes = [parts * int(n) for n in rng.integers(1, 20, size=len(biases))]
+    inputs = parts * int(rng.integers(1, 30))
+    weights = [some(n, inputs) for n in sizes]
+    biases = [None if bias is None else some(n) for bias, n in zip(biases, sizes, strict=True)]
+    live = [jnp.asarray(rng.random(parts) < 0.5) if rng.random() < 0.7 else None for _ in sizes]
+    x = some(rows, inputs)
+    return functools.partial(
+        skinny_matmul, x, weights, biases, live=live, parts=axis, config=config
+    )
+
+
+def test_parts_that_are_not_live_are_not_looked_at():
+    """Their numbers may be anything, and the results are those of a weight of zeros there."""
+    rng = np.random.default_rng(5)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 24), (12, 24)))
+    live = jnp.asarray([True, False, True, False])
+    for axis, shape in (("outputs", (4, 3, 24)), ("inputs", (12, 4, 6))):
+        where = np.expand_dims(np.asarray(live), (1, 2) if axis == "outputs" else (0, 2))
+        zeros, infinite = (
+            jnp.where(where, w.reshape(shape), other).reshape(w.shape) for other in (0.0, jnp.inf)
+        )
+        (wanted,) = skinny_matmul(x, [zeros], implementation="reference")
+        for kind in ("reference", "interpret"):
+            (found,) = skinny_matmul(x, [infinite], live=[live], parts=axis, implementation=kind)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 QUICK, ALL = range(8), [pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 48)]
@@ -103,6 +135,17 @@ def test_products_compile_for_an_h200_without_spills(rows, inputs, outputs, dtyp
     compiles_without_spills(skinny_matmul, x, weights)
 
 
+@pytest.mark.parametrize("parts", ["outputs", "inputs"])
+def test_live_parts_compile_for_an_h200_without_spills(parts):
+    x, weight, live = shape(17, 4096), shape(4096, 4096), shape(32, dtype="bool")
+
+    def run(x, weight, live, **options):
+        return skinny_matmul(x, [weight], live=[live], parts=parts, **options)
+
+    lowers_for_cuda(run, x, weight, live)
+    compiles_without_spills(run, x, weight, live)
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize(
     "width, neurons, dtype, activation",
@@ -131,6 +174,8 @@ def test_bad_input_is_named():
         skinny_matmul(x, [w, w[:, :6]])
     with pytest.raises(ValueError, match=r"the bias of weights\[0\] must have shape \[4\]"):
         skinny_matmul(x, [w], [jnp.zeros(3)])
+    with pytest.raises(ValueError, match=r"divide the 4 outputs, got bool\[3\]"):
+        skinny_matmul(x, [w], live=[jnp.ones(3, bool)])
     with pytest.raises(ValueError, match="2 weights and 1 biases"):
         skinny_matmul(x, [w, w], [None])
     with pytest.raises(ValueError, match="gate must hold floating numbers, got int32"):

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.lm import LM
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Router, Rule, Selector
 from jaxinfer.sparsity.heads import SparseHeads, with_heads
 from jaxinfer.typing import Params
@@ -21,13 +22,19 @@ def router(cfg: ModelConfig, seed: int, rule: Rule, **options) -> Router:
 
 
 def with_random_heads(
-    cfg: ModelConfig, params: Params, rule: Rule, *, keys: str = "always", **options
+    cfg: ModelConfig,
+    params: Params,
+    rule: Rule,
+    *,
+    keys: str = "always",
+    backend: Backend | None = None,
+    **options,
 ) -> Params:
     """All layers with a router of their own."""
     layers = []
     for index, layer in enumerate(params["layers"]):
         heads = SparseHeads.of(cfg, router(cfg, index, rule), keys=keys, **options)
-        layers.append(layer | {"attn": with_heads(layer["attn"], heads)})
+        layers.append(layer | {"attn": with_heads(layer["attn"], heads, backend)})
     return params | {"layers": tuple(layers)}
 
 

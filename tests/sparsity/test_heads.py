@@ -1,6 +1,6 @@
 """Attention in which each token uses some groups of heads (dejavu.md 2.8, 5.7 and 6)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ from tests.sparsity.sparse_heads import (
 )
 
 ABOVE = Rule(threshold=0.0)  # about half of the groups, other ones for every token
-MODELS = pytest.mark.parametrize("model", ["llama", "learned", "sliding"])
+MODELS = pytest.mark.parametrize(
+    "model", ["llama", "learned", pytest.param("sliding", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture
@@ -119,7 +121,11 @@ def test_unselected_groups_add_nothing_to_a_token(model, monkeypatch):
 
 @pytest.mark.parametrize(
     "policy, keys",
-    [(full(), "always"), (kivi(bits=4, group=8), "deferred"), (streaming(4, 20), "deferred")],
+    [
+        (full(), "always"),
+        (streaming(4, 20), "deferred"),
+        pytest.param(kivi(bits=4, group=8), "deferred", marks=pytest.mark.slow),
+    ],
 )
 def test_decoding_equals_the_forward_pass_of_the_whole_text(policy, keys):
     """dejavu.md 6.2: prefill, decode and the masked form agree; what a policy loses aside."""
@@ -136,7 +142,10 @@ def dense_grouped():
     )
 
 
-@pytest.mark.parametrize("model, keys", [("learned", "always"), ("llama", "deferred")])
+@pytest.mark.parametrize(
+    "model, keys",
+    [("learned", "deferred"), pytest.param("llama", "always", marks=pytest.mark.slow)],
+)
 def test_listed_groups_give_what_masked_ones_do(model, keys, lists_small_groups):
     """dejavu.md 6.2 for heads; biases, that of the output projection too, are added once."""
     cfg, tokens, rng = CONFIGS[model], jnp.asarray(random_tokens(3, 40)), np.random.default_rng(7)
@@ -155,11 +164,15 @@ def test_listed_groups_give_what_masked_ones_do(model, keys, lists_small_groups)
 
 
 def test_the_kernel_interpreted_gives_what_masks_give():
-    """A full cache is read by `sparse_heads`, which leaves unselected heads alone."""
-    cfg, tokens, found = GROUPED, jnp.asarray(random_tokens(2, 5)), {}
-    params = with_random_heads(cfg, dense_grouped(), ABOVE, keys="deferred")
-    for kind in ("reference", "interpret"):
-        found[kind] = decoded(cfg, params, full(), tokens, Backend.of(kind))
+    """Queries, outputs and a full cache: of unselected heads the kernels read nothing."""
+    cfg, tokens, found = GROUPED, jnp.asarray(random_tokens(1, 17)), {}
+    cfg, dense = replace(cfg, num_layers=1), dense_grouped()
+    dense = dense | {"layers": dense["layers"][:1]}
+    for kind, unions in (("reference", (1.0,)), ("interpret", (0.1,))):
+        backend, options = Backend.of(kind), {"keys": "deferred", "unions": unions}
+        params = with_random_heads(cfg, dense, ABOVE, backend=backend, **options)
+        assert params["layers"][0]["attn"]["heads"].lists(1, backend) == (kind == "interpret")
+        found[kind] = decoded(cfg, params, full(), tokens, backend)
     assert_near(found["interpret"], found["reference"])
 
 
@@ -187,7 +200,7 @@ def test_a_row_of_a_batch_is_the_row_alone(lists_small_groups):
         assert_near(together[row], alone)
 
 
-@pytest.mark.parametrize("lookahead", [0.5, None])
+@pytest.mark.parametrize("lookahead", [0.5, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_selector_may_look_ahead(lookahead):
     """Heads are chosen by the input that `StepContext.sites` has for the look-ahead."""
     cfg, tokens, dense = CONFIGS["llama"], jnp.asarray(random_tokens(2, 12)), params_of("llama")
@@ -203,7 +216,7 @@ def test_a_selector_may_look_ahead(lookahead):
     assert not np.allclose(wanted, other, atol=1e-2)
 
 
-@pytest.mark.parametrize("keys", ["always", "deferred"])
+@pytest.mark.parametrize("keys", ["deferred", pytest.param("always", marks=pytest.mark.slow)])
 def test_greedy_speculation_keeps_the_sparse_models_text(keys):
     """Heads that change with every token are one trace besides (dejavu.md 6.6). The draft has
     sparse heads too, whose pending tokens wait for their keys."""
@@ -224,7 +237,7 @@ def test_other_weights_and_identity_tolerate_heads():
     assert fingerprint(params) == fingerprint(dense)
     small = quantize_params(cfg, params, "int8")
     assert small["layers"][0]["attn"]["heads"].selector.units == cfg.num_kv_heads
-    logits = forward(cfg, small, jnp.asarray([[3, 1, 4]])).logits
+    logits = plain(cfg, small, jnp.asarray([[3, 1, 4]]))
     assert np.isfinite(logits).all()
 
 
