@@ -58,15 +58,18 @@ def evaluate_sparsity(
     from jaxinfer.cli.models import open_model
     from jaxinfer.eval.documents import document_rows, held_out_texts
     from jaxinfer.eval.sparsity import evaluate
-    from jaxinfer.eval.sparsity_methods import DENSITIES, methods_at, needs_text
+    from jaxinfer.eval.sparsity_methods import DENSITIES, check_methods, methods_at, needs_text
     from jaxinfer.eval.tables import markdown_table
     from jaxinfer.progress import progress
+    from jaxinfer.sparsity.baselines import units_at
 
     _check(asked.settings)
     names = [name.strip() for name in (asked.methods or METHODS).split(",") if name.strip()]
     densities = asked.densities or DENSITIES
+    check_methods(names, densities)
     texts = asked.texts or held_out_texts(asked.source)
     lm = open_model(model, dtype, weights)
+    units_at(lm.config.intermediate_size, 1.0, asked.block_size or 1)
     tokens = asked.settings.tokens or min(512, lm.config.max_positions)
     rows = document_rows(lm, texts, asked.documents or 8, tokens + 1)
     calibration = _calibration(lm, asked, tokens) if needs_text(names) else None

@@ -76,15 +76,16 @@ class Study:
         return f"python tools/reproduce/reproduce_sparsity.py {name} {self.options}{more}"
 
     def forms(self):
-        """(label, parameters) of every method, one after another."""
-        for method in self.methods:
-            print(label_of(method.describe()), file=sys.stderr)
-            yield label_of(method.describe()), self.lm.sparsified(method).params
+        """(name and density, parameters) of every method, one after another."""
+        for name, method in self.methods:
+            record = {"method": name, "density": method.describe().get("density")}
+            print(label_of(record), file=sys.stderr)
+            yield record, self.lm.sparsified(method).params
 
 
 def label_of(row: dict[str, Any]) -> str:
-    name, density = row.get("method", row.get("name")), row.get("density")
-    return f"{name}" if density is None else f"{name} {density:g}"
+    density = row.get("density")
+    return row["method"] if density is None else f"{row['method']} {density:g}"
 
 
 def row_of(record: dict[str, Any], keys: Sequence[str] | None = None):
@@ -135,9 +136,9 @@ def quality(
         {"method": "int8", "layer_products": 1.0, "layer_bytes": int8_share(study.lm, eight)}
         | paired(evaluation.dense_losses, losses)
     )
-    for method in study.methods:
-        print(label_of(method.describe()), file=sys.stderr)
-        records.append(evaluation.judge(method))
+    for label, method in study.methods:
+        records.append(evaluation.judge(method, label))
+        print(f"{label_of(records[-1])}: {records[-1]['relative']:.4f}", file=sys.stderr)
     name, command = study.lm.name, study.command("quality", f" --new-tokens {new_tokens}")
     config = study.config | {"new_tokens": new_tokens}
     for axis, words in (
@@ -242,10 +243,8 @@ def recall(
 
     study = Study(model, methods, densities, block_size, rows, tokens, calibration, sources)
     records = []
-    for method, (_, params) in zip(study.methods, study.forms(), strict=True):
+    for record, params in study.forms():
         found = [x for x in judged(study.lm.config, params, study.rows[:, :-1]) if x is not None]
-        described = method.describe()
-        record = {"method": described["name"], "density": described.get("density")}
         records.append(record | {"recall_per_layer": [one["recall"] for one in found]})
     title = f"Recall of the neurons that matter, {study.lm.name}"
     _per_layer("recall", study, records, "recall_per_layer", title, "recall", folder)
@@ -270,10 +269,8 @@ def layers(
 
     study = Study(model, methods, densities, block_size, rows, tokens, calibration, sources)
     records = []
-    for method, (_, params) in zip(study.methods, study.forms(), strict=True):
+    for record, params in study.forms():
         used = measure(study.lm.config, params, jnp.asarray(study.rows[:, :-1])).blocks
-        described = method.describe()
-        record = {"method": described["name"], "density": described.get("density")}
         records.append(record | {"used_per_layer": list(used)})
     title = f"Share of the neurons in use, {study.lm.name}"
     _per_layer("layers", study, records, "used_per_layer", title, "density", folder)
@@ -296,13 +293,13 @@ def tokens(
 
     study = Study(model, methods, densities, block_size, rows, tokens, calibration, sources)
     table = []
-    for label, params in study.forms():
+    for record, params in study.forms():
         found = selections(study.lm.config, params, study.rows[:, :-1])
         found = [one for one in found if one.shape[-1] > 1]
         shares = np.mean([unions(one, BATCHES) for one in found], axis=0).tolist()
         overlap = float(np.mean([neighbour_overlap(one) for one in found]))
         metrics = {f"union {size}": x for size, x in zip(BATCHES, shares, strict=True)}
-        table.append(row_of({"method": label} | metrics | {"neighbours share": overlap}))
+        table.append(row_of(record | metrics | {"neighbours share": overlap}))
 
     def plot(axes) -> None:
         for row in table:
