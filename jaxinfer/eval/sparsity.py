@@ -94,7 +94,9 @@ class SparsityEvaluation:
         row = {"method": label or name, **described}
         some = self.rows[:BATCH, :-1]
         densities = measure(lm.config, lm.params, jnp.asarray(some))
-        row |= {"used": float(np.mean(densities.blocks)), "used_per_layer": list(densities.blocks)}
+        if not densities.inputs:  # else all neurons are used, with some of their inputs
+            row["used"] = float(np.mean(densities.blocks))
+            row["used_per_layer"] = list(densities.blocks)
         if min(densities.heads) < 1:
             row["heads_per_layer"] = list(densities.heads)
         row |= asdict(shares(self.lm.params, lm.params, densities))

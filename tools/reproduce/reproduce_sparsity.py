@@ -155,7 +155,7 @@ def quality(
         )  # fmt: skip
     publish(
         f"sparsity-tasks-{name}", f"What {name} still copies and continues as the dense model does",
-        config, [row_of(one, ("density", "used", "copied", "agreement", "rougeL"))
+        config, [row_of(one, ("density", "used", "layer_products", "copied", "agreement", "rougeL"))
                  for one in records],
         lambda axes: _plot_tasks(axes, records), seed=0, command=command, folder=folder,
     )  # fmt: skip
@@ -188,12 +188,10 @@ def _plot_quality(axes: Any, records: Sequence[dict[str, Any]], axis: str, words
 
 def _plot_tasks(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     task = "rougeL" if "rougeL" in records[0] else "agreement"
-    for name, group in curves(records).items():
-        group = sorted((one for one in group if task in one), key=lambda one: one["used"])
-        if group:
-            axes.plot(*zip(*((one["used"], one[task]) for one in group), strict=True),
-                      marker="o", ms=3, lw=1, label=name)  # fmt: skip
-    axes.set_xlabel("share of the neurons in use")
+    for name, group in curves([one for one in records if task in one]).items():
+        points = sorted((one["layer_products"], one[task]) for one in group)
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1, label=name)
+    axes.set_xlabel("share of the dense products of the layers")
     axes.set_ylabel(f"{task} against the dense model")
     axes.legend(frameon=False, fontsize=7, ncols=2)
 
