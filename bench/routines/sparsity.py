@@ -58,9 +58,9 @@ def methods(options: Options, lm: Any, sizes: Mapping[str, Any]) -> dict[str, An
     from jaxinfer.eval.sparsity_methods import methods_at
     from jaxinfer.names import sparsity_of
 
-    own = sparsity_of(options.sparsity)
+    own = sparsity_of(options.sparsity, lm.name)
     assert own is not None
-    found = methods_at([options.sparsity], sizes["densities"])
+    found = methods_at([options.sparsity], sizes["densities"], model=lm.name)
     if len(found) == 1:  # it has no density to choose
         return {own.name: own}
     labels = [f"density {x:g}" for x in sizes["densities"]]

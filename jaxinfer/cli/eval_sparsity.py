@@ -36,6 +36,7 @@ class Asked:
     densities: tuple[float, ...] | None
     block_size: int | None
     calibration: int | None
+    others: Sequence[str] = ()  # options that were given and are other tasks'
 
 
 def refuse_for(task: str, options: Json) -> None:
@@ -60,13 +61,14 @@ def evaluate_sparsity(
     from jaxinfer.eval.sparsity import evaluate
     from jaxinfer.eval.sparsity_methods import DENSITIES, check_methods, methods_at, needs_text
     from jaxinfer.eval.tables import markdown_table
+    from jaxinfer.io.model_index import DEFAULT
     from jaxinfer.progress import progress
     from jaxinfer.sparsity.baselines import units_at
 
-    _check(asked.settings)
+    _check(asked)
     names = [name.strip() for name in (asked.methods or METHODS).split(",") if name.strip()]
     densities = asked.densities or DENSITIES
-    check_methods(names, densities)
+    check_methods(names, densities, DEFAULT if model is None else Path(model).name)
     texts = asked.texts or held_out_texts(asked.source)
     lm = open_model(model, dtype, weights)
     units_at(lm.config.intermediate_size, 1.0, asked.block_size or 1)
@@ -74,7 +76,7 @@ def evaluate_sparsity(
     rows = document_rows(lm, texts, asked.documents or 8, tokens + 1)
     calibration = _calibration(lm, asked, tokens) if needs_text(names) else None
     methods = methods_at(
-        names, densities, block_size=asked.block_size or 1, calibration=calibration
+        names, densities, block_size=asked.block_size or 1, calibration=calibration, model=lm.name
     )
     work_begins()
     with progress("methods") as report:
@@ -106,10 +108,10 @@ def _tasks(asked: Asked, tokens: int) -> "Tasks":
     return replace(sizes, **asked.settings.given("prompt_tokens", "new_tokens"))
 
 
-def _check(settings: "Settings") -> None:
+def _check(asked: Asked) -> None:
     """Refuses what only other tasks have."""
-    ignored = {f.name for f in fields(settings)} - {"texts", "seed", *OPTIONS}
-    for name in sorted(settings.given(*ignored)):
+    ignored = {f.name for f in fields(asked.settings)} - {"texts", "seed", *OPTIONS}
+    for name in sorted({*asked.others, *asked.settings.given(*ignored)}):
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} is not an option of sparsity; leave it out")
 

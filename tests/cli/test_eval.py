@@ -147,6 +147,7 @@ CASES = {
         "48 neurons",
     ),  # fmt: skip
     "an option of sparsity": (("recall", "MODEL", "--block-size", "4"), "option of sparsity"),
+    "a policy under sparsity": (("sparsity", "MODEL", *STREAMING), "--policy"),
     "no option of sparsity": (("sparsity", "MODEL", "--lines", "4"), "--lines"),
     "stride without recompute": (("stream", "MODEL", "--text", "TEXT", "--stride", "8"), "--rec"),
 }

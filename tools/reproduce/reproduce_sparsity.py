@@ -61,7 +61,9 @@ class Study:
         if needs_text(names):
             windows = text_windows(lambda x: self.lm.encode(x), calibration, min(tokens, 256))
             text = Calibration(self.lm.config, self.lm.params, windows)
-        self.methods = methods_at(names, shares, block_size=block_size, calibration=text)
+        self.methods = methods_at(
+            names, shares, block_size=block_size, calibration=text, model=self.lm.name
+        )
         self.config = {
             "model": self.lm.name, "methods": methods, "densities": densities,
             "block_size": block_size, "documents": rows, "tokens": tokens,
@@ -347,7 +349,7 @@ def heads(
     evaluation = SparsityEvaluation(study.lm, study.rows, none)
     table = [row_of(evaluation.judge())]
     for share in (float(x) for x in shares.split(",")):
-        chosen = sparsity_of({"name": method, "density": 1.0, "heads": share})
+        chosen = sparsity_of({"name": method, "density": 1.0, "heads": share}, study.lm.name)
         record = evaluation.judge(chosen) | {"method": f"heads {share:g}", "density": None}
         table.append(row_of(record | {"heads": share}))
         print(f"heads {share:g}: {record['relative']:.4f}", file=sys.stderr)
