@@ -138,9 +138,8 @@ def evaluate(
     )  # fmt: skip
     texts = [read_text(path) for path in text or []]
     if task == "sparsity":
-        given = {"policy": policy != "full", "sparsity": sparsity, "baseline": baseline}
-        own["others"] = [name for name, value in given.items() if value]
-        asked = Asked(settings=settings, texts=texts, source=source, documents=documents, **own)
+        others = {"policy": policy != "full", "sparsity": sparsity, "baseline": baseline}
+        asked = Asked(settings, others, texts, source, documents, **own)
         return evaluate_sparsity(asked, model, dtype, weights, results, as_json)
     refuse_for(task, own)
     tasks.check_settings(task, settings)

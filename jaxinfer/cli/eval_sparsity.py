@@ -23,12 +23,13 @@ SHOWN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Asked:
     """What the command line asked for; None takes the default. Of the `settings` all tasks share,
     this one has tokens, prompt_tokens, new_tokens and seed."""
 
     settings: "Settings"
+    others: Json  # what was given of other tasks' options
     texts: Sequence[str]
     source: str
     documents: int | None
@@ -36,7 +37,6 @@ class Asked:
     densities: tuple[float, ...] | None
     block_size: int | None
     calibration: int | None
-    others: Sequence[str] = ()  # options that were given and are other tasks'
 
 
 def refuse_for(task: str, options: Json) -> None:
@@ -111,7 +111,7 @@ def _tasks(asked: Asked, tokens: int) -> "Tasks":
 def _check(asked: Asked) -> None:
     """Refuses what only other tasks have."""
     ignored = {f.name for f in fields(asked.settings)} - {"texts", "seed", *OPTIONS}
-    for name in sorted({*asked.others, *asked.settings.given(*ignored)}):
+    for name in sorted({*filter(asked.others.get, asked.others), *asked.settings.given(*ignored)}):
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{flag} is not an option of sparsity; leave it out")
 
