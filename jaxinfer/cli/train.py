@@ -9,6 +9,7 @@ import typer
 from jaxinfer.cli import options as o
 from jaxinfer.cli.notices import note
 from jaxinfer.cli.train_dejavu import dejavu
+from jaxinfer.cli.train_lte import lte
 from jaxinfer.cli.train_options import SourceOption, TextsOption
 
 if TYPE_CHECKING:
@@ -168,3 +169,4 @@ def draft(
 
 
 train.command()(dejavu)
+train.command()(lte)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinfer.texts import available_sources, read_source
+from jaxinfer.texts import Split, available_sources, read_source
 
 # How often a window is taken from each source, relative to the others; mostly prose.
 MIXTURE = {"anarchism": 3, "brown": 4, "kjv": 1, "devil": 1, "pydoc": 2}
@@ -21,15 +21,17 @@ def text_windows(
     seed: int = 0,
     sources: Sequence[str] | None = None,
     folder: Path | None = None,
+    split: Split = "train",
 ) -> np.ndarray:
-    """i32[Q, T]: windows from random places of the training texts, each begun at a word."""
+    """i32[Q, T]: windows from random places of the training texts (or those of another
+    split), each begun at a word."""
     names = sources or [name for name in MIXTURE if name in available_sources(folder)]
     if not names:
         raise ValueError("no texts found; run `python tools/data/fetch_texts.py` first")
     texts = [
         "\n".join(
             document.text
-            for document in read_source(name, "train", folder)
+            for document in read_source(name, split, folder)
             if not document.name.startswith(SKIPPED_PREFIXES)
         )
         for name in names
