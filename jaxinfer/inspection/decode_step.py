@@ -146,13 +146,16 @@ def step_bytes(
     backend: Backend | None = None,
 ) -> int:
     """Bytes that one decode step of `rows` tokens must read: every parameter but the rows of
-    embeddings not used and what sparse blocks leave out on `backend` (default: this machine's).
-    What was divided into norms is not counted: of these vectors only selectors read any."""
+    embeddings not used and what sparse blocks and heads leave out on `backend` (default: this
+    machine's). What was divided into norms is not counted: of these vectors only selectors read
+    any."""
     looked_up = bytes_of(params["embed"])
     if cfg.tie_embeddings:
         looked_up -= bytes_of(params["embed"]["tokens"])
     blocks = [x["mlp"] for x in params["layers"] if isinstance(x["mlp"], FeedForward)]
     left_out = sum(bytes_of(block) - block.read_bytes(rows, backend) for block in blocks)
+    attentions = [x["attn"] for x in params["layers"] if "heads" in x.get("attn", {})]
+    left_out += sum(bytes_of(x) - x["heads"].read_bytes(x, rows, backend) for x in attentions)
     leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
     left_out += sum(bytes_of(leaf) for path, leaf in leaves if is_divisor(path))
     return bytes_of(params) - looked_up - left_out + cache_bytes

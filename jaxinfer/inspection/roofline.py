@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixers import mixer_of
+from jaxinfer.models.projections import output, project
+from jaxinfer.nn.heads import chosen
 from jaxinfer.nn.linear import product
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.runtime.backend import Backend
@@ -87,7 +89,11 @@ def products(
         for layer in params["layers"]:
             name, _mixer = mixer_of(layer)
             sites.append(x)
-            x = _attention(layer[name], x) if name == "attn" else _others(layer[name], x)
+            part = layer[name]
+            if name == "attn" and "heads" in part:
+                x = _selected_attention(cfg, part, x, sites, backend)
+            else:
+                x = _attention(part, x) if name == "attn" else _others(part, x)
             sites.append(x)
             x = _feed_forward(cfg, layer["mlp"], x, sites, backend)
         head = params["embed"]["tokens"] if cfg.tie_embeddings else params["head"]["weight"]
@@ -98,16 +104,34 @@ def products(
 
 
 def _with_typical_blocks(params: Params, rows: int) -> Params:
-    def one(block: Any) -> Any:
-        return block.typical(rows) if isinstance(block, FeedForward) else block
+    def one(layer: Params) -> Params:
+        attention = layer.get("attn", {})
+        if "heads" in attention:
+            attention = attention | {"heads": attention["heads"].typical(rows)}
+            layer = layer | {"attn": attention}
+        block = layer["mlp"]
+        return layer | {"mlp": block.typical(rows) if isinstance(block, FeedForward) else block}
 
-    return params | {"layers": tuple(x | {"mlp": one(x["mlp"])} for x in params["layers"])}
+    return params | {"layers": tuple(map(one, params["layers"]))}
 
 
 def _attention(part: Params, x: Array) -> Array:
     q, k, v = (product(x, part[n]["weight"]) for n in ("q", "k", "v"))
     mixed = rescaled(q) + (_trace_of(k) + _trace_of(v)).astype(x.dtype)
     return rescaled(x + product(mixed, part["out"]["weight"]))
+
+
+def _selected_attention(
+    cfg: ModelConfig, part: Params, x: Array, sites: list[Array], backend: Backend | None
+) -> Array:
+    heads = chosen(part, x, sites, backend, is_prompt=False)
+    listing = None if heads is None else heads.listing
+    later = listing if part["heads"].keys == "deferred" else None
+    (q,) = project(cfg, part, x, backend, names="q", listing=listing)
+    k, v = project(cfg, part, x, backend, names="kv", listing=later)
+    more = jnp.mean(k.astype(jnp.float32)) + jnp.mean(v.astype(jnp.float32))
+    mixed = rescaled(q) + (1e-3 * more).astype(x.dtype)
+    return rescaled(x + output(part, mixed, backend, heads))
 
 
 def _feed_forward(

@@ -36,6 +36,8 @@ from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.io.weights import parameter_shapes
 from jaxinfer.models.params import named_leaves
 from jaxinfer.models.registry import family_for
+from jaxinfer.runtime.backend import Backend
+from jaxinfer.sparsity.heads import arranged
 from jaxinfer.sparsity.stored import described, with_sparse_parts
 from jaxinfer.typing import Json, Params
 
@@ -89,7 +91,7 @@ def save_checkpoint(
     """
     folder = Path(folder)
     check_destination(folder, is_checkpoint, WHAT, overwrite=overwrite)
-    params, sparse = checkpoint.params, described(checkpoint.params)
+    params, sparse = arranged(checkpoint.params, Backend()), described(checkpoint.params)
     dtype, own = dtypes_of(params)
     check_tree(params, _shapes(checkpoint.config, BY_NAME[dtype], sparse))
     arrays = named_leaves(params)
@@ -130,7 +132,8 @@ def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoin
     params = jax.tree.unflatten(jax.tree.structure(shapes), found.values())
     tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None
     path = folder / "provenance.json"
-    return Checkpoint(config, params, tokenizer, read_json(path) if path.is_file() else {})
+    provenance = read_json(path) if path.is_file() else {}
+    return Checkpoint(config, arranged(params), tokenizer, provenance)
 
 
 def _expected(

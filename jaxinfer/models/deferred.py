@@ -79,7 +79,9 @@ class KeysOf:
         takes a kernel (a branch would wait for the host in every layer): without one they are."""
         backend = self.backend
         if backend is None or backend.has_kernels:
-            parts = backend is not None and has_parts(self.params["k"]["weight"], x, backend, 0)
+            parts = backend is not None and has_parts(
+                self.params["k"]["weight"], x.dtype, backend, 0
+            )
             every = jnp.broadcast_to(needed, (1, self.cfg.num_kv_heads))
             return self(x, positions, Listing.of(every) if parts else None)
 

@@ -56,7 +56,7 @@ def output(
         y = heads.masked(y)
     y = y.transpose(0, 2, 1, 3).reshape(batch, size, -1)
     out, listing = params["out"], None if heads is None else heads.listing
-    if listing is None or backend is None or not has_parts(out["weight"], y, backend, 1):
+    if listing is None or backend is None or not has_parts(out["weight"], y.dtype, backend, 1):
         return linear(out, y, backend)
     rows = listed_inputs(out, y.reshape(batch * size, -1), listing, backend)
     return rows.reshape(batch, size, -1)

@@ -37,6 +37,16 @@ class Heads:
         """Whether a step of so many rows reads the weights of listed groups instead of all."""
         return False
 
+    def read_bytes(self, attention: Params, rows: int = 1, backend: Backend | None = None) -> int:
+        """Bytes of the attention parameters, these heads among them, that a step of so many rows is
+        expected to read on `backend` (default: this machine's)."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(attention))
+
+    def typical(self, rows: int = 1) -> "Heads":
+        """Heads with the cost that steps of so many rows are expected to have, whatever the
+        inputs."""
+        return self
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -70,5 +80,7 @@ def chosen(
     selected = heads(sites or (x,))
     listing = None
     if backend is not None and not is_prompt and heads.lists(len(selected), backend):
-        listing = Listing.of(selected) if has_parts(params["q"]["weight"], x, backend, 0) else None
+        listing = (
+            Listing.of(selected) if has_parts(params["q"]["weight"], x.dtype, backend, 0) else None
+        )
     return Chosen(selected=selected.reshape(*x.shape[:2], -1), listing=listing)

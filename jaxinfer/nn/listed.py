@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxinfer.nn.block_mlp import union_list
@@ -63,12 +64,12 @@ class InputMajor(StoredWeight):
         return self.weight.T[indices]
 
 
-def has_parts(weight: Leaf, x: Float[Array, "... _"], backend: Backend, axis: int) -> bool:
+def has_parts(weight: Leaf, dtype: DTypeLike, backend: Backend, axis: int) -> bool:
     """Whether listed parts of the outputs (`axis` 0) or of the inputs (1) of a weight can be read
-    alone."""
+    alone; `dtype` is that of what it is multiplied with."""
     if isinstance(weight, StoredWeight):
         return axis == 1 and isinstance(weight, InputMajor) and not backend.has_kernels
-    return weight.dtype == x.dtype if backend.has_kernels else axis == 0
+    return weight.dtype == dtype if backend.has_kernels else axis == 0
 
 
 def listed_outputs(

@@ -6,6 +6,7 @@ A description is JSON: for each layer of a sparse model None, or an object with 
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -16,6 +17,7 @@ from jaxinfer.files import quoted
 from jaxinfer.nn.block_mlp import BlockWeights
 from jaxinfer.nn.heads import Heads, Keys
 from jaxinfer.nn.mlp import FeedForward
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Router, Selector, Static
 from jaxinfer.sparsity.form import RouterForm, check_unions
 from jaxinfer.sparsity.heads import SparseHeads, with_heads
@@ -146,10 +148,11 @@ class HeadsForm:
         return cls(**known)
 
     def abstract(self, cfg: ModelConfig, dense: Params) -> Params:
-        """An attention with such heads, given the shapes of one without."""
+        """An attention with such heads, given the shapes of one without; as on a CPU, whatever
+        machine writes and reads the folder."""
         selector, unions = self.selector.abstract(cfg.hidden_size), tuple(map(float, self.unions))
         heads = SparseHeads.of(cfg, selector, keys=self.keys, unions=unions)
-        return jax.eval_shape(with_heads, dense, heads)
+        return jax.eval_shape(partial(with_heads, backend=Backend()), dense, heads)
 
 
 def described(params: Params) -> list[Json | None] | None:

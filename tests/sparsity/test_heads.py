@@ -11,13 +11,16 @@ from jaxtyping import Array, Bool
 import jaxinfer as ji
 from jaxinfer.cache import dense
 from jaxinfer.cache.presets import full, kivi, streaming
+from jaxinfer.inspection.decode_step import step_bytes
+from jaxinfer.inspection.roofline import dots_only
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import init_params
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.models.stack import commit, forward, init_cache
+from jaxinfer.nn.listed import InputMajor
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Router, Rule, Selector
-from jaxinfer.sparsity.heads import SparseHeads
+from jaxinfer.sparsity.heads import SparseHeads, arranged
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.testing.quick import quick_jit
 from jaxinfer.typing import Leaf
@@ -239,6 +242,42 @@ def test_other_weights_and_identity_tolerate_heads():
     assert small["layers"][0]["attn"]["heads"].selector.units == cfg.num_kv_heads
     logits = plain(cfg, small, jnp.asarray([[3, 1, 4]]))
     assert np.isfinite(logits).all()
+    assert dots_only(cfg, params, repeats=1) > 0
+
+
+@pytest.mark.parametrize("keys", ["always", "deferred"])
+@pytest.mark.parametrize("kind", ["reference", "interpret"])
+def test_bytes_are_those_of_the_weights_that_a_step_reads(kind, keys, lists_small_groups):
+    """dejavu.md 6.10, by hand: 8 query and 4 key heads of 8 numbers, width 32, float32."""
+    backend, wide, narrow, one = Backend.of(kind), 4 * 64 * 32, 4 * 32 * 32, Rule(most=1)
+    params = with_random_heads(GROUPED, dense_grouped(), one, keys=keys, backend=backend)
+    attention = params["layers"][0]["attn"]
+    heads, selector = attention["heads"], 4 * 4 * 32
+    known = 1.0 if keys == "always" else 0.25 + 1 / 16
+    expected = selector + 2 * 0.25 * wide + 2 * known * narrow
+    assert heads.read_bytes(attention, 1, backend) == expected
+    known = 1.0 if keys == "always" else 1 + 1 / 16
+    expected = selector + 2 * wide + 2 * known * narrow  # 8 tokens use 0.9 of the groups
+    assert heads.read_bytes(attention, 8, backend) == expected
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(attention))
+    left = whole - heads.read_bytes(attention, 1, backend)
+    wanted = step_bytes(GROUPED, dense_grouped()) + 2 * (selector - left)
+    assert step_bytes(GROUPED, params, 0, 1, backend) == wanted
+    assert heads.cache_share(full(), backend) == (0.25 if kind == "interpret" else 1.0)
+    assert heads.cache_share(streaming(4, 20), backend) == 1.0
+
+
+def test_parameters_are_arranged_for_the_machine_that_reads_them():
+    params = with_random_heads(GROUPED, dense_grouped(), ABOVE)
+    assert isinstance(params["layers"][0]["attn"]["out"]["weight"], InputMajor)
+    on_gpu = arranged(params, Backend.of("interpret"))
+    for layer, plain in zip(on_gpu["layers"], dense_grouped()["layers"], strict=True):
+        rest = {name: part for name, part in layer["attn"].items() if name != "heads"}
+        jax.tree.map(np.testing.assert_array_equal, rest, plain["attn"])
+    back = arranged(on_gpu, Backend())
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    unselected = dense_grouped()
+    assert arranged(unselected) is unselected
 
 
 def test_impossible_heads_are_refused_in_one_line():
