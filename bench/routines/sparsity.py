@@ -58,12 +58,13 @@ def methods(options: Options, lm: Any, sizes: Mapping[str, Any]) -> dict[str, An
     from jaxinfer.eval.sparsity_methods import methods_at
     from jaxinfer.names import sparsity_of
 
-    own = sparsity_of(options.sparsity)
-    found = methods_at([options.sparsity], sizes["densities"])
-    if len(found) == 1:
-        return {options.sparsity: found[0]}
+    own = sparsity_of(options.sparsity, lm.name)
+    assert own is not None
+    found = methods_at([options.sparsity], sizes["densities"], model=lm.name)
+    if len(found) == 1:  # it has no density to choose
+        return {own.name: own}
     labels = [f"density {x:g}" for x in sizes["densities"]]
-    return {options.sparsity: own} | dict(zip(labels, found, strict=True))
+    return {own.name: own} | dict(zip(labels, (method for _, method in found), strict=True))
 
 
 def generate(lm: Any, given: list[list[int]], new: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxinfer.cli import options as o
+from jaxinfer.cli.eval_sparsity import METHODS, Asked, evaluate_sparsity, refuse_for
 from jaxinfer.cli.notices import work_begins
 from jaxinfer.cli.text_input import read_text
 from jaxinfer.typing import Json
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 TASKS = (
     "perplexity (of texts, through the cache), stream (one long text, as a curve), passkey (a "
     "number hidden in filler), lines (a number some lines back), recall (copies and pairs of "
-    "random tokens; needs no tokenizer) or rouge (continuations)."
+    "random tokens; needs no tokenizer), rouge (continuations) or sparsity (methods of sparsity "
+    "beside the dense model)."
 )
 
 
@@ -55,7 +57,7 @@ def evaluate(
     documents: Annotated[int | None, _count("At most so many texts of the source.")] = None,
     context: Annotated[int | None, _count("perplexity: tokens of a block.")] = None,
     tokens: Annotated[
-        int | None, _count("perplexity: of each text; stream: in all (8192).")
+        int | None, _count("perplexity, sparsity: of each text; stream: in all (8192).")
     ] = None,
     every: Annotated[
         int | None, _count("stream: tokens per point (2048); lines: lines per query (10).")
@@ -85,8 +87,20 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(help="rouge: full (that cache's continuation) or text.")
     ] = None,
-    prompt_tokens: Annotated[int | None, _count("rouge: tokens of each prompt (256).")] = None,
-    new_tokens: Annotated[int | None, _count("rouge: tokens to generate (64).")] = None,
+    prompt_tokens: Annotated[
+        int | None, _count("rouge, sparsity: tokens of each prompt (256, 64).")
+    ] = None,
+    new_tokens: Annotated[int | None, _count("rouge, sparsity: tokens to generate (64).")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help=f"sparsity: of {METHODS}; deja_vu, lte or a folder of one.")
+    ] = None,
+    densities: Annotated[
+        str | None, typer.Option(help="sparsity: shares above 0 and at most 1, as 0.75,0.5.")
+    ] = None,
+    block_size: Annotated[int | None, _count("sparsity: neurons of a block (1).")] = None,
+    calibration: Annotated[
+        int | None, _count("sparsity: training texts that baselines learn from (8).")
+    ] = None,
     chunk: Annotated[int | None, _count("Tokens read at once; the policy has a default.")] = None,
     seed: o.SeedOption = 0,
     results: Annotated[
@@ -106,6 +120,10 @@ def evaluate(
     """
     chosen = o.make_policy(policy, policy_args)
     method = o.make_sparsity(sparsity, sparsity_args, model)
+    own = {
+        "methods": methods, "densities": _numbers("--densities", densities, float),
+        "block_size": block_size, "calibration": calibration,
+    }  # fmt: skip
 
     from jaxinfer.eval import tasks
     from jaxinfer.eval.tables import contenders, markdown, save
@@ -118,10 +136,14 @@ def evaluate(
         distances=_numbers("--distances", distances, int), kind=kind, reference=reference,
         prompt_tokens=prompt_tokens, new_tokens=new_tokens,
     )  # fmt: skip
+    texts = [read_text(path) for path in text or []]
+    if task == "sparsity":
+        others = {"policy": policy != "full", "sparsity": sparsity, "baseline": baseline}
+        asked = Asked(settings, others, texts, source, documents, **own)
+        return evaluate_sparsity(asked, model, dtype, weights, results, as_json)
+    refuse_for(task, own)
     tasks.check_settings(task, settings)
-    settings = tasks.with_texts(
-        task, settings, [read_text(path) for path in text or []], source, documents
-    )
+    settings = tasks.with_texts(task, settings, texts, source, documents)
 
     from jaxinfer.cli.models import open_model
 

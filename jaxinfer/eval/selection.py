@@ -5,7 +5,6 @@ Axis letters: B rows of a text, T tokens, R = B T, J units of a block.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.nn.block_mlp import hidden_values
 from jaxinfer.sparsity.masked import MaskedMlp
 from jaxinfer.sparsity.mlp import SparseMlp
-from jaxinfer.sparsity.observe import watch_blocks
+from jaxinfer.sparsity.observe import watch_layers
 from jaxinfer.typing import Json, Params
 
 DRAWS = 200  # of so many tokens each, for the union
@@ -25,7 +24,7 @@ def selections(
     cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, "B T"]
 ) -> tuple[Bool[np.ndarray, "B T _"], ...]:
     """Which units every token uses, per layer; a dense block is one unit."""
-    found = watch_blocks(cfg, params, jnp.asarray(tokens), _selection)
+    found = watch_layers(cfg, params, jnp.asarray(tokens), _selection)
     return tuple(np.asarray(one) for one in found)
 
 
@@ -60,14 +59,15 @@ def judged(cfg: ModelConfig, params: Params, tokens: Int[np.ndarray, "B T"]) -> 
     5.2); else the equally many with the largest contributions. A random selection recalls its
     density.
     """
-    found = watch_blocks(cfg, params, jnp.asarray(tokens), _judgement)
+    found = watch_layers(cfg, params, jnp.asarray(tokens), _judgement)
     return [
         None if one is None else {name: float(value) for name, value in one.items()}
         for one in found
     ]
 
 
-def _selection(cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]) -> Array:
+def _selection(cfg: ModelConfig, layer: Params, x: Array, sites: Sequence[Array]) -> Array:
+    block = layer["mlp"]
     if isinstance(block, SparseMlp):
         return block.selector(sites).reshape(*x.shape[:-1], -1)
     if isinstance(block, MaskedMlp):
@@ -76,8 +76,9 @@ def _selection(cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]) -
 
 
 def _judgement(
-    cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]
+    cfg: ModelConfig, layer: Params, x: Array, sites: Sequence[Array]
 ) -> dict[str, Array] | None:
+    block = layer["mlp"]
     if not isinstance(block, SparseMlp):
         return None
     selected = jnp.repeat(block.selector(sites), block.block_size, axis=1)

@@ -81,19 +81,24 @@ class SparsityEvaluation:
     def prompts(self) -> list[list[int]]:
         return self.rows[: self.tasks.prompts, : self.tasks.prompt_tokens].tolist()
 
-    def judge(self, method: Sparsity | None = None) -> Json:
-        """A row of the table: the method, what it uses, and its quality; None is the dense
-        model."""
+    def judge(self, method: Sparsity | None = None, label: str | None = None) -> Json:
+        """A row of the table: the method (None is the dense model) under its name or a label, what
+        it uses, and its quality."""
         lm = self.lm.sparsified(method)
         losses = (
             self.dense_losses if method is None else text_losses(lm.config, lm.params, self.rows)
         )
         first = first_judged(lm.params, losses.shape[1])
         described = {"name": "dense"} if method is None else dict(method.describe())
-        row = {"method": described.pop("name"), **described}
+        name = described.pop("name")
+        row = {"method": label or name, **described}
         some = self.rows[:BATCH, :-1]
         densities = measure(lm.config, lm.params, jnp.asarray(some))
-        row |= {"used": float(np.mean(densities.blocks)), "used_per_layer": list(densities.blocks)}
+        if not densities.inputs:  # else all neurons are used, with some of their inputs
+            row["used"] = float(np.mean(densities.blocks))
+            row["used_per_layer"] = list(densities.blocks)
+        if min(densities.heads) < 1:
+            row["heads_per_layer"] = list(densities.heads)
         row |= asdict(shares(self.lm.params, lm.params, densities))
         row |= paired(self.dense_losses[:, first:], losses[:, first:])
         found = [one for one in judged(lm.config, lm.params, some) if one is not None]
@@ -128,18 +133,18 @@ class SparsityEvaluation:
 
 def evaluate(
     lm: LM,
-    methods: Sequence[Sparsity],
+    methods: Sequence[tuple[str, Sparsity]],
     rows: Int[np.ndarray, "N T"],
     *,
     tasks: Tasks = Tasks(),
     report: Report = lambda done, total: None,
 ) -> list[Json]:
-    """A row for the dense model and one for every method, in their order."""
+    """A row for the dense model and one for every method (label, method), in their order."""
     evaluation = SparsityEvaluation(lm, rows, tasks)
     found = [evaluation.judge()]
-    for index, method in enumerate(methods):
+    for index, (label, method) in enumerate(methods):
         report(index, len(methods))
-        found.append(evaluation.judge(method))
+        found.append(evaluation.judge(method, label))
     report(len(methods), len(methods))
     return found
 

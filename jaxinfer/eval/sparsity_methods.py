@@ -1,6 +1,7 @@
 """The methods of sparsity that a table compares, from names and densities."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxinfer.names import sparsity_of
 from jaxinfer.plugins import meant
@@ -18,34 +19,45 @@ def methods_at(
     *,
     block_size: int = 1,
     calibration: Calibration | None = None,
-) -> list[Sparsity]:
+    model: str = "",
+) -> list[tuple[str, Sparsity]]:
     """Every baseline at every density; other methods as `lm.generate(sparsity=...)` takes them, at
-    every density where they take one (DejaVu), else once, at their own (LTE).
+    every density where they take one (DejaVu), else once, at their own (LTE). Each with the name
+    that it was given, of a path the last part. `model` is the name of the model, whose artefact
+    a trained method takes where none is named.
 
     Raises:
       ValueError: an unknown name, a density outside (0, 1], or no names or densities.
     """
+    check_methods(names, densities, model)
+    found: list[tuple[str, Sparsity]] = []
+    for name in names:
+        if name in BASELINES:
+            options = {"block_size": block_size, "calibration": calibration}
+            found += [(name, Baseline(name=name, density=x, **options)) for x in densities]
+            continue
+        method = sparsity_of(name, model)
+        several = method is not None and method.name == "deja_vu"
+        arguments = [{"name": name, "density": x} for x in densities] if several else [name]
+        made = [sparsity_of(one, model) for one in arguments]
+        found += [(Path(name).name, one) for one in made if one is not None]
+    return found
+
+
+def check_methods(names: Sequence[str], densities: Sequence[float], model: str = "") -> None:
+    """Refuses what `methods_at` would, before a model is loaded."""
     if not names or not densities:
         raise ValueError("name at least one method and one density")
     for density in densities:
         check_density(density)
-    found: list[Sparsity] = []
     for name in names:
         if name in BASELINES:
-            found += [
-                Baseline(name=name, density=x, block_size=block_size, calibration=calibration)
-                for x in densities
-            ]
             continue
         try:
-            method = sparsity_of(name)
+            sparsity_of(name, model)
         except ValueError as error:
             known = f"{meant(name, BASELINES)} baselines are {', '.join(BASELINES)}"
             raise ValueError(f"{error};{known}") from error
-        several = method is not None and method.name == "deja_vu"
-        arguments = [{"name": name, "density": x} for x in densities] if several else [name]
-        found += [one for one in map(sparsity_of, arguments) if one is not None]
-    return found
 
 
 def needs_text(names: Sequence[str]) -> bool:

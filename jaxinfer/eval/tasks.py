@@ -77,8 +77,9 @@ def prepare(name: str, lm: LM, settings: Settings) -> tuple[int, Measure]:
 def check_settings(name: str, settings: Settings) -> None:
     """Refuses an unknown task, and options that the task would ignore."""
     if name not in TASKS:
+        known = [*TASKS, "sparsity"]  # which compares methods instead of policies
         raise ValueError(
-            f"unknown evaluation {shown(name)}{meant(name, TASKS)} known are {', '.join(TASKS)}"
+            f"unknown evaluation {shown(name)}{meant(name, known)} known are {', '.join(known)}"
         )
     ignored = {f.name for f in fields(Settings)} - {"texts", "seed", *TASKS[name].options}
     for option in sorted(settings.given(*ignored)):

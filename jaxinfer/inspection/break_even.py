@@ -51,8 +51,10 @@ def break_even(
         return 0.0
     steps = max(1, round(ROUND_S / max(seconds(None, 1), 1e-6)))
     rounds = [[seconds(live, steps) for live in (*lives, None)] for _ in range(ROUNDS)]
-    few, many, whole = (statistics.median(column) for column in zip(*rounds, strict=True))
-    return crossing((lives[0] / units, few), (lives[1] / units, many), whole)
+    shares = [live / units for live in lives]
+    return statistics.median(  # of rounds, as a busy machine slows all of a round alike
+        crossing((shares[0], few), (shares[1], many), whole) for few, many, whole in rounds
+    )
 
 
 def crossing(few: tuple[float, float], many: tuple[float, float], whole: float) -> float:

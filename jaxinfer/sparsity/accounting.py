@@ -12,7 +12,7 @@ Axis letters: B rows of a text, T tokens.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from jaxinfer.nn.quantized import size_of
 from jaxinfer.sparsity.inputs import SparseInputs
 from jaxinfer.sparsity.masked import ChosenByPrompt, MaskedMlp
 from jaxinfer.sparsity.mlp import SparseMlp
-from jaxinfer.sparsity.observe import WeightName, layer_weights, watch_blocks, watch_inputs
+from jaxinfer.sparsity.observe import WeightName, layer_weights, watch_inputs, watch_layers
 from jaxinfer.typing import Params
 
 
@@ -41,11 +41,12 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Densities:
-    """What a text used: the share of its neurons per feed-forward block, and the share of its
-    inputs per weight whose inputs are sparse."""
+    """What a text used: the share of the neurons per feed-forward block, of the inputs per weight
+    whose inputs are sparse, and of the groups of heads per layer (all where there is no entry)."""
 
     blocks: tuple[float, ...]
-    inputs: Mapping[WeightName, float]
+    inputs: Mapping[WeightName, float] = field(default_factory=dict)
+    heads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Shares:
 
 def measure(cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Densities:
     """The densities on a text that the model reads as it serves it, every token sparse."""
-    blocks = tuple(float(share) for share in watch_blocks(cfg, params, tokens, _block_density))
+    found = watch_layers(cfg, params, tokens, _layer_densities)
+    blocks, heads = zip(*((float(block), float(heads)) for block, heads in found), strict=True)
     sparse = [w for w in layer_weights(params).values() if isinstance(w, SparseInputs)]
-    found = watch_inputs(cfg, params, tokens, _input_density) if sparse else {}
-    return Densities(blocks, {name: float(share) for name, share in found.items()})
+    inputs = watch_inputs(cfg, params, tokens, _input_density) if sparse else {}
+    return Densities(blocks, {name: float(share) for name, share in inputs.items()}, heads)
 
 
 def shares(dense: Params, sparse: Params, densities: Densities) -> Shares:
@@ -76,7 +78,8 @@ def shares(dense: Params, sparse: Params, densities: Densities) -> Shares:
         mlp = mlp.plus(block_work(new["mlp"], densities.blocks[index], _of("mlp", inputs)))
         whole_mlp = whole_mlp.plus(block_work(old["mlp"], 1.0))
         if "attn" in new:
-            attn = attn.plus(block_work(new["attn"], 1.0, _of("attn", inputs)))
+            heads = densities.heads[index] if densities.heads else 1.0
+            attn = attn.plus(attention_work(new["attn"], heads, _of("attn", inputs)))
             whole_attn = whole_attn.plus(block_work(old["attn"], 1.0))
     layer, whole = mlp.plus(attn), whole_mlp.plus(whole_attn)
     return Shares(
@@ -110,16 +113,35 @@ def block_work(
     return total
 
 
+def attention_work(
+    attention: Params, heads: float, inputs: Mapping[str, float] | None = None
+) -> Work:
+    """The projections' work per token that uses the share `heads` of the groups of heads: of
+    queries and outputs that share, of keys and values all, as they are made with the token or
+    later."""
+    if "heads" not in attention:
+        return block_work(attention, 1.0, inputs)
+    total = _own(attention["heads"])
+    for name in ("q", "k", "v", "out"):
+        share = heads if name in ("q", "out") else 1.0
+        part = attention[name]
+        total = total.plus(_weight(part["weight"], share)).plus(_bias(part, share))
+    return total
+
+
 def _selected(block: SparseMlp, density: float) -> Work:
     w, selector = block.weights, block.selector
     every = [leaf for leaf in (w.down_bias, w.down_scale) if leaf is not None]
     fixed = sum(leaf.nbytes for leaf in every)
-    own = [x for x in jax.tree.leaves(selector) if jnp.issubdtype(x.dtype, jnp.floating)]
     matrices = [leaf for leaf in (w.up, w.gate, w.down) if leaf is not None]
-    return Work(
-        density * (_nbytes(w) - fixed) + fixed + _nbytes(own),
-        density * size_of(matrices) + size_of(own),
-    )
+    read = density * (_nbytes(w) - fixed) + fixed
+    return Work(read, density * size_of(matrices)).plus(_own(selector))
+
+
+def _own(selector: Any) -> Work:
+    """What choosing itself reads and multiplies."""
+    leaves = [x for x in jax.tree.leaves(selector) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return Work(_nbytes(leaves), size_of(leaves))
 
 
 def _masked(block: MaskedMlp, density: float) -> Work:
@@ -149,6 +171,14 @@ def _nbytes(tree: Any) -> int:
 
 def _of(block: str, inputs: Mapping[tuple, float]) -> dict[str, float]:
     return {name[1]: share for name, share in inputs.items() if name[0] == block}
+
+
+def _layer_densities(
+    cfg: ModelConfig, layer: Params, x: Array, sites: Sequence[Array]
+) -> tuple[Array, Array]:
+    heads = layer.get("attn", {}).get("heads")
+    share = jnp.float32(1) if heads is None else heads(sites[:-1]).mean(dtype=jnp.float32)
+    return _block_density(cfg, layer["mlp"], x, sites), share
 
 
 def _block_density(cfg: ModelConfig, block: Any, x: Array, sites: Sequence[Array]) -> Array:

@@ -18,7 +18,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.models.stack import check_positions
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.sparsity.masked import hidden_values, prompt_scores
-from jaxinfer.sparsity.observe import WeightName, watch_blocks, watch_inputs
+from jaxinfer.sparsity.observe import WeightName, watch_inputs, watch_layers
 from jaxinfer.typing import Params
 
 LEVELS = np.linspace(0.0, 1.0, 513)
@@ -86,7 +86,7 @@ class Calibration:
         return {}
 
     def _blocks(self, of: Any) -> tuple[np.ndarray, ...]:
-        found = watch_blocks(self.cfg, self.params, self.tokens, of)
+        found = watch_layers(self.cfg, self.params, self.tokens, of)
         return tuple(np.asarray(one) for one in found)
 
 
@@ -99,17 +99,17 @@ def _levels(values: Array) -> Array:
     return jnp.quantile(jnp.abs(values.astype(jnp.float32)), jnp.asarray(LEVELS, jnp.float32))
 
 
-def _mean_magnitude(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
-    hidden = hidden_values(cfg, dense, x).hidden
+def _mean_magnitude(cfg: ModelConfig, layer: Params, x: Array, _: Sequence[Array]) -> Array:
+    hidden = hidden_values(cfg, layer["mlp"], x).hidden
     return jnp.abs(hidden.astype(jnp.float32)).mean(axis=(0, 1))
 
 
-def _gate_levels(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
-    return _levels(hidden_values(cfg, dense, x).gate)
+def _gate_levels(cfg: ModelConfig, layer: Params, x: Array, _: Sequence[Array]) -> Array:
+    return _levels(hidden_values(cfg, layer["mlp"], x).gate)
 
 
-def _prompt_scores(cfg: ModelConfig, dense: Params, x: Array, _: Sequence[Array]) -> Array:
-    return prompt_scores(hidden_values(cfg, dense, x).hidden)
+def _prompt_scores(cfg: ModelConfig, layer: Params, x: Array, _: Sequence[Array]) -> Array:
+    return prompt_scores(hidden_values(cfg, layer["mlp"], x).hidden)
 
 
 def _input_levels(weight: Any, x: Array) -> Array:

@@ -27,7 +27,7 @@ from jaxinfer.sparsity.calibration import Calibration
 from jaxinfer.sparsity.grouping import group_neurons, input_weights
 from jaxinfer.sparsity.learned import permuted
 from jaxinfer.sparsity.masked import hidden_values, in_blocks
-from jaxinfer.sparsity.observe import watch_blocks
+from jaxinfer.sparsity.observe import watch_layers
 from jaxinfer.typing import Leaf, Params
 
 EPOCHS, BATCH, RATE = 30, 512, 1e-2
@@ -82,7 +82,7 @@ def routers(calibration: Calibration, size: int) -> list[tuple[Array, Array]]:
     key = "expert routers", size
     if key not in calibration.memory:
         cfg, tokens = calibration.cfg, calibration.tokens
-        inputs = watch_blocks(cfg, calibration.params, tokens, _block_input)
+        inputs = watch_layers(cfg, calibration.params, tokens, _block_input)
         calibration.memory[key] = [
             _trained(cfg, one.block, one.centres, x.reshape(-1, x.shape[-1]))
             for one, x in zip(experts(calibration, size), inputs, strict=True)
@@ -103,7 +103,7 @@ def _grouped(dense: Params, size: int) -> Experts:
     return Experts(permuted(dense, jnp.asarray(order)), unit(jnp.asarray(centres)))
 
 
-def _block_input(cfg: ModelConfig, dense: Params, x: Array, sites: Sequence[Array]) -> Array:
+def _block_input(cfg: ModelConfig, layer: Params, x: Array, sites: Sequence[Array]) -> Array:
     return x
 
 

@@ -20,8 +20,8 @@ from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
 
-OfBlock = Callable[[ModelConfig, Any, Array, Sequence[Array]], Any]
-"""Called with a feed-forward block (its parameters, or the `FeedForward`), x and sites as in
+OfLayer = Callable[[ModelConfig, Params, Array, Sequence[Array]], Any]
+"""Called with a layer's parameters, and x and sites of its feed-forward block as in
 `FeedForward.__call__`."""
 
 OfInput = Callable[[Any, Array], Any]
@@ -31,12 +31,12 @@ WeightName = tuple[str | int, ...]
 """(layer, "attn" or "mlp", "q" and so on)."""
 
 
-def watch_blocks(
-    cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"], of: OfBlock
+def watch_layers(
+    cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"], of: OfLayer
 ) -> tuple[Leaf, ...]:
-    """What `of` returns for every layer's feed-forward block while the model reads `tokens`; `of`
-    is a function of a module, as it is part of what the program is compiled for."""
-    return _watch_blocks(cfg, params, tokens, of)
+    """What `of` returns for every layer while the model reads `tokens`; it is a function of a
+    module, as it is part of what the program is compiled for."""
+    return _watch_layers(cfg, params, tokens, of)
 
 
 def watch_inputs(
@@ -53,10 +53,10 @@ def layer_weights(params: Params) -> dict[WeightName, Leaf]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _watch_blocks(cfg: ModelConfig, params: Params, tokens: Array, of: OfBlock) -> tuple:
+def _watch_layers(cfg: ModelConfig, params: Params, tokens: Array, of: OfLayer) -> tuple:
     seen: dict[int, Any] = {}
     layers = tuple(
-        layer | {"mlp": _WatchedBlock(block=layer["mlp"], layer=index, of=of, seen=seen)}
+        layer | {"mlp": _WatchedBlock(layer=layer, index=index, of=of, seen=seen)}
         for index, layer in enumerate(params["layers"])
     )
     forward(cfg, params | {"layers": layers}, tokens, logits="none")
@@ -92,9 +92,9 @@ def _is_stored(leaf: Any) -> bool:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class _WatchedBlock(FeedForward):
-    block: Any
-    layer: int = field(metadata={"static": True})
-    of: OfBlock = field(metadata={"static": True})
+    layer: Params
+    index: int = field(metadata={"static": True})
+    of: OfLayer = field(metadata={"static": True})
     seen: dict[int, Any] = field(metadata={"static": True})
 
     def __call__(
@@ -104,8 +104,8 @@ class _WatchedBlock(FeedForward):
         sites: Sequence[Array] = (),
         backend: Backend | None = None,
     ) -> Float[Array, "B T D"]:
-        self.seen[self.layer] = self.of(cfg, self.block, x, sites)
-        return feed_forward(cfg, self.block, x, self.layer, backend, sites)
+        self.seen[self.index] = self.of(cfg, self.layer, x, sites)
+        return feed_forward(cfg, self.layer["mlp"], x, self.index, backend, sites)
 
 
 @jax.tree_util.register_dataclass

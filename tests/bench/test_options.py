@@ -17,6 +17,13 @@ def test_command_repeats_the_run_without_naming_paths(tmp_path):
     )
 
 
+def test_a_method_of_sparsity_is_named_by_the_last_part_of_its_path():
+    options = Options(model="tiny-opt", sparsity="/somewhere/lte-tiny-opt")
+    assert options.command("sparsity") == (
+        "python -m bench sparsity --model tiny-opt --sparsity lte-tiny-opt --seed 0"
+    )
+
+
 def test_rounds_replace_the_presets_for_every_batch():
     assert Options(rounds=2).settings("decode")["rounds"] == [2, 2]
     assert Options(rounds=2).settings("prefill")["rounds"] == 2

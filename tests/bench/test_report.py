@@ -47,12 +47,21 @@ def records():
         "import_beyond_jax_s": summarise([0.3]),
         "missing": {},
     }
+    sparse = {
+        "dense": rate(10.0),
+        "density 0.25": rate(20.0),
+        "ratios": {"density 0.25": summarise([2.0, 2.2])},
+        "lists": {"density 0.25": 6},
+        "same_tokens_as_masked": {"density 0.25": False},
+        "missing": {},
+    }
     found = [
         ("decode", {"batch": 1}, peers | floor | {"same_tokens_as_torch": 1.0}),
         ("decode", {"batch": 8}, peers | {"gain_over_first_batch": 3.7}),
         ("prefill", {"tokens": 512}, peers),
         ("context-scaling", {}, scaling),
         ("startup", {}, start),
+        ("sparsity", {"batch": 1}, sparse),
     ]
     return [
         Record(name=name, config=model | config, metrics=metrics, command=f"run {name}", **common)
@@ -73,6 +82,8 @@ def test_report_states_medians_ratios_commands_and_versions(folder):
     assert "2.00 (2.00-2.00)" in text
     assert "3.70x the rate of batch 1" in text
     assert "no llama.cpp: node not installed" in text
+    assert "| m | 1 | density 0.25 | 50.00 | 100.00 | 2.10 (2.00-2.20) | 6 |" in text
+    assert "m: other tokens than masked: density 0.25." in text
     assert "`run startup`" in text and "A CPU" in text and "jax 0.0" in text
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.eval import perplexity
+from jaxinfer.texts import write_source
 
 TEXT = "Some words that are to be scored, and then some more of them.\n" * 4
 STREAMING = ("--policy", "streaming", "--policy-args", "sinks=2,window=30")
@@ -81,6 +82,26 @@ def test_lines_and_rouge_answer(run, model, text):
     assert rouge[0]["rougeL"] in (0.0, 1.0)  # of itself; 0 where the text has no word
 
 
+def test_sparsity_has_a_row_for_the_dense_model_and_each_method_and_density(
+    run, model, text, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    write_source(tmp_path / "texts", "brown", [("ca01", TEXT * 40), ("cd01", TEXT * 2)])
+    arguments = (
+        "eval", "sparsity", model, "--text", text, "--tokens", "48", "--prompt-tokens", "16",
+        "--new-tokens", "4", "--densities", "0.5,0.25", "--methods", "static",
+        "--block-size", "8", "--calibration", "1",
+    )  # fmt: skip
+    rows = rows_of(run(*arguments, "--json", "--results", str(tmp_path / "out")))
+    assert [(row["method"], row.get("density")) for row in rows] == [
+        ("dense", None), ("static", 0.5), ("static", 0.25),
+    ]  # fmt: skip
+    assert rows[0]["relative"] == 1 and rows[2]["used"] == pytest.approx(0.333, abs=0.001)
+    assert all(0 <= row["agreement"] <= 1 and row["perplexity"] > 1 for row in rows)
+    record = json.loads((tmp_path / "out" / "eval-sparsity.jsonl").read_text())
+    assert record["config"]["block_size"] == 8 and len(record["metrics"]["rows"]) == 3
+
+
 def test_score_streams_past_the_context_what_score_finds(run, model, text):
     arguments = ("score", text, "--model", model, "--json", *STREAMING)
     (streamed,), (scored,) = rows_of(run(*arguments, "--stream")), rows_of(run(*arguments))
@@ -107,6 +128,27 @@ CASES = {
         ("stream", "MODEL", "--text", "TEXT", "--recompute", "8", "--stride", "8", "--tokens", "9"),
         "stride",
     ),
+    "unknown method": (("sparsity", "MODEL", "--text", "TEXT", "--methods", "luck"), "moefication"),
+    "density above 1": (("sparsity", "MODEL", "--text", "TEXT", "--densities", "2"), "density"),
+    "texts too short": (("sparsity", "MODEL", "--text", "TEXT", "--tokens", "999"), "longer texts"),
+    "blocks that do not divide": (
+        (
+            "sparsity",
+            "MODEL",
+            "--text",
+            "TEXT",
+            "--tokens",
+            "40",
+            "--methods",
+            "random",
+            "--block-size",
+            "7",
+        ),
+        "48 neurons",
+    ),  # fmt: skip
+    "an option of sparsity": (("recall", "MODEL", "--block-size", "4"), "option of sparsity"),
+    "a policy under sparsity": (("sparsity", "MODEL", *STREAMING), "--policy"),
+    "no option of sparsity": (("sparsity", "MODEL", "--lines", "4"), "--lines"),
     "stride without recompute": (("stream", "MODEL", "--text", "TEXT", "--stride", "8"), "--rec"),
 }
 

@@ -17,7 +17,7 @@ def test_every_row_is_paired_with_the_dense_model_on_the_same_tokens():
     """dejavu.md 6.2 and 6.8: density 1 is the dense model; the oracle is above random."""
     lm = lm_of()
     made = [
-        Baseline(name=name, density=density, block_size=4)
+        (name, Baseline(name=name, density=density, block_size=4))
         for name, density in (("oracle", 1.0), ("oracle", 0.25), ("random", 0.25))
     ]
     dense, whole, oracle, random = evaluate(lm, made, ROWS, tasks=SMALL)

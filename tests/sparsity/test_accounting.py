@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.models.params import abstract_params
-from jaxinfer.sparsity.accounting import Densities, Work, block_work, shares
+from jaxinfer.sparsity.accounting import Densities, Work, attention_work, block_work, shares
 from jaxinfer.sparsity.base import Router, Rule, Static
+from jaxinfer.sparsity.heads import SparseHeads, with_heads
 from jaxinfer.sparsity.inputs import SparseInputs
 from jaxinfer.sparsity.masked import ChosenByPrompt, LargeGate, LargestHidden, MaskedMlp
 from jaxinfer.sparsity.mlp import SparseMlp
@@ -83,11 +84,26 @@ def test_inputs_are_counted_weight_by_weight():
     assert block_work(wina, 1.0, used) == Work(4 * (1.5 * F * D + norms), 1.5 * F * D + norms)
 
 
+def test_heads_save_queries_and_outputs():
+    width, kv = 32, 16
+    attention = {
+        name: {"weight": zeros(rows, columns)}
+        for name, rows, columns in (
+            ("q", width, D), ("k", kv, D), ("v", kv, D), ("out", D, width),
+        )
+    }  # fmt: skip
+    heads = SparseHeads.of(GATED, Router(outer=zeros(2, D), rule=Rule(most=1)))
+    kept = D * width + 2 * D * kv + 2 * D  # half of queries and outputs, keys, values, the router
+    sparse = with_heads(attention, heads)
+    assert attention_work(sparse, 0.5) == Work(4 * kept, kept)
+    assert attention_work(attention, 0.5) == attention_work(sparse | {"heads": ()}, 1.0)
+
+
 def test_a_model_is_the_sum_of_its_layers():
     dense, attn = block_of(GATED), {"q": {"weight": zeros(D, D)}}
     layer = {"mlp": dense, "attn": attn}
     sparse = layer | {"mlp": MaskedMlp(dense=dense, criterion=LargestHidden(most=jnp.int32(1)))}
-    got = shares({"layers": (layer,) * 2}, {"layers": (layer, sparse)}, Densities((1.0, 0.5), {}))
+    got = shares({"layers": (layer,) * 2}, {"layers": (layer, sparse)}, Densities((1.0, 0.5)))
     assert got.mlp_products == pytest.approx(0.75)
     block, projection = 3 * F * D, D * D
     assert got.layer_bytes == pytest.approx(

@@ -22,6 +22,7 @@ from jaxinfer.sparsity.masked import LargestHidden, MaskedMlp
 from jaxinfer.sparsity.mlp import SparseMlp
 from tests.factories import CONFIGS, params_of, random_tokens
 from tests.sparsity.blocks import SIZE, router, sparse, with_sparse_blocks
+from tests.sparsity.sparse_heads import with_random_heads
 
 CPU = Backend.of("reference")
 NAMES = ["llama", "learned", "parallel"]  # gated, plain, plain behind a shared norm
@@ -106,7 +107,7 @@ def uneven(cfg, params):
     "name, lookahead, sparse_first",
     [
         ("parallel", 0.0, True), ("parallel", 0.5, False), ("parallel", 1.0, False),
-        ("learned", 0.0, False), ("llama", None, False), ("llama", 0.5, False),
+        ("learned", 0.0, False), ("llama", 0.5, False),
         ("llama", 1.0, True), ("llama", 1.0, False),
     ],
 )  # fmt: skip
@@ -294,3 +295,18 @@ def test_a_masked_block_is_stored_in_8_bits():
     assert "divisor" in small["layers"][0]["attn_norm"]
     exact, found = (np.asarray(logits_of(cfg, p)).ravel() for p in (params, small))
     assert np.corrcoef(exact, found)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_routers_of_heads_select_the_same_in_an_8_bit_model(heads_first):
+    cfg, rule = CONFIGS["learned"], Rule(most=2)
+    exact = with_random_heads(cfg, dense_of("learned"), rule)
+    if heads_first:
+        small = quantize_params(cfg, exact, "int8")
+    else:
+        small = with_random_heads(cfg, dense_of("learned", "int8"), rule)
+    assert "divisor" in small["layers"][0]["attn_norm"]
+    found, wanted, dense = (
+        np.asarray(logits_of(cfg, p)).ravel() for p in (small, exact, dense_of("learned"))
+    )
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99 > np.corrcoef(dense, wanted)[0, 1]

@@ -14,6 +14,7 @@ from jaxinfer.io.sparsity import load_sparsity, save_sparsity
 from jaxinfer.models.stack import forward
 from jaxinfer.sparsity.artefact import SparsityArtefact
 from jaxinfer.sparsity.recall import BATCHES
+from jaxinfer.testing.quick import quick_jit
 from jaxinfer.train.dejavu.training import train_dejavu
 from tests.train.toy_opt import CFG, HELD_OUT, RECIPE, TOKENS, toy_params
 
@@ -40,6 +41,11 @@ def short(tmp_path_factory):
     """An uninterrupted run of few steps, and its folder."""
     run = tmp_path_factory.mktemp("short")
     return train(run, SHORT), run
+
+
+@quick_jit
+def logits_of(cfg, params, tokens):
+    return forward(cfg, params, tokens).logits
 
 
 def rows_of(artefact, kind):
@@ -96,19 +102,20 @@ def test_served_predictors_lose_little_and_random_ones_much(trained):
         return SparsityArtefact(trained.config, layers).apply(CFG, params)
 
     def error(params):
-        return float(jnp.abs(forward(CFG, params, tokens).logits - dense).mean())
+        return float(jnp.abs(logits_of(CFG, params, tokens) - dense).mean())
 
-    dense = forward(CFG, params, tokens).logits
+    dense = logits_of(CFG, params, tokens)
     noise = jax.random.normal(jax.random.key(2), trained.layers[0].router.outer.shape)
     ours, random = error(served(lambda router: router.outer)), error(served(lambda _: noise))
     assert 0 < ours < 0.1 * random
 
 
-def test_a_density_or_a_cap_decides_instead_of_the_recall(short, tmp_path):
-    fixed = train(tmp_path / "fixed", replace(SHORT, density=0.3, heads=None))
+def test_a_density_or_a_cap_decides_instead_of_the_recall(tmp_path):
+    few = replace(SHORT, steps=2, evaluations=1, heads=None)
+    fixed = train(tmp_path / "fixed", replace(few, density=0.3))
     for layer, row in zip(fixed.layers, rows_of(fixed, "neurons"), strict=True):
         assert layer.router.rule.most == row["units"] == 48 and layer.heads is None
-    capped = train(tmp_path / "capped", replace(SHORT, most=0.25, heads=None))
+    capped = train(tmp_path / "capped", replace(few, most=0.25))
     for row in rows_of(capped, "neurons"):
         assert {one["units"] for one in row["schedule"]} == {32}
         assert row["schedule"][0]["recall"] < 0.99  # told, where the cap ended the search
@@ -119,7 +126,7 @@ def test_layers_too_early_for_the_lookahead_stay_dense(tmp_path):
     found = train(tmp_path, replace(SHORT, lookahead=1.0))
     assert found.layers[0] is None and "neurons" not in found.config.results["layers"][0]
     assert found.layers[1].router.lookahead == 1.0 == found.layers[1].heads.lookahead
-    logits = forward(CFG, found.apply(CFG, toy_params()), jnp.asarray(TOKENS[:1])).logits
+    logits = logits_of(CFG, found.apply(CFG, toy_params()), jnp.asarray(TOKENS[:1]))
     assert np.isfinite(logits).all()
 
 
@@ -149,7 +156,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(short, tmp_path):
 
         return report
 
-    for label, count in (("reading", 20), ("training", 7), ("training", 13)):
+    for label, count in (("reading", 20), ("training", 13)):
         with pytest.raises(Killed):
             train(tmp_path, SHORT, report=at(label, count))
     found = train(tmp_path, SHORT)
