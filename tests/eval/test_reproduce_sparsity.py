@@ -2,11 +2,20 @@
 looked at."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+import jaxinfer as ji
+from jaxinfer.io.int8 import as_stored
+from jaxinfer.io.sparsity import save_sparsity
+from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.sparsity.artefact import SparsityArtefact
+from jaxinfer.sparsity.identity import SparsityConfig
 from jaxinfer.texts import write_source
 from tests.cli.conftest import byte_tokenizer, save_model
+from tests.sparsity.artefacts import layer_of
 from tools.reproduce import reproduce_sparsity as figures
 
 SIZES = {"rows": 2, "tokens": 16, "sources": "brown"}
@@ -47,6 +56,23 @@ def test_a_figure_is_written_from_end_to_end(name, model, texts, tmp_path):
         assert (folder / f"{stem}.md").read_text().startswith("# ")
         record = json.loads((folder / f"eval-{stem}.jsonl").read_text())
         assert record["metrics"]["rows"] and f"reproduce_sparsity.py {name} " in record["command"]
+
+
+@pytest.mark.slow
+def test_the_figure_of_heads_takes_predictors_of_heads(model, texts, tmp_path):
+    lm, rng = ji.load(model), np.random.default_rng(0)
+    config = SparsityConfig.of(
+        lm.config, fingerprint(lm.params), model="toy", block_size=4, method="deja_vu", recipe={}
+    )
+    both = [layer_of(rng, lm.config, config, form) for form in ("router", "heads")]
+    layers = both[0], replace(both[0], heads=both[1].heads)
+    save_sparsity(tmp_path / "predictors", SparsityArtefact(config, as_stored(layers)))
+    figures.heads(
+        model=model, method=str(tmp_path / "predictors"), shares="1,0.5", folder=tmp_path, **SIZES
+    )
+    rows = json.loads((tmp_path / "eval-sparsity-heads-toy.jsonl").read_text())["metrics"]["rows"]
+    assert [row.get("heads") for row in rows] == [None, 1.0, 0.5]
+    assert rows[1]["relative"] == pytest.approx(1, abs=1e-4) != rows[2]["relative"]
 
 
 @pytest.mark.slow

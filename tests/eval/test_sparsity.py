@@ -5,11 +5,16 @@ import pytest
 
 from jaxinfer.eval.selection import judged, neighbour_overlap, selections, unions
 from jaxinfer.eval.sparsity import SparsityEvaluation, Tasks, agreement, evaluate, text_losses
+from jaxinfer.eval.sparsity_methods import methods_at
+from jaxinfer.io.sparsity import save_sparsity
 from jaxinfer.sparsity.baseline import Baseline
 from jaxinfer.sparsity.calibration import Calibration
+from jaxinfer.sparsity.trained import Trained
 from tests.factories import lm_of, random_tokens
+from tests.sparsity.artefacts import artefact_of
 
 SMALL = Tasks(recall_tokens=8, recall_rows=2, prompts=2, prompt_tokens=8, new_tokens=4)
+NONE = Tasks(recall_rows=0, prompts=0)
 ROWS = random_tokens(3, 17)
 
 
@@ -66,6 +71,34 @@ def test_unions_grow_as_those_of_independent_tokens_and_static_ones_do_not():
     assert neighbour_overlap(random[0]) == pytest.approx(0.25, abs=0.04)
     same = np.broadcast_to(random[0][:1, :1], random[0].shape)
     assert unions(same, (1, 8)) == pytest.approx([0.25, 0.25]) and neighbour_overlap(same) == 1
+
+
+def test_trained_methods_come_at_every_density_under_their_folders_name(tmp_path):
+    folders = {"with-context": "deja_vu", "routers": "lte"}
+    for name, method in folders.items():
+        save_sparsity(tmp_path / name, artefact_of(forms=("router",), method=method))
+    paths = [str(tmp_path / name) for name in folders]
+    made = methods_at([*paths, "oracle"], (0.5, 0.25), block_size=4)
+    found = [(label, method.describe()["density"]) for label, method in made]
+    assert found == [
+        ("with-context", 0.5), ("with-context", 0.25), ("routers", None), ("oracle", 0.5),
+        ("oracle", 0.25),
+    ]  # fmt: skip
+    row = SparsityEvaluation(lm_of(), ROWS, NONE).judge(made[1][1], made[1][0])
+    assert row["method"] == "with-context" and row["used"] == 0.25
+    predictor = 6 * (32 + 12) / (3 * 32 * 48)
+    assert row["mlp_products"] == pytest.approx(0.25 + predictor)
+
+
+def test_selected_heads_are_measured_and_counted():
+    method = Trained(
+        name="deja_vu", artefact=artefact_of(forms=(None, "heads"), method="deja_vu"), heads=0.5
+    )
+    row = SparsityEvaluation(lm_of(), ROWS, NONE).judge(method)
+    assert row["heads_per_layer"] == [1, 0.5] and row["used"] == 1
+    block, attention, saved, router = 3 * 32 * 48, 32 * 96, 32 * 32, 2 * 32
+    whole = 2 * (block + attention)
+    assert row["layer_products"] == pytest.approx((whole - saved + router) / whole)
 
 
 def test_texts_that_fill_no_batch_are_read_alike():
