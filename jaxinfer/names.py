@@ -1,9 +1,9 @@
 """Where names become drafts and methods of sparsity: what users may write for one, and what it
 means."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from jaxinfer.io.sparsity import CONFIG, NAMED, is_sparsity, load_sparsity, spar
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.plugins import Factories
 from jaxinfer.sparsity.artefact import SparsityArtefact
+from jaxinfer.sparsity.baseline import BASELINES, Baseline
 from jaxinfer.sparsity.method import Sparsity
 from jaxinfer.sparsity.trained import Trained
 from jaxinfer.speculative.speculate import speculate
@@ -80,7 +81,7 @@ SPARSITIES: Factories[Sparsity] = Factories(
     "methods",
     "jaxinfer.sparsities",
     Sparsity,
-    {"deja_vu": deja_vu, "lte": lte},
+    {"deja_vu": deja_vu, "lte": lte} | {name: partial(Baseline, name=name) for name in BASELINES},
 )
 
 
@@ -101,7 +102,7 @@ def register_sparsity(name: str, factory: Callable[..., Sparsity]) -> None:
 
 
 def sparsity_of(sparsity: SparsityLike, model: str = "") -> Sparsity | None:
-    """The method that is meant; None for none. In names of methods "-" counts as "_".
+    """The method that is meant; None for none. In names of methods "-" and "_" are alike.
 
     Args:
       sparsity: see `SparsityLike`.
@@ -119,9 +120,11 @@ def sparsity_of(sparsity: SparsityLike, model: str = "") -> Sparsity | None:
         )
     arguments = {"name": sparsity} if isinstance(sparsity, str) else dict(sparsity)
     name = arguments.get("name")
-    if isinstance(name, str) and name not in SPARSITIES.names():
-        arguments["name"] = name.replace("-", "_")
-        if _is_artefact(name):
+    if isinstance(name, str):
+        known = {_dashed(one): one for one in SPARSITIES.names()}
+        if _dashed(name) in known:
+            arguments["name"] = known[_dashed(name)]
+        elif _is_artefact(name):
             arguments |= {"name": _loaded(name).config.method, "source": name}
     shipped = _dashed(f"{arguments.get('name')}-{model}")
     if shipped in NAMED and "source" not in arguments:
@@ -164,6 +167,6 @@ def _loaded(source: object) -> SparsityArtefact:
     return _read(folder, stamp.st_ino, stamp.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def _read(folder: Path, inode: int, written_ns: int) -> SparsityArtefact:
     return load_sparsity(folder)

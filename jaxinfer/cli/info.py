@@ -109,17 +109,18 @@ def _tables(record: Json) -> None:
 
 
 def _layers_table(sparsity: Json) -> "Table":
-    """A row per layer: the blocks of neurons, the share that a token uses, and bytes per step."""
+    """A row per layer: the blocks of neurons, the share that a token uses, and bytes per step; the
+    share of heads."""
     from rich.table import Table
 
     from jaxinfer.runtime.memory import readable
 
     out = Table(title=f"sparsity {sparsity['name']}", title_justify="left")
-    for column in ("layer", "blocks", "density", "in a step", "read as", "bytes"):
+    for column in ("layer", "blocks", "density", "in a step", "read as", "bytes", "heads"):
         out.add_column(column, justify="right")
     for layer in sparsity["layers"]:
         if layer["blocks"] is None:
-            cells = ("dense", "", "", "")
+            cells = ("none" if layer["density"] is None else "dense", "", "", "")
         else:
             cells = (
                 f"{layer['blocks']} of {layer['block_size']}",
@@ -127,5 +128,6 @@ def _layers_table(sparsity: Json) -> "Table":
                 f"{layer['step_density']:.3g}",
                 "a list" if layer["listed"] else "all, masked",
             )
-        out.add_row(str(layer["layer"]), *cells, readable(layer["read_bytes"]))
+        read = readable(layer["read_bytes"])
+        out.add_row(str(layer["layer"]), *cells, read, f"{layer['head_density']:.3g}")
     return out

@@ -42,11 +42,13 @@ DRAFTS = (
     "`jaxinfer train draft`, or a smaller model of the same tokenizer."
 )
 SPARSITIES = (
-    "Sparsity of the blocks: deja_vu, lte, the folder of what one of them has learned, or a method "
-    "that an installed package offers."
+    "Sparsity of the blocks: deja_vu, lte, the folder of what one of them has learned; to compare "
+    "with: oracle, contribution-oracle, random, griffin, moefication-oracle (static, cats, teal, "
+    "wina, moefication learn from a text: jaxinfer eval sparsity); or one of an installed package."
 )
 SPARSITY_ARGUMENTS = (
-    "Arguments of the sparsity. deja_vu: source, density, heads (shares up to 1). lte: source."
+    "Arguments of the sparsity. deja_vu: source, density, heads (shares up to 1). lte: source. "
+    "Those to compare with: density, block_size (neurons)."
 )
 SOURCES = "anarchism, brown, devil, essays, jargon, kjv or pydoc"
 

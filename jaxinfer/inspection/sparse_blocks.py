@@ -1,33 +1,49 @@
 """What the feed-forward blocks of a sparse model are expected to read in a step."""
 
 from jaxinfer.cache.base import bytes_of
+from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.sparsity.heads import SparseHeads
 from jaxinfer.sparsity.mlp import SparseMlp
 from jaxinfer.typing import Json, Params
 
 
 def block_facts(params: Params, rows: int, backend: Backend) -> list[Json]:
-    """For each layer: its `blocks` and their `block_size` in neurons, None where it is dense; the
-    share of the blocks that a token uses (`density`) and that `rows` tokens use together
-    (`step_density`), both as expected; whether a step of so many tokens reads a list of them
-    (`listed`) or all; `bytes` of its parameters, and `read_bytes`, what the step reads of them."""
-    return [_facts(i, layer["mlp"], rows, backend) for i, layer in enumerate(params["layers"])]
+    """For each layer: its `blocks` and their `block_size` in neurons, None where it has none; the
+    share of the blocks that a token uses (`density`; of a threshold the measured one) and that
+    `rows` tokens use together (`step_density`), None where only running it tells; whether a step of
+    so many tokens reads a list of them (`listed`) or all; `bytes` of its parameters, and
+    `read_bytes`, what the step reads of them. `head_density` is the share of the groups of heads
+    that a token uses."""
+    return [
+        {"layer": index}
+        | _of_block(layer["mlp"], rows, backend)
+        | {"head_density": _head_density(layer)}
+        for index, layer in enumerate(params["layers"])
+    ]
 
 
-def _facts(index: int, block: object, rows: int, backend: Backend) -> Json:
-    size = bytes_of(block)
+def _head_density(layer: Params) -> float:
+    heads = layer["attn"].get("heads") if "attn" in layer else None
+    return heads.union(1) if isinstance(heads, SparseHeads) else 1.0
+
+
+def _of_block(block: object, rows: int, backend: Backend) -> Json:
     if not isinstance(block, SparseMlp):
+        size = bytes_of(block)
+        share, read = 1.0, size
+        if isinstance(block, FeedForward):
+            share, read = None, block.read_bytes(rows, backend)
         return {
-            "layer": index, "blocks": None, "block_size": None, "density": 1.0,
-            "step_density": 1.0, "listed": False, "bytes": size, "read_bytes": size,
+            "blocks": None, "block_size": None, "density": share, "step_density": share,
+            "listed": False, "bytes": size, "read_bytes": read,
         }  # fmt: skip
     return {
-        "layer": index,
         "blocks": block.selector.units,
         "block_size": block.block_size,
         "density": block.union(1),
         "step_density": block.union(rows),
         "listed": block.lists(rows, backend),
-        "bytes": size,
+        "bytes": bytes_of(block),
         "read_bytes": block.read_bytes(rows, backend),
     }

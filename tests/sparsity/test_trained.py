@@ -1,6 +1,7 @@
 """`ji.deja_vu` and `ji.lte`: what they take, which density they have, and for which model."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jaxinfer.io.sparsity import save_sparsity
 from jaxinfer.lm import LM
 from jaxinfer.models.quantize import quantize_params
 from jaxinfer.names import NAMED
+from jaxinfer.sparsity.baseline import BASELINES, BY_TEXT
 from jaxinfer.sparsity.trained import Trained
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
 from tests.sparsity.artefacts import artefact_of
@@ -33,16 +35,26 @@ def folder(tmp_path) -> str:
     return str(tmp_path / "predictors")
 
 
+def applied(lm: LM, artefact) -> LM:
+    """The model to which the artefact was applied by hand; it shares the compiled programs."""
+    made = LM(lm.config, artefact.apply(lm.config, lm.params))
+    made.engine = replace(lm.engine, params=made.params)
+    return made
+
+
 def rules(lm: LM) -> list[int]:
     return [layer["mlp"].selector.rule.most for layer in lm.params["layers"]]
 
 
 def test_density_one_is_the_dense_model(lm):
     """dejavu.md 6.1."""
-    whole = lm.sparsified(ji.deja_vu(PREDICTORS, density=1.0))
-    np.testing.assert_allclose(whole.logits([PROMPT]), lm.logits([PROMPT]), atol=1e-5)
-    found, wanted = (one.generate([PROMPT], **NEW)[0].tokens for one in (whole, lm))
-    assert found == wanted
+    heads = artefact_of(forms=("router", "heads"), method="deja_vu")
+    wanted = lm.logits([PROMPT])
+    for whole in (ji.deja_vu(PREDICTORS, density=1.0), ji.deja_vu(heads, density=1.0, heads=1.0)):
+        found = lm.sparsified(whole).logits([PROMPT])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    half = lm.sparsified(ji.deja_vu(heads, density=1.0, heads=0.5)).logits([PROMPT])
+    assert np.abs(half - wanted).max() > 1e-3  # one of two groups
 
 
 @pytest.mark.parametrize("density, most", [(None, 3), (0.5, 6), (0.25, 3), (0.01, 1), (1, 12)])
@@ -56,7 +68,7 @@ def test_a_density_is_a_share_of_the_blocks_and_at_least_one(lm, density, most):
 
 
 def test_one_argument_gives_what_the_applied_artefact_gives(lm, folder):
-    wanted = LM(lm.config, PREDICTORS.apply(lm.config, lm.params)).generate([PROMPT], **NEW)[0]
+    wanted = applied(lm, PREDICTORS).generate([PROMPT], **NEW)[0]
     ways = (
         ji.deja_vu(PREDICTORS), folder, {"name": "deja-vu", "source": folder},
         {"name": "deja_vu", "source": PREDICTORS}, ji.deja_vu(folder),
@@ -67,7 +79,7 @@ def test_one_argument_gives_what_the_applied_artefact_gives(lm, folder):
         assert found.stats.sparsity == found.stats["sparsity"] == "deja_vu"
     assert wanted.stats.sparsity is None
     trained = lm.generate([PROMPT], sparsity=ji.lte(TRAINED), **NEW)[0]
-    own = LM(lm.config, TRAINED.apply(lm.config, lm.params)).generate([PROMPT], **NEW)[0]
+    own = applied(lm, TRAINED).generate([PROMPT], **NEW)[0]
     assert trained.tokens == own.tokens != wanted.tokens and trained.stats.sparsity == "lte"
 
 
@@ -90,6 +102,17 @@ def test_a_method_without_a_source_takes_the_artefact_of_the_model(lm, folder, m
     stranger = LM(lm.config, lm.params, name="stranger")
     with pytest.raises(ValueError, match="deja_vu needs source, .* or one of .*deja-vu-llama"):
         stranger.sparsified("deja-vu")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_is_known_by_its_name(name, lm):
+    asked = {"name": name.replace("-", "_"), "density": 0.5, "block_size": 4}
+    if name in BY_TEXT:
+        with pytest.raises(ValueError, match=f"{name} learns from a text"):
+            lm.sparsified(asked)
+    else:
+        made = lm.sparsified(asked)
+        assert made.sparsity.name == name and made is lm.sparsified(dict(asked))
 
 
 def test_an_artefact_of_another_model_or_method_is_refused(lm):
