@@ -44,7 +44,10 @@ def draft_of(model: Model, draft: DraftLike) -> Draft | None:
 
 
 def deja_vu(
-    source: ArtefactLike = None, density: float | None = None, heads: float | None = None
+    source: ArtefactLike = None,
+    density: float | None = None,
+    heads: float | None = None,
+    keys: str = "always",
 ) -> Sparsity:
     """Only the neurons, and groups of heads, that predictors expect to matter for a token: DejaVu's
     contextual sparsity (arXiv 2310.17157). No weight is changed.
@@ -54,12 +57,14 @@ def deja_vu(
       density: the share of each layer's neurons that a token uses, in (0, 1]; None is what the
         artefact says, layer by layer.
       heads: the share of the groups of query heads with their key-value head, likewise.
+      keys: when keys and values of skipped heads are made: "always" with the token, or "deferred"
+        until a head is used, at the latest at every 16th token. Both give the same.
 
     Raises:
-      ValueError: there is no such artefact, or a share is out of range.
+      ValueError: there is no such artefact, a share is out of range, or `keys` names no way.
     """
     artefact = _artefact("deja_vu", source)
-    return Trained(name="deja_vu", artefact=artefact, density=density, heads=heads)
+    return Trained(name="deja_vu", artefact=artefact, density=density, heads=heads, keys=keys)
 
 
 def lte(source: ArtefactLike = None) -> Sparsity:

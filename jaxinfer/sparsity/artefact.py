@@ -50,8 +50,9 @@ class SparsityArtefact:
                 f"model with `jaxinfer train {self.config.method.replace('_', '')}`"
             )
 
-    def apply(self, cfg: ModelConfig, params: Params) -> Params:
-        """The parameters of the sparse model; what is not replaced is shared.
+    def apply(self, cfg: ModelConfig, params: Params, *, keys: str = "always") -> Params:
+        """The parameters of the sparse model; what is not replaced is shared. `keys` is that of
+        `jaxinfer.sparsity.heads.SparseHeads`.
 
         Raises:
           ValueError: it is another model, or a block cannot be made sparse as it is stored.
@@ -61,7 +62,7 @@ class SparsityArtefact:
         for index, layer in enumerate(self.layers):
             if layer is not None:
                 with _at(index):
-                    layers[index] = layer.applied(cfg, layers[index])
+                    layers[index] = layer.applied(cfg, layers[index], keys=keys)
         return params | {"layers": tuple(layers)}
 
 

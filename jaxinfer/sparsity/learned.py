@@ -39,7 +39,7 @@ class LayerSparsity:
     adapters: Leaf = None  # {"up", "gate"?, "down": {"left": [R, outputs], "right": [R, inputs]}}
     unions: tuple[float, ...] = field(default=(), metadata={"static": True})  # see `SparseMlp`
 
-    def applied(self, cfg: ModelConfig, layer: Params) -> Params:
+    def applied(self, cfg: ModelConfig, layer: Params, *, keys: str = "always") -> Params:
         """A layer of a model with its block, or its attention, made sparse."""
         if self.router is not None:
             if isinstance(layer["mlp"], FeedForward):
@@ -48,7 +48,9 @@ class LayerSparsity:
         if self.heads is not None:
             if "attn" not in layer:
                 raise ValueError("its router of heads needs attention, which the layer lacks")
-            heads = SparseHeads.of(cfg, jax.tree.map(jnp.asarray, self.heads))
+            if "heads" in layer["attn"]:
+                raise ValueError("its heads are selected already; give the dense model")
+            heads = SparseHeads.of(cfg, jax.tree.map(jnp.asarray, self.heads), keys=keys)
             layer = layer | {"attn": with_heads(layer["attn"], heads)}
         return layer
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jaxinfer.arguments import real
+from jaxinfer.arguments import one_of, real
 from jaxinfer.config import ModelConfig
+from jaxinfer.nn.heads import KEYS
 from jaxinfer.sparsity.artefact import SparsityArtefact
 from jaxinfer.sparsity.base import Router, Rule
 from jaxinfer.sparsity.learned import LayerSparsity
@@ -21,17 +22,26 @@ class Trained(Sparsity):
 
     With `density` every router of neurons takes that share of the blocks, the best ones, in place
     of its own rule; with `heads` every router of heads that share of the groups of heads. At least
-    one is taken.
+    one is taken. `keys` is that of `jaxinfer.sparsity.heads.SparseHeads`.
 
     Raises:
-      ValueError: a share is outside (0, 1], or the artefact has no router to which it applies.
+      ValueError: `keys` is another, a share is outside (0, 1], or the artefact has no router to
+        which it applies.
     """
 
     artefact: SparsityArtefact
     density: float | None = None
     heads: float | None = None
+    keys: str = "always"
 
     def __post_init__(self):
+        one_of("keys", self.keys, KEYS)
+        if self.keys == "deferred" and all(
+            getattr(layer, "heads", None) is None for layer in self.artefact.layers
+        ):
+            raise ValueError(
+                "the artefact has no routers of heads whose keys could be deferred; leave keys out"
+            )
         for name, router in (("density", "router"), ("heads", "heads")):
             share = getattr(self, name)
             if share is None:
@@ -51,7 +61,7 @@ class Trained(Sparsity):
         layers = tuple(
             None if layer is None else self._with_shares(layer) for layer in self.artefact.layers
         )
-        return replace(self.artefact, layers=layers).apply(cfg, params)
+        return replace(self.artefact, layers=layers).apply(cfg, params, keys=self.keys)
 
     def describe(self) -> Json:
         config, digest = self.artefact.config, hashlib.sha256()
@@ -65,6 +75,7 @@ class Trained(Sparsity):
             "artefact": digest.hexdigest()[:16],
             "density": self.density,
             "heads": self.heads,
+            "keys": self.keys,
         }
 
     def _with_shares(self, layer: LayerSparsity) -> LayerSparsity:

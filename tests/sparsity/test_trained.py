@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxinfer as ji
+from jaxinfer.cache.base import bytes_of
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.io.sparsity import save_sparsity
 from jaxinfer.lm import LM
@@ -139,6 +140,21 @@ def test_a_share_needs_routers_to_which_it_applies():
     with pytest.raises(ValueError, match="no routers of neurons to which density would apply"):
         ji.deja_vu(heads, 0.5)
     assert ji.deja_vu(heads, heads=0.5).heads == 0.5
+    with pytest.raises(ValueError, match="no routers of heads whose keys could be deferred"):
+        ji.deja_vu(PREDICTORS, keys="deferred")
+    with pytest.raises(ValueError, match="keys must be one of 'always', 'deferred'; got 'later'"):
+        ji.deja_vu(heads, keys="later")
+
+
+def test_keys_of_skipped_heads_may_be_deferred(lm):
+    """dejavu.md 2.8: a layer with a router of heads keeps a tail of inputs beside its cache."""
+    heads, sizes = artefact_of(forms=(None, "heads"), method="deja_vu"), {}
+    ways = {keys: ji.deja_vu(heads, heads=0.5, keys=keys) for keys in ("always", "deferred")}
+    for keys, way in ways.items():
+        cache = lm.sparsified(way).engine.new_cache(ji.full(), 1, 64)
+        sizes[keys] = bytes_of(cache.layers)
+    assert sizes["deferred"] - sizes["always"] == 16 * lm.config.hidden_size * 4
+    assert ways["always"].describe() != ways["deferred"].describe()
 
 
 def test_methods_are_told_apart_by_what_they_do(lm, tmp_path):
