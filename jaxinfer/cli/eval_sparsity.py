@@ -88,7 +88,8 @@ def evaluate_sparsity(
         for row in found:
             o.print_json(common | row)
         return
-    print(markdown_table([{k: row[k] for k in SHOWN if k in row} for row in found]))
+    columns = [name for name in SHOWN if any(name in row for row in found)]
+    print(markdown_table([{name: row.get(name) for name in columns} for row in found]))
 
 
 def _calibration(lm: "LM", asked: Asked, tokens: int) -> "Calibration":
