@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
 
 import numpy as np
 
-from jaxinfer.arguments import one_of
+from jaxinfer.arguments import of_kind, one_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.sparsity import baselines as b
 from jaxinfer.sparsity.calibration import Calibration
@@ -59,6 +60,7 @@ class Baseline(Sparsity):
     def __post_init__(self):
         one_of("baseline", self.name, BASELINES)
         b.check_density(self.density)
+        of_kind("calibration", self.calibration, (Calibration, NoneType), "a Calibration or None")
         if self.calibration is None and self.name in BY_TEXT:
             raise ValueError(
                 f"{self.name} learns from a text: give calibration=Calibration(lm.config, "
