@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from jaxinfer.models.mixers import mixer_of
+from jaxinfer.nn.heads import Heads
+from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.typing import Params
 
@@ -32,8 +34,8 @@ def fingerprint(params: Params) -> str:
 def identity(config: object, params: Params) -> str:
     """A short hash of a model's configuration and of some of its weights as they are stored.
 
-    Unlike `fingerprint` it differs between dtypes and between stored forms of one model: what was
-    computed or measured with the one does not hold for the other.
+    Unlike `fingerprint` it differs between dtypes, between stored forms and between sparse forms of
+    one model: what was computed or measured with the one does not hold for the other.
     """
     apart = {name: x for name, x in params.items() if name not in SHARED}
     some = [
@@ -41,5 +43,12 @@ def identity(config: object, params: Params) -> str:
     ]  # fmt: skip
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(some):
-        digest.update(np.asarray(leaf[:4]).tobytes())
+        digest.update(np.asarray(leaf[:4] if leaf.ndim else leaf).tobytes())
+    for part in jax.tree.leaves(params.get("layers", ()), is_leaf=_selects):
+        if _selects(part):  # how much it selects stands in fields that are no leaves
+            digest.update(repr(jax.tree.structure(part)).encode())
     return digest.hexdigest()[:16]
+
+
+def _selects(part: object) -> bool:
+    return isinstance(part, FeedForward | Heads)
