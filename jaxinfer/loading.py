@@ -65,7 +65,8 @@ def load(
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a function of (done, total), got {shown(progress)}")
     check_implementation(implementation)
-    name = Path(source).name if os.path.exists(source) else str(source)
+    source = path_text("source", source)
+    name = Path(source).name if os.path.exists(source) else source
     method = sparsity_of(sparsity, name)
     checkpoint = load_checkpoint(source, dtype, progress)
     params = checkpoint.params

@@ -47,7 +47,8 @@ SPARSITIES = (
     "wina, moefication learn from a text: jaxinfer eval sparsity); or one of an installed package."
 )
 SPARSITY_ARGUMENTS = (
-    "Arguments of the sparsity. deja_vu: source, density, heads (shares up to 1). lte: source. "
+    "Arguments of the sparsity. deja_vu: source, density, heads (shares up to 1), keys (always or "
+    "deferred). lte: source. "
     "Those to compare with: density, block_size (neurons)."
 )
 SOURCES = "anarchism, brown, devil, essays, jargon, kjv or pydoc"
