@@ -131,7 +131,8 @@ def test_new_kernels_have_the_loss_of_the_policy_and_dropout_needs_a_key():
 
 def train(tokens, run, recipe=RECIPE, **options):
     params = params_of("llama")
-    return train_less(CFG, params, tokens, recipe, run, model="toy", policies=POLICIES, **options)
+    options = {"policies": POLICIES} | options
+    return train_less(CFG, params, tokens, recipe, run, model="toy", **options)
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +260,20 @@ def test_the_command_refuses_bad_input_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_trained_kernels_beat_the_policy_and_its_memory_spent_on_tokens(tmp_path):
+    """The promise of LESS in small: over three seeds 0.77 to 0.81 of the error of five more tokens
+    in the first layer, 0.68 to 0.70 in the second."""
+    state, token = 8 * (CFG.head_dim + 1), 2 * CFG.head_dim  # numbers, in a cache of 32 bits
+    recipe = LessRecipe(
+        hidden=16, rank=8, steps=150, stride=8, validation=0.25, evaluations=2,
+        extra=-(-state // token),
+    )  # fmt: skip
+    policies = (Eviction(heavy=2, recent=2),)
+    maps = train(random_tokens(12, 128), tmp_path, recipe, policies=policies)
+    for row in maps.config.results["layers"]:
+        assert row["less"][0] < 0.9 * row["plus"][0] < 0.9 * row["bare"][0]
 
 
 @pytest.fixture(scope="module")
