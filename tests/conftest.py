@@ -29,7 +29,9 @@ install_import_hook(["jaxinfer", "pallas_kernels"], "tests.checking.checked")
 collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module names collide
 
 MAPPINGS = Path("/proc/self/maps")
-MOST_MAPPINGS = 45_000  # Linux allows a process 65,530; XLA dies of a segmentation fault there
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9  # GB
+# Linux allows a process 65,530; XLA dies of a segmentation fault there. 45,000 take 7 GB.
+MOST_MAPPINGS = min(45_000, int(2_000 * MEMORY))
 
 # These compile as users do (one asks for equal bits of two programs), and so does all that is slow.
 AS_USERS_DO = (
