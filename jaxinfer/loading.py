@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxinfer.arguments import of_kind, path_text, shown
 from jaxinfer.io.draft import is_draft, read_draft
 from jaxinfer.io.dtypes import DType
-from jaxinfer.io.load import load_checkpoint
+from jaxinfer.io.load import load_checkpoint, source_text
 from jaxinfer.io.model_index import MODELS, FolderModel, committed_folder
 from jaxinfer.io.weights import Progress
 from jaxinfer.lm import LM
@@ -65,7 +65,7 @@ def load(
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a function of (done, total), got {shown(progress)}")
     check_implementation(implementation)
-    source = path_text("source", source)
+    source = source_text(source)
     name = Path(source).name if os.path.exists(source) else source
     method = sparsity_of(sparsity, name)
     checkpoint = load_checkpoint(source, dtype, progress)
@@ -116,7 +116,8 @@ def load_draft(
       2
     """
     of_kind("target", target, LM, "an LM")
-    source = path_text("source", source)
+    known = [PROMPT_LOOKUP, "exit:N", *DRAFTS, *MODELS]
+    source = path_text(f"a draft (one of {', '.join(known)}, or a file or folder)", source)
     if source == PROMPT_LOOKUP:
         return source
     kind, colon, layers = source.partition(":")
@@ -128,7 +129,6 @@ def load_draft(
     if is_draft(folder):
         return _load_trained(target, Path(folder), weights)
     if source not in MODELS and not os.path.exists(os.path.expanduser(source)):
-        known = [PROMPT_LOOKUP, "exit:N", *DRAFTS, *MODELS]
         raise ValueError(
             f"no draft {reprlib.repr(source)}{meant(source, known)} drafts are "
             f"{', '.join(known)}, or the folder or file of one"

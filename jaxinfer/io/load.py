@@ -21,9 +21,14 @@ def load_checkpoint(
     return read_checkpoint(model_path(source), dtype, progress)
 
 
+def source_text(source: object) -> str:
+    """The name or path of a model, as text."""
+    return path_text(f"a model (one of {', '.join(MODELS)}, or a file or folder)", source)
+
+
 def model_path(source: str | os.PathLike) -> Path:
     """The file or folder that `source` means; a model-index name is fetched if need be."""
-    text = path_text(f"a model (one of {', '.join(MODELS)}, or a file or folder)", source)
+    text = source_text(source)
     if text in MODELS:
         return model_folder(text)
     path = Path(os.path.expanduser(text))

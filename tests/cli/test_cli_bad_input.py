@@ -52,6 +52,7 @@ CASES = {
     "unknown dtype": ((*GENERATE, "--dtype", "float7"), "float7"),
     "weights of three bits": ((*GENERATE, "--weights", "int3"), "int8"),
     "draft that is no model": ((*GENERATE, "--draft", "TMP/none"), "none"),
+    "empty draft name": ((*GENERATE, "--draft", ""), "a draft"),
     "draft exit without a number": ((*GENERATE, "--draft", "exit:x"), "exit:N"),
     "draft exit of all layers": ((*GENERATE, "--draft", "exit:99"), "early exit"),
     "tree without draft": ((*GENERATE, "--tree", "TMP/none"), "--draft"),
