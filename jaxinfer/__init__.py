@@ -7,6 +7,10 @@ Example:
     print(lm.generate("The capital of France is", max_new_tokens=16)[0].text)
 """
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import (
     PolicyLike,
@@ -40,6 +44,9 @@ from jaxinfer.speculative import (
     expected_tokens,
     speculate,
 )
+
+if TYPE_CHECKING:
+    from jaxinfer import theory as theory
 
 __version__ = "0.1.0"
 
@@ -83,3 +90,13 @@ __all__ = [
     "speculate",
     "streaming",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "theory":  # imported when used: most programs need none of it
+        return importlib.import_module("jaxinfer.theory")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "theory"})

@@ -21,6 +21,7 @@ EXTRAS = {
     "test": ("pytest", "hypothesis", "beartype"),
     "bench": ("torch", "psutil"),
     "plot": ("matplotlib",),
+    "theory": ("diffrax", "scipy"),
     "serve": ("starlette", "uvicorn"),
     "hexgen": ("ray", "scipy"),
     "cuda": ("jax_cuda13_plugin",),

@@ -1,0 +1,28 @@
+"""Theory of training and of compression, as code that checks it (`ji.theory`).
+
+`joma` is the joint dynamics of MLP and attention (arXiv 2310.00535). A name is imported when it is
+first used, and what needs a package of the extra `theory` says so.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxinfer.theory import joma as joma
+
+# name: (module, attribute), where None stands for the module itself
+_PLACES: dict[str, tuple[str, str | None]] = {
+    "joma": ("jaxinfer.theory.joma", None),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    found = importlib.import_module(module)
+    return found if attribute is None else getattr(found, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])
