@@ -11,6 +11,7 @@ import numpy as np
 from jaxinfer.arguments import path_text, whole
 from jaxinfer.arrays import ArrayFile, check_finite, opened
 from jaxinfer.cache.policy import Cache
+from jaxinfer.cache.slots import Slots
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.prefix import Own, Prefix
 from jaxinfer.files import one_line, parse_json, quoted, replacing
@@ -120,7 +121,13 @@ def _filled(prefix: Prefix, file: ArrayFile) -> Cache:
             )
             check_finite(np.where(empty, 0, stored), f"array {i}")
         filled.append(jnp.asarray(stored))
-    return jax.tree.unflatten(tree, filled)
+    cache = jax.tree.unflatten(tree, filled)
+    for slots in jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, Slots)):
+        if isinstance(slots, Slots) and slots.budget is not None:
+            budget = int(slots.budget[0])
+            if not 1 <= budget <= slots.capacity:
+                raise ValueError(f"it has a budget of {budget} tokens in {slots.capacity} slots")
+    return cache
 
 
 def _identity(prefix: Prefix) -> dict[str, str]:

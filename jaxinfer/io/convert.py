@@ -7,6 +7,7 @@ from jaxinfer.files import check_destination
 from jaxinfer.io.checkpoint import WHAT, Checkpoint, is_checkpoint, save_checkpoint
 from jaxinfer.io.dtypes import DType
 from jaxinfer.io.fetch import sha256
+from jaxinfer.io.gguf_parts import part_paths
 from jaxinfer.io.load import model_path
 from jaxinfer.io.read import read_checkpoint
 from jaxinfer.io.weights import Progress
@@ -48,7 +49,7 @@ def convert(
 
 
 def _hashes(path: Path) -> Json:
-    if path.is_file():
+    files = part_paths(path) if path.is_file() else sorted(path.glob("*.safetensors"))
+    if files == [path]:
         return {"source_sha256": sha256(path)}
-    files = sorted(path.glob("*.safetensors"))
     return {"source_sha256": {file.name: sha256(file) for file in files}} if files else {}

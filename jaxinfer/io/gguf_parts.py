@@ -41,6 +41,15 @@ def read_model(path: Path) -> GGUFHeader:
     return _joined(headers, what)
 
 
+def part_paths(path: Path) -> list[Path]:
+    """The files of the model that the GGUF file at `path` is, or is a part of (`read_model`)."""
+    match = NAME.fullmatch(path.name)
+    count = _number(read_header(path), path, "split.count") if match else 1
+    if match is None or count <= 1:
+        return [path]
+    return _paths(path, int(match["part"]) - 1, count, str(path))
+
+
 def _paths(path: Path, part: int, count: int, what: str) -> list[Path]:
     """The files of all parts, all there."""
     match = NAME.fullmatch(path.name)

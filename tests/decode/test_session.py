@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.presets import full, streaming
+from jaxinfer.cache.presets import full, h2o, streaming
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.lm import LM
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens, scripted_lm
@@ -327,6 +327,24 @@ def larger(data):
 def test_a_forged_file_is_refused(lm, saved, tmp_path, change):
     with pytest.raises(ValueError, match="session file"):
         lm.restore(forged(saved, tmp_path / "forged", **change))
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1 << 30])
+def test_a_forged_budget_is_refused(lm, tmp_path, budget):
+    policy = h2o(0.25, 0.25)
+    session = lm.session(policy=policy)
+    session.append(A)
+    session.save(tmp_path / "saved")
+    assert lm.restore(tmp_path / "saved", policy).tokens == session.tokens
+
+    def other(data):
+        return {k: np.full_like(x, budget) if is_budget(x) else x for k, x in data.items()}
+
+    def is_budget(x):
+        return x.dtype == np.int32 and x.shape == (1,) and x[0] != len(A)
+
+    with pytest.raises(ValueError, match=f"a budget of {budget} tokens in"):
+        lm.restore(forged(tmp_path / "saved", tmp_path / "forged", arrays=other), policy)
 
 
 def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_else(lm, tmp_path, monkeypatch):

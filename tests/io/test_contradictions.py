@@ -1,5 +1,6 @@
 """A checkpoint against its own config: the file is believed, and one line says what differs."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import CONFIG, finish, gguf_file, gguf_writer, hf_folder, tensors
 
+from jaxinfer.io.convert import convert
 from jaxinfer.io.gguf import GGUFFile
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.models.registry import family_for
@@ -144,6 +146,13 @@ def test_the_parts_of_a_split_gguf_are_joined(tmp_path, given):
     right = load_checkpoint(tmp_path / "whole.gguf", "float32")
     same(left.params, right.params)
     assert left.config == right.config
+
+
+def test_converting_a_split_gguf_records_the_hash_of_every_part(tmp_path):
+    paths = split(tmp_path)
+    record = json.loads((convert(paths[1], tmp_path / "new") / "provenance.json").read_text())
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert record["source_sha256"] == hashes
 
 
 def test_a_missing_part_is_named(tmp_path):
