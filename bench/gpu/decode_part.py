@@ -95,7 +95,7 @@ class Decode:
             [Sampler()] * batch, [0] * batch, [1 << 20] * batch, (), self.model.vocab_size
         )
         logits = jax.ShapeDtypeStruct((batch, self.model.vocab_size), jnp.float32)
-        seen = jax.ShapeDtypeStruct((batch, 1), jnp.bool_)
+        seen = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
         begin = self.programs["init_state"].function
         state = jax.eval_shape(
             lambda *args: begin(*args, self.requests, TOKEN_BUFFER), abstract, logits, seen
@@ -115,7 +115,7 @@ class Decode:
         length = jnp.full((batch,), context - ROOM, jnp.int32)
         cache = dataclasses.replace(engine.new_cache(self.sized, batch, context), length=length)
         logits = jnp.zeros((batch, self.model.vocab_size), jnp.float32)
-        seen = jnp.zeros((batch, 1), bool)
+        seen = jnp.zeros((batch, 1), jnp.int32)
         state = engine.init_state(cache, logits, self.requests, seen, TOKEN_BUFFER)
         del cache
         count = jnp.int32(STEPS)

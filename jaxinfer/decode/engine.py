@@ -14,7 +14,7 @@ import numpy as np
 from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode import loop
-from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.decode.sampling import IN_PROMPT, Sampler, SamplerRows
 from jaxinfer.decode.settings import random_key
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.fingerprint import fingerprint
@@ -193,12 +193,12 @@ def make_requests(
 
 
 def seen_tokens(requests: Requests, prompts: Sequence[Sequence[int]], vocab: int) -> Leaf:
-    """bool[B, V] of the prompts' tokens, or bool[B, 1] when no row has a repetition penalty."""
+    """i32[B, V], IN_PROMPT at the prompts' tokens, or i32[B, 1] when no row has a penalty."""
     if not requests.sampler.features.penalty:
-        return jnp.zeros((len(prompts), 1), bool)
-    seen = np.zeros((len(prompts), vocab), bool)
+        return jnp.zeros((len(prompts), 1), jnp.int32)
+    seen = np.zeros((len(prompts), vocab), np.int32)
     for row, prompt in zip(seen, prompts, strict=True):
-        row[list(prompt)] = True
+        row[list(prompt)] = IN_PROMPT
     return jnp.asarray(seen)
 
 

@@ -16,7 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxinfer.cache.context import chain_context
 from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
-from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
+from jaxinfer.decode.state import (
+    LISTED,
+    DecodeState,
+    Likeliest,
+    Requests,
+    chosen_log_probs,
+    emit,
+    likeliest,
+    sampler_now,
+    step_keys,
+)
 from jaxinfer.models.stack import commit, forward, unembed
 from jaxinfer.runtime.layout import row_major
 from jaxinfer.typing import Params
@@ -48,7 +58,7 @@ def prefill(
 def init_state(
     cache: Cache,
     logits: Float[Array, "B V"],
-    seen: Bool[Array, "B _"],
+    seen: Int[Array, "B _"],
     requests: Requests,
     size: int,
 ) -> DecodeState:
@@ -65,6 +75,10 @@ def init_state(
         seen=seen,
         steps=jnp.zeros((), jnp.int32),
     )
+    if requests.listed is not None:
+        shape = (batch, size, min(LISTED, logits.shape[-1]))
+        listed = Likeliest(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+        state = replace(state, likeliest=listed)
     return sample_token(requests, state, logits)[0]
 
 
@@ -72,10 +86,11 @@ def sample_token(
     requests: Requests, state: DecodeState, logits: Float[Array, "B V"]
 ) -> tuple[DecodeState, Int[Array, " B"]]:
     """Draws and emits one token per row; also returns the drawn tokens."""
-    tokens = requests.sampler.sample(step_keys(requests, state), logits, state.seen)
+    sampler = sampler_now(requests, state)
+    tokens = sampler.sample(step_keys(requests, state), logits, state.seen)
     log_probs = chosen_log_probs(logits, tokens)
-    one = jnp.ones_like(tokens)
-    state, _ = emit(state, requests, tokens[:, None], log_probs[:, None], one)
+    one, found = jnp.ones_like(tokens), likeliest(requests, logits[:, None])
+    state, _ = emit(state, requests, tokens[:, None], log_probs[:, None], one, found)
     return state, tokens
 
 

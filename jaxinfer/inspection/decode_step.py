@@ -79,7 +79,7 @@ def decode_case(
     begin = engine.programs["init_state"].function
     logits = jax.ShapeDtypeStruct((batch, cfg.vocab_size), jnp.float32)
     penalty = requests.sampler.features.penalty
-    seen = jax.ShapeDtypeStruct((batch, cfg.vocab_size if penalty else 1), jnp.bool_)
+    seen = jax.ShapeDtypeStruct((batch, cfg.vocab_size if penalty else 1), jnp.int32)
     state = jax.eval_shape(
         lambda c, x, s: begin(c, x, s, requests, TOKEN_BUFFER), cache, logits, seen
     )
@@ -192,7 +192,7 @@ def _times(
     engine, cfg = case.engine, case.engine.config
     cache = engine.new_cache(policy, batch, capacity)
     cache = dataclasses.replace(cache, length=jnp.full((batch,), live, jnp.int32))
-    seen = jnp.zeros(case.state.seen.shape, bool)
+    seen = jnp.zeros(case.state.seen.shape, jnp.int32)
     logits = jnp.zeros((batch, cfg.vocab_size), jnp.float32)
     state = engine.init_state(cache, logits, case.requests, seen, TOKEN_BUFFER)
     steps = jnp.int32(TIMED_STEPS)

@@ -113,7 +113,7 @@ def online_acceptance(
         )
         run.finish()
         assert run.state is not None
-        counts = counts + np.asarray(run.state.speculation.chosen)
+        counts = counts + np.asarray(run.state.speculation.chosen).sum(axis=0)
         report(ACCEPTANCE, number + 1, len(prompts))
     tried = counts.sum(axis=1)
     reached = max(int((tried >= 8).sum()), 1)
@@ -144,7 +144,7 @@ def _along(
     out = forward(cfg, params, tokens)
     logits, vocabulary = out.logits[0], draft_params.get("draft_vocabulary")
     rows = jax.tree.map(lambda x: jnp.repeat(x, POSITIONS, axis=0), sampler)
-    unseen = jnp.zeros((POSITIONS, 1, 1), bool)
+    unseen = jnp.zeros((POSITIONS, 1, 1), jnp.int32)
 
     def piece(inputs: tuple[Array, Array, Array]) -> Array:
         logits, guesses, key = inputs

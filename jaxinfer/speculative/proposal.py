@@ -43,7 +43,7 @@ def support(
     """Ids and log-probabilities of the draft's `size` likeliest tokens, by the sampler's settings,
     the likeliest first.
 
-    `seen` bool[B, W, V'] are the tokens that a node's text holds, [B, 1, 1] without a penalty.
+    `seen` i32[B, W, V'] is that of `DecodeState` at a node, [B, 1, 1] without a penalty.
     `vocab` names the tokens of a draft with a reduced vocabulary. Rows with temperature 0 get the
     distribution of temperature 1: it orders their children, and any verifies a one-hot target.
     """
@@ -55,7 +55,8 @@ def support(
         best = best + jnp.where(hit, sampler.bias_values[:, None, None], 0.0).sum(axis=-1)
     if features.penalty:
         used = jnp.take_along_axis(seen, ids, axis=-1)
-        best = jnp.where(used, penalised(best, sampler.penalty[column]), best)
+        columns = (x[column] for x in (sampler.penalty, sampler.presence, sampler.frequency))
+        best = penalised(best, used, *columns)
     if features.bias or features.penalty:
         best, order = jax.lax.top_k(best, best.shape[-1])
         ids = jnp.take_along_axis(ids, order, axis=-1)
@@ -80,9 +81,11 @@ def drafting(sampler: SamplerRows, width: int) -> SamplerRows:
         top_p=jnp.where(greedy, 1.0, sampler.top_p),
         min_p=jnp.where(greedy, 0.0, sampler.min_p),
         penalty=sampler.penalty,
+        presence=sampler.presence,
+        frequency=sampler.frequency,
         bias_tokens=sampler.bias_tokens,
         bias_values=sampler.bias_values,
-        features=sampler.features._replace(penalty=False, bias=False),
+        features=sampler.features._replace(penalty=False, bias=False, mask=False),
     )
     return jax.tree.map(lambda x: jnp.repeat(x, width, axis=0), rows)
 

@@ -15,7 +15,15 @@ from jaxtyping import Array, Int
 from jaxinfer.cache.context import StepContext
 from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
-from jaxinfer.decode.state import DecodeState, Requests, chosen_log_probs, emit, step_keys
+from jaxinfer.decode.state import (
+    DecodeState,
+    Requests,
+    chosen_log_probs,
+    emit,
+    likeliest,
+    sampler_now,
+    step_keys,
+)
 from jaxinfer.models.stack import commit, forward
 from jaxinfer.speculative.drafters import Drafter
 from jaxinfer.speculative.topology import Topology
@@ -26,11 +34,11 @@ from jaxinfer.typing import Leaf, Params
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Speculation:
-    """What speculative steps carry beside `DecodeState`."""
+    """What speculative steps carry beside `DecodeState`; every leaf has the row first."""
 
     drafter: Leaf  # the drafter's state
     emitted: Leaf  # i32[B, L + 1], steps of each row by the number of tokens that they emitted
-    chosen: Leaf  # i32[L, C + 1], by depth and rank: children accepted; the last column: none
+    chosen: Leaf  # i32[B, L, C + 1], by depth and rank: children accepted; the last column: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ class TreeStep:
         return Speculation(
             drafter=drafter,
             emitted=jnp.zeros((batch, levels + 1), jnp.int32),
-            chosen=jnp.zeros((levels, widest + 1), jnp.int32),
+            chosen=jnp.zeros((batch, levels, widest + 1), jnp.int32),
         )
 
     def __call__(
@@ -55,28 +63,29 @@ class TreeStep:
         topology, drafter, old = self.topology, self.drafter, state.speculation
         draft_params = params.get("draft", {})
         rows = jnp.arange(state.token.shape[0])[:, None]
-        keys = step_keys(requests, state)
+        keys, sampler = step_keys(requests, state), sampler_now(requests, state)
         draw_keys, verify_keys = (
             jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2)
         )
         proposal, drafted = drafter.propose(
-            draft_params, topology, requests.sampler, draw_keys, old.drafter, state.token,
-            state.seen,
-        )  # fmt: skip
+            draft_params, topology, sampler, draw_keys, old.drafter, state.token, state.seen
+        )
         out = forward(
             cfg, params, proposal.tokens, state.cache, tree_context(topology, state.cache.length)
         )
         verdict = verify(
-            topology, drafter.rule, requests.sampler, verify_keys, out.logits, proposal, state.seen,
-            acceptable(topology, state.cache),
+            topology, drafter.rule, sampler, verify_keys, out.logits, proposal, state.seen,
+            drawn_alike(requests, state, acceptable(topology, state.cache)),
         )  # fmt: skip
         order = jnp.arange(topology.levels)
         tokens = jnp.roll(proposal.tokens[rows, verdict.path], -1, axis=1)
         tokens = jnp.where(order == verdict.accepted[:, None], verdict.bonus[:, None], tokens)
-        log_probs = jax.vmap(chosen_log_probs)(out.logits[rows, verdict.path], tokens)
+        logits = out.logits[rows, verdict.path]
+        log_probs = jax.vmap(chosen_log_probs)(logits, tokens)
+        found = likeliest(requests, logits)
         active = ~state.done
         cache = state.cache
-        state, count = emit(state, requests, tokens, log_probs, verdict.accepted + 1)
+        state, count = emit(state, requests, tokens, log_probs, verdict.accepted + 1, found)
         # The root and all emitted tokens but the last one, which is the next root.
         cache = commit(cfg, params, cache, out.fresh, verdict.path, count, verdict.bonus)
         kept = drafter.commit(
@@ -84,11 +93,11 @@ class TreeStep:
             count, out.hidden,
         )  # fmt: skip
         tried = jnp.where(active[:, None], verdict.chosen, -1)
-        outcome = jnp.arange(old.chosen.shape[1])
+        outcome = jnp.arange(old.chosen.shape[2])
         speculation = Speculation(
             drafter=kept,
             emitted=old.emitted.at[rows[:, 0], count].add(active.astype(jnp.int32)),
-            chosen=old.chosen + (tried[..., None] == outcome).sum(axis=0, dtype=jnp.int32),
+            chosen=old.chosen + (tried[..., None] == outcome).astype(jnp.int32),
         )
         return replace(state, cache=cache, steps=state.steps + 1, speculation=speculation)
 
@@ -113,3 +122,12 @@ def acceptable(topology: Topology, cache: Cache) -> Int[Array, " B"]:
     finite = [limit for limit in limits if limit is not None]
     most = jnp.full_like(cache.length, topology.levels - 1)
     return functools.reduce(jnp.minimum, [most, *(limit - 1 for limit in finite)])
+
+
+def drawn_alike(requests: Requests, state: DecodeState, most: Int[Array, " B"]) -> Int[Array, " B"]:
+    """`most` nodes below the root, or as many as the sampler of this step holds for."""
+    if requests.min_tokens is None or not requests.sampler.features.mask:
+        return most
+    short = requests.min_tokens - state.written
+    most = jnp.where(short > 0, jnp.minimum(most, short - 1), most)
+    return jnp.where(requests.one_by_one, 0, most)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxinfer.decode.sampling import SamplerRows
 from jaxinfer.speculative.proposal import USED, Proposal
@@ -86,7 +86,7 @@ def verify(
     keys: Array,
     logits: Float[Array, "B N V"],
     proposal: Proposal,
-    seen: Bool[Array, "B _"],
+    seen: Int[Array, "B _"],
     most: Int[Array, " B"],
 ) -> Verdict:
     """The verdict on a proposal; `logits` are the target's at every node.
@@ -163,7 +163,7 @@ def _visit(
     seen = walk.seen
     if seen.shape[1] > 1:
         token = jnp.where(moves, proposal.tokens[rows, child], vocab)
-        seen = seen.at[rows, token].set(True, mode="drop")
+        seen = seen.at[rows, token].add(1, mode="drop")
     return _Walk(
         node=child,
         path=walk.path.at[rows, jnp.where(moves, accepted, size)].set(child, mode="drop"),
@@ -218,7 +218,7 @@ def _greedy(
     sampler: SamplerRows,
     logits: Float[Array, "B N V"],
     tokens: Int[Array, "B N"],
-    seen: Bool[Array, "B _"],
+    seen: Int[Array, "B _"],
     most: Int[Array, " B"],
 ) -> Verdict:
     """The verdict when every row takes the likeliest token: no walk is needed."""
@@ -249,16 +249,17 @@ def _greedy(
 
 
 def seen_at(
-    ancestors: np.ndarray, tokens: Int[Array, "B N"], seen: Bool[Array, "B V"]
-) -> Bool[Array, "B W V"]:
+    ancestors: np.ndarray, tokens: Int[Array, "B N"], seen: Int[Array, "B V"]
+) -> Int[Array, "B W V"]:
     """What the text at each of W nodes holds: `seen`, and the tokens of the node and of those above
-    it (`ancestors` bool[W, N])."""
+    it (`ancestors` bool[W, N]) but the root's, which `seen` counts."""
     width, nodes = ancestors.shape
     batch = tokens.shape[0]
-    index = jnp.where(jnp.asarray(ancestors), tokens[:, None, :], seen.shape[1])
+    below = jnp.asarray(ancestors & (np.arange(nodes) > 0))
+    index = jnp.where(below, tokens[:, None, :], seen.shape[1])
     start = jnp.broadcast_to(seen[:, None], (batch, width, seen.shape[1]))
     place = jnp.arange(batch)[:, None, None], jnp.arange(width)[None, :, None]
-    return start.at[(*place, index)].set(True, mode="drop")
+    return start.at[(*place, index)].add(1, mode="drop")
 
 
 def _folded(keys: Array, number: int) -> Array:

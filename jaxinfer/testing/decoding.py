@@ -41,7 +41,9 @@ def check_one_trace(policy: Policy, model: str | LM = "llama") -> None:
         requests = make_requests([Sampler()] * 2, [seed] * 2, [steps, 60], (), vocab)
         cache = engine.new_cache(policy, 2, 128)
         cache, logits = engine.prefill(cache, None, prompts, empty=True)
-        state = engine.init_state(cache, logits, requests, jnp.zeros((2, 1), bool), TOKEN_BUFFER)
+        state = engine.init_state(
+            cache, logits, requests, jnp.zeros((2, 1), jnp.int32), TOKEN_BUFFER
+        )
         for _ in range(6):
             state = engine.decode(requests, state, steps)
     for name in ("decode", "init_state"):

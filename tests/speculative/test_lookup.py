@@ -19,7 +19,7 @@ DRAFTER = LookupDrafter(longest=LONGEST)
 def _propose(history, length):
     state, root = LookupState(history, length), history[0, length[0] - 1][None]
     sampler, keys = SamplerRows.of([Sampler()], 64), jax.random.split(jax.random.key(0), 1)
-    seen = jnp.zeros((1, 1), bool)
+    seen = jnp.zeros((1, 1), jnp.int32)
     return DRAFTER.propose({}, CHAIN, sampler, keys, state, root, seen)[0].tokens
 
 

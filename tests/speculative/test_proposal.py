@@ -40,6 +40,6 @@ def test_a_greedy_tree_asks_for_no_more_tokens_than_a_node_has_children(sampler,
     proposal, _ = spec.drafter.propose(
         draft.params, TREE, SamplerRows.of([sampler], 6),
         jax.random.split(jax.random.key(0), 1), jnp.ones((1, 16)), jnp.asarray([2]),
-        jnp.zeros((1, 6), bool),
+        jnp.zeros((1, 6), jnp.int32),
     )  # fmt: skip
     assert proposal.ids.shape == (1, np.count_nonzero(TREE.child_count), tokens)

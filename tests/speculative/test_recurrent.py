@@ -44,7 +44,7 @@ def test_a_chain_is_what_the_cell_says_one_token_after_the_other():
     draft, spec = DRAFTS["recurrent"], speculator("recurrent", topology=Topology.chain(4))
     sampler = SamplerRows.of([GREEDY] * 2, 6)
     state, root = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16), np.float32)), [3, 1]
-    seen, keys = jnp.zeros((2, 1), bool), jax.random.split(jax.random.key(0), 2)
+    seen, keys = jnp.zeros((2, 1), jnp.int32), jax.random.split(jax.random.key(0), 2)
     proposal, _ = spec.drafter.propose(
         draft.params, spec.topology, sampler, keys, state, jnp.asarray(root), seen
     )
@@ -60,7 +60,7 @@ def test_a_chain_is_what_the_cell_says_one_token_after_the_other():
 def test_children_in_a_tree_start_from_the_state_of_their_own_parent():
     draft, spec = DRAFTS["recurrent"], speculator("recurrent")
     sampler = SamplerRows.of([GREEDY], 6)
-    state, seen = jnp.ones((1, 16)), jnp.zeros((1, 1), bool)
+    state, seen = jnp.ones((1, 16)), jnp.zeros((1, 1), jnp.int32)
     proposal, _ = spec.drafter.propose(
         draft.params,
         TREE,

@@ -173,7 +173,7 @@ def latency(
         the cache holds does not matter to the time."""
         cache = replace(engine.new_cache(policy, 1, 64), length=jnp.full((1,), streamed, jnp.int32))
         requests = make_requests([ji.Sampler()], [0], [1 << 30], (), vocab)
-        seen = jnp.zeros((1, 1), bool)
+        seen = jnp.zeros((1, 1), jnp.int32)
         state = engine.init_state(cache, jnp.zeros((1, vocab)), requests, seen, STEPS)
 
         def run() -> float:
