@@ -23,10 +23,12 @@ from jaxinfer.cache.presets import (
     streaming,
 )
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.decode.batcher import Batcher, QueueFull
 from jaxinfer.decode.results import Completion, Stats
 from jaxinfer.decode.sampling import Sampler
 from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.stream import Stream
+from jaxinfer.decode.ticket import Ticket
 from jaxinfer.io.convert import convert
 from jaxinfer.lm import LM
 from jaxinfer.loading import load, load_draft
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LM",
+    "Batcher",
     "Completion",
     "DraftLike",
     "Family",
@@ -59,6 +62,7 @@ __all__ = [
     "Output",
     "Policy",
     "PolicyLike",
+    "QueueFull",
     "RecurrentDraft",
     "RopeConfig",
     "Sampler",
@@ -69,6 +73,7 @@ __all__ = [
     "Speculator",
     "Stats",
     "Stream",
+    "Ticket",
     "Topology",
     "commit",
     "convert",

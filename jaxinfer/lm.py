@@ -19,16 +19,16 @@ from jaxinfer.decode.results import Completion
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.stream import Stream
-from jaxinfer.forms import Forms
 from jaxinfer.names import DraftLike, SparsityLike, draft_of
+from jaxinfer.service import Service
 from jaxinfer.session import Session
 from jaxinfer.typing import Message
 
 
 @dataclass(eq=False)
-class LM(Forms):
+class LM(Service):
     """A loaded model and what users do with it; its fields are those of `Model`, its other forms
-    those of `Forms`."""
+    those of `Forms`, and `Service` has what makes it ready for many."""
 
     def generate(
         self,
@@ -252,43 +252,6 @@ class LM(Forms):
         """
         model, kept = self.sparsified(sparsity), resolve(policy)
         return [scoring.score(model, model.encode(text), kept, chunk) for text in rows_of(texts)]
-
-    def warmup(
-        self,
-        prompt_lengths: Sequence[int] = (64,),
-        batch: int = 1,
-        max_new_tokens: int = 64,
-        *,
-        policy: PolicyLike = None,
-        sampler: Sampler = GREEDY,
-        samples: int = 1,
-        draft: DraftLike = None,
-        sparsity: SparsityLike = None,
-    ) -> float:
-        """Compiles what such a generation needs, and returns the seconds that it took.
-
-        Args:
-          prompt_lengths: tokens of the prompts that will come; those of one power of two are alike.
-          batch: how many of them at once.
-          max_new_tokens, policy, sampler, samples, draft, sparsity: as in `generate`.
-
-        Example:
-          >>> import jaxinfer as ji
-          >>> lm = ji.load("tiny-llama")
-          >>> lm.warmup([16], max_new_tokens=8) > 0
-          True
-        """
-        model = self.sparsified(sparsity)
-        opts = Options(
-            policy=policy_of(policy),
-            sampler=sampler,
-            max_new_tokens=max_new_tokens,
-            samples=samples,
-            ignore_eos=True,
-            draft=draft_of(model, draft),
-            limit=2,
-        )
-        return generation.warmup(model, prompt_lengths, batch, opts)
 
     def _form(self, sparsity: SparsityLike, prefix: Session | None) -> "LM":
         """The form of this model that a method makes; without one, that which has read `prefix`."""

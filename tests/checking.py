@@ -10,14 +10,18 @@ from beartype import BeartypeConf, beartype
 
 Checked = TypeVar("Checked", bound=Callable)
 REFUSES_ITSELF = {
+    "jaxinfer.decode.batcher",
     "jaxinfer.decode.model",
     "jaxinfer.decode.options",
     "jaxinfer.io.chat_template",
     "jaxinfer.decode.sampling",
+    "jaxinfer.decode.serving",
+    "jaxinfer.decode.slot_requests",
     "jaxinfer.forms",
     "jaxinfer.lm",
     "jaxinfer.loading",
     "jaxinfer.names",
+    "jaxinfer.service",
     "jaxinfer.session",
     "jaxinfer.sparsity.trained",
     "jaxinfer.speculative.speculate",

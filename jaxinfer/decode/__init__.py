@@ -3,6 +3,7 @@
 `jaxinfer.lm.LM` is the facade above this room. An extension writes a `Draft`, or drives a `Run`.
 """
 
+from jaxinfer.decode.batcher import Batcher, QueueFull
 from jaxinfer.decode.engine import Engine
 from jaxinfer.decode.loop import Step
 from jaxinfer.decode.model import Model, Prompt
@@ -12,21 +13,30 @@ from jaxinfer.decode.results import Completion, Stats
 from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler, SamplerRows
 from jaxinfer.decode.scoring import Reading, Score
-from jaxinfer.decode.speculation import Draft, Plan
+from jaxinfer.decode.slot_requests import Constraint
+from jaxinfer.decode.speculation import Draft, Plan, Planned
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.decode.stream import Stream
+from jaxinfer.decode.ticket import Answer, Piece, RequestStats, Ticket
 
 __all__ = [
+    "Answer",
+    "Batcher",
     "Completion",
+    "Constraint",
     "DecodeState",
     "Draft",
     "Engine",
     "Model",
     "Options",
+    "Piece",
     "Plan",
+    "Planned",
     "Prefix",
     "Prompt",
+    "QueueFull",
     "Reading",
+    "RequestStats",
     "Requests",
     "Run",
     "Sampler",
@@ -35,4 +45,5 @@ __all__ = [
     "Stats",
     "Step",
     "Stream",
+    "Ticket",
 ]

@@ -177,15 +177,17 @@ def make_requests(
     stop_tokens: Sequence[Sequence[int]],
     vocab: int,
     samples: Sequence[int] = (),
+    biases: int | None = None,
 ) -> Requests:
     """Rows draw from their own seed and sample number (default 0), so a row's text does not depend
-    on its neighbours. `stop_tokens` are a list per row; () says that no row has any."""
+    on its neighbours. `stop_tokens` are a list per row; () says that no row has any. `biases` as in
+    `SamplerRows.of`."""
     stops = list(stop_tokens) or [()] * len(seeds)
     width = bucket(max(map(len, stops)), 1)
     keys = jnp.stack([random_key(seed) for seed in seeds])
     numbers = jnp.asarray(samples or [0] * len(seeds), jnp.uint32)
     return Requests(
-        sampler=SamplerRows.of(samplers, vocab),
+        sampler=SamplerRows.of(samplers, vocab, biases),
         keys=jax.vmap(jax.random.fold_in)(keys, numbers),
         stop_tokens=jnp.asarray([[*row, *[-1] * (width - len(row))] for row in stops], jnp.int32),
         limit=jnp.asarray(limits, jnp.int32),

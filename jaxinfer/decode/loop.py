@@ -55,6 +55,24 @@ def prefill(
     return cache, jnp.where(count[:, None] > 0, out.logits[:, 0], logits)
 
 
+def prefill_scored(
+    cfg: ModelConfig,
+    params: Params,
+    cache: Cache,
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    count: Int[Array, " B"],
+    reads: bool,
+) -> tuple[Cache, Float[Array, "B V"], Float[Array, "B T"]]:
+    """`prefill`, and log p(targets[i] | committed tokens, tokens[: i + 1])."""
+    ctx = chain_context(cache.length, count, tokens.shape[1], reads=reads, is_prompt=True)
+    out = forward(cfg, params, tokens, cache, ctx, logits="last")
+    log_probs, _ = token_log_probs(cfg, params, out.hidden, targets)
+    cache = commit(cfg, params, cache, out.fresh, None, count, log_probs, is_prompt=True)
+    return cache, jnp.where(count[:, None] > 0, out.logits[:, 0], logits), log_probs
+
+
 def init_state(
     cache: Cache,
     logits: Float[Array, "B V"],

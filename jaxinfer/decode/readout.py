@@ -56,17 +56,23 @@ class Readout:
     def update(self, state: DecodeState, *, finished: bool) -> list[str]:
         """Reads out what the state has that was not read before; each row's text of it."""
         tokens, log_probs, written = map(np.asarray, (state.tokens, state.log_probs, state.written))
-        pieces = []
-        for row, stream in enumerate(self.streams):
-            new = np.arange(self.read[row], written[row]) % tokens.shape[1]
-            ids = tokens[row, new].tolist()
-            piece, kept = self._pushed(stream, ids, finished)
-            self.tokens[row] += ids[:kept]
-            self.log_probs[row] += log_probs[row, new].tolist()[:kept]
-            self.read[row] = written[row]
-            self.dropped[row] += len(ids) - kept
-            pieces.append(piece)
-        return pieces
+        return [
+            self.update_row(row, tokens[row], log_probs[row], int(written[row]), finished=finished)
+            for row in range(len(self.streams))
+        ]
+
+    def update_row(
+        self, row: int, tokens: np.ndarray, log_probs: np.ndarray, written: int, *, finished: bool
+    ) -> str:
+        """The same of one row, from its buffers [M]."""
+        new = np.arange(self.read[row], written) % len(tokens)
+        ids = tokens[new].tolist()
+        piece, kept = self._pushed(self.streams[row], ids, finished)
+        self.tokens[row] += ids[:kept]
+        self.log_probs[row] += log_probs[new].tolist()[:kept]
+        self.read[row] = written
+        self.dropped[row] += len(ids) - kept
+        return piece
 
     def _pushed(self, stream: TextStream | None, ids: list[int], finished: bool) -> tuple[str, int]:
         """The text that `ids` add, and how many of them there are up to a stop string's end."""

@@ -95,7 +95,8 @@ class Sampler:
         """Log-probabilities of the next token; excluded tokens get -inf.
 
         `counts` says how often each token was generated so far, and `prompt` which tokens came
-        before: only the repetition penalty asks for these. Greedy is the distribution with all mass on the best token, the first of equals.
+        before: only the repetition penalty asks for these. Greedy is the distribution with all
+        mass on the best token, the first of equals.
 
         >>> import jax.numpy as jnp
         >>> log_probs = Sampler(temperature=1.0, top_k=2).log_probs(jnp.array([0.0, 1.0, 2.0]))

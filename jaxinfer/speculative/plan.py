@@ -1,6 +1,7 @@
 """`SpeculativeRun`: what speculation adds to one run, checked before anything is compiled."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxinfer.cache.presets import full
 from jaxinfer.decode.capacity import capacity_for, check_fits
 from jaxinfer.decode.engine import Engine, bucket
 from jaxinfer.decode.model import Model
-from jaxinfer.decode.run import Run
+from jaxinfer.decode.speculation import Planned
 from jaxinfer.decode.state import DecodeState
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import Drafter, ModelState
@@ -37,7 +38,7 @@ class SpeculativeRun:
 
     def __init__(
         self,
-        run: Run,
+        run: Planned,
         topology: Topology,
         drafter: Drafter,
         draft: Model | RecurrentDraft | None,
@@ -57,6 +58,7 @@ class SpeculativeRun:
         self.run = run
         self.step = TreeStep(topology=topology, drafter=drafter)
         self.most = topology.levels
+        self._room = bucket(max(map(len, run.contexts)) + max(run.limits), 64)
         self.engine: Engine = run.engine
         self._reader: _Reader | None = None
         self._draft = draft
@@ -69,26 +71,29 @@ class SpeculativeRun:
             return
         self.engine = replace(run.engine, params=run.engine.params | {"draft": draft_params})
 
-    def init_state(self, state: DecodeState) -> DecodeState:
+    def init_state(
+        self, state: DecodeState, contexts: Sequence[list[int]] | None = None
+    ) -> DecodeState:
         """The state with the draft's, which has read the same text."""
-        contexts = self.run.contexts
+        contexts = self.run.contexts if contexts is None else contexts
         if self._reader is not None:
             drafter: Leaf = self._reader.state(contexts)
         elif isinstance(self._draft, RecurrentDraft):
             drafter = jnp.zeros((len(contexts), self._draft.config.hidden_size), jnp.float32)
         else:
-            drafter = _lookup_state(contexts, max(self.run.limits), state)
+            drafter = _lookup_state(contexts, self._room, state)
         return replace(state, speculation=self.step.init_state(drafter, len(contexts)))
 
-    def step_tokens(self, state: DecodeState) -> tuple[int, ...]:
-        """Steps of a row by the number of tokens that they emitted, from 0."""
-        return tuple(np.asarray(state.speculation.emitted).sum(axis=0).tolist())
+    def step_tokens(self, state: DecodeState, row: int | None = None) -> tuple[int, ...]:
+        """Steps of a row, or of all, by the number of tokens that they emitted, from 0."""
+        emitted = np.asarray(state.speculation.emitted)
+        return tuple((emitted.sum(axis=0) if row is None else emitted[row]).tolist())
 
 
 class _Reader:
     """A draft model's own cache of a run's text."""
 
-    def __init__(self, run: Run, draft: Model, policy: Policy | None):
+    def __init__(self, run: Planned, draft: Model, policy: Policy | None):
         context = max(map(len, run.contexts))
         if policy is None:
             policy = run.policy if run.endless and run.policy.feature_maps is None else full()
@@ -97,7 +102,7 @@ class _Reader:
         check_fits(draft, self.policy, len(run.contexts), self.capacity, context)
         self.engine = draft.engine.serving(self.policy)
 
-    def state(self, contexts: list[list[int]]) -> ModelState:
+    def state(self, contexts: Sequence[list[int]]) -> ModelState:
         """All but each row's last token read."""
         lengths = list(map(len, contexts))
         cache = self.engine.new_cache(self.policy, len(contexts), self.capacity, contexts=lengths)
@@ -107,10 +112,10 @@ class _Reader:
         return ModelState(cache, jnp.asarray([context[-1] for context in contexts], jnp.int32))
 
 
-def _lookup_state(contexts: list[list[int]], limit: int, state: DecodeState) -> LookupState:
-    """Each row's text with the token that was drawn behind it, and room for `limit` more."""
+def _lookup_state(contexts: Sequence[list[int]], room: int, state: DecodeState) -> LookupState:
+    """Each row's text with the token that was drawn behind it, in room for `room` tokens."""
     lengths = np.array([len(context) for context in contexts], np.int32)
-    history = np.zeros((len(contexts), bucket(int(lengths.max()) + limit, 64)), np.int32)
+    history = np.zeros((len(contexts), room), np.int32)
     for row, context in zip(history, contexts, strict=True):
         row[: len(context)] = context
     history[np.arange(len(contexts)), lengths] = np.asarray(state.token)

@@ -16,9 +16,9 @@ from jaxinfer.decode.model import Model, Prompt, rows_of
 from jaxinfer.decode.options import Flags, Integers, Options, Samplers, Stop
 from jaxinfer.decode.prefix import Prefix
 from jaxinfer.decode.results import Completion
-from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.scoring import Score
+from jaxinfer.decode.speculation import Planned
 from jaxinfer.decode.stream import Stream
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import Drafter, Method
@@ -27,7 +27,7 @@ from jaxinfer.speculative.plan import SpeculativeRun
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.typing import Message
 
-TreeChooser: TypeAlias = Callable[[Run], Topology]
+TreeChooser: TypeAlias = Callable[[Planned], Topology]
 """Chooses the tree of a run; a root alone says that speculation does not pay."""
 
 
@@ -68,7 +68,7 @@ class Speculator:
             drafter=drafter,
         )
 
-    def plan(self, run: Run) -> SpeculativeRun | None:
+    def plan(self, run: Planned) -> SpeculativeRun | None:
         """What makes the steps of a run of the target speculative; None where it does not pay.
 
         Raises:

@@ -22,8 +22,8 @@ from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.model import Model, Prompt
-from jaxinfer.decode.run import Run
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.speculation import Planned
 from jaxinfer.files import cache_folder, one_line, read_json, write_json
 from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.offload import PCIE4
@@ -178,7 +178,7 @@ class FastestTree:
     draft_policy: Policy | None = None
     report: Report = silent
 
-    def __call__(self, run: Run) -> Topology:
+    def __call__(self, run: Planned) -> Topology:
         tuned = tune(
             self.target, self.draft, run.samplers[0], policy=run.policy,
             draft_policy=self.draft_policy, report=self.report,

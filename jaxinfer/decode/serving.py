@@ -1,0 +1,127 @@
+"""`Serving`: what all requests of a batcher share, checked before anything is compiled."""
+
+from jaxinfer.arguments import whole
+from jaxinfer.cache.base import bytes_of
+from jaxinfer.cache.policy import Policy
+from jaxinfer.decode.capacity import ENDLESS_BUFFER, LONGEST, capacity_for
+from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
+from jaxinfer.decode.loop import plain_step
+from jaxinfer.decode.model import Model
+from jaxinfer.decode.prompt_reader import PromptReader, piece_size
+from jaxinfer.decode.request import Request
+from jaxinfer.decode.sampling import GREEDY
+from jaxinfer.decode.slot_batch import SlotBatch
+from jaxinfer.decode.slots import Row, slot_programs
+from jaxinfer.decode.speculation import Draft
+from jaxinfer.decode.stream import STREAM_STEPS
+from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, check_cache
+from jaxinfer.runtime import memory
+
+MOST_SLOTS = 1024
+
+
+class Serving:
+    """A model behind slots of one size.
+
+    It is what a draft plans for (`jaxinfer.decode.speculation.Planned`): full slots, of which each
+    has a token to go.
+
+    Args:
+      model: what generates.
+      policy: how caches keep tokens.
+      draft: what guesses ahead, in every row its own tree; None decodes token by token.
+      slots: rows at once, a power of two.
+      context: tokens of a row, prompt and answer together.
+      chunk: tokens of a prompt that are read between two rounds of decoding.
+
+    Raises:
+      ValueError: a number is out of range, the model cannot have the policy, or the slots do not
+        fit into the memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        policy: Policy,
+        draft: Draft | None = None,
+        *,
+        slots: int,
+        context: int,
+        chunk: int,
+    ):
+        self.slots = whole("slots", slots, most=MOST_SLOTS)
+        if self.slots & (self.slots - 1):
+            raise ValueError(f"slots must be a power of two, got {slots}")
+        self.context = whole("context", context, least=2, most=LONGEST)
+        self.chunk = bucket(whole("chunk", chunk, most=LONGEST), 1)
+        self.model, self.policy = model, policy.sized(bucket(self.context, SMALLEST_CAPACITY))
+        self.capacity = capacity_for(model, self.policy, self.context, 0)
+        self._check_memory()
+        self.engine = model.engine.serving(self.policy)
+        slot_programs(self.engine)
+        self.contexts = [[0] * (self.context - 1)] * self.slots
+        self.limits, self.samplers, self.endless = [1] * self.slots, [GREEDY] * self.slots, False
+        self.plan = None if draft is None else draft.plan(self)
+        most = 1 if self.plan is None else self.plan.most
+        self.buffer = max(ENDLESS_BUFFER, bucket(most, 1))  # emitted tokens that a row remembers
+        self.steps = max(1, min(STREAM_STEPS, self.buffer // most))
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a prompt that are read at once, at most."""
+        return piece_size(self.policy.layer_policies(self.model.config.num_layers), self.chunk)
+
+    def batch(self) -> SlotBatch[Request]:
+        """Slots without rows."""
+        if self.plan is None:
+            return SlotBatch(self.engine, plain_step, self.slots)
+        return SlotBatch(self.plan.engine, self.plan.step, self.slots)
+
+    def reader(self, request: Request) -> PromptReader:
+        """What reads the prompt of a request."""
+        scored = request.extras.prompt_log_probs
+        return PromptReader(
+            self.engine, self.policy, self.capacity, request.tokens, self.chunk, scored=scored
+        )
+
+    def row(self, request: Request, reader: PromptReader) -> Row:
+        """The row of a request whose prompt is read, with its first token drawn."""
+        requests = request.arrays()
+        state = self.engine.init_state(
+            reader.cache, reader.logits, requests, request.seen(), self.buffer
+        )
+        if self.plan is not None:
+            state = self.plan.init_state(state, [request.tokens])
+        request.cache_bytes = bytes_of(state.cache.layers)
+        return Row(state, requests)
+
+    def check_room(self, request: Request) -> None:
+        """Refuses a request that a slot cannot hold.
+
+        Raises:
+          ValueError: prompt and answer together are longer than the context.
+        """
+        prompt, new = len(request.tokens), request.limit
+        if prompt + new > self.context:
+            raise ValueError(
+                f"{prompt} prompt + {new} new tokens exceed the {self.context} of a slot; shorten "
+                "the prompt, lower max_new_tokens, or make a batcher with a larger context"
+            )
+        self.policy.check_room(self.capacity, prompt, new)
+
+    def _check_memory(self) -> None:
+        """All slots, the prompt that is read, and the half of the slots that a resize moves."""
+        cfg, policy = self.model.config, self.policy
+        engine = self.model.engine
+        geometry = cache_geometry(cfg, self.capacity, engine.dtype, engine.backend)
+        check_cache(cfg, policy, geometry, self.model.params)
+        row = cache_bytes_per_row(cfg, policy, geometry, self.model.params)
+        rows, block = self.slots + self.slots // 2 + 1, geometry.backend.block or self.capacity
+        block = min(block, self.capacity)
+        parts = memory.estimate(
+            cfg, cache_bytes=rows * row, batch=self.slots, new=ENDLESS_BUFFER, block=block
+        )
+        read = memory.estimate(
+            cfg, cache_bytes=0, tokens=min(self.piece, self.context), block=block
+        )
+        memory.check_available(parts | {"prompt": sum(read.values())})
