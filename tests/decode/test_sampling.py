@@ -130,6 +130,26 @@ def test_a_bias_of_minus_infinity_forbids_a_token():
     assert np.isneginf(sampler.log_probs(jnp.asarray([0.0, 30.0, 1.0])))[1]
 
 
+def test_penalties_of_the_openai_api_count_what_was_generated():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, whatever the prompt holds."""
+    logits, rng = random_logits(), np.random.default_rng(2)
+    counts = rng.integers(0, 4, logits.shape)
+    prompt = rng.random(logits.shape) < 0.3
+    sampler = Sampler(temperature=1.0, presence_penalty=0.7, frequency_penalty=-0.4)
+    found = sampler.log_probs(jnp.asarray(logits), jnp.asarray(counts), jnp.asarray(prompt))
+    adjusted = logits - counts * -0.4 - (counts > 0) * 0.7
+    np.testing.assert_allclose(found, jax.nn.log_softmax(adjusted), atol=2e-5)
+
+
+def test_only_the_repetition_penalty_regards_the_prompt():
+    logits = jnp.asarray(random_logits(4))
+    text = jnp.zeros((4, V), jnp.int32).at[:, 3].set(2)
+    sampler = Sampler(temperature=1.0, repetition_penalty=1.5)
+    expected = sampler.log_probs(logits, text)
+    found = sampler.log_probs(logits, None, text > 0)
+    np.testing.assert_array_equal(found, expected)
+
+
 def draws(samplers, logits, count: int, seen=None) -> np.ndarray:
     """[count, B] draws; row b of draw i uses key (b, i)."""
     plan = SamplerRows.of(samplers, logits.shape[-1])

@@ -1,0 +1,88 @@
+"""Rows join and leave a running state under every policy, with 8-bit weights, and with a draft."""
+
+import numpy as np
+import pytest
+
+import jaxinfer as ji
+from jaxinfer.cache.presets import full, h2o, kivi, per_layer, streaming
+from jaxinfer.decode.sampling import Sampler
+from jaxinfer.decode.serving import Serving
+from jaxinfer.decode.token_mask import allows, allows_any, mask_of
+from jaxinfer.lm import LM
+from jaxinfer.models.quantize import quantize_weights
+from tests.decode.batching import CFG, Asked, assert_alike, model, serve
+from tests.factories import params_of
+from tests.policies import over, with_random_feature_maps
+
+WARM = Sampler(temperature=1.3)
+ASKED = [
+    Asked([4, 9, 2, 30, 8], WARM, 14, 1),
+    Asked([1], WARM, 3, 2),
+    Asked(list(range(20, 45)), WARM, 16, 3),
+    Asked([17, 5], WARM, 9, 4),
+]
+ARRIVALS = [0, 1, 2, 3]
+slow = pytest.mark.slow
+POLICIES = {
+    "full": full(),
+    "kivi4": kivi(bits=4, group=8, residual=8),
+    "kivi by blocks": kivi(bits=4, group=8, residual=8, value_flush="block"),
+    "streaming": streaming(sinks=2, window=6),
+    "streaming-kivi": streaming(2, 16, bits=4, group=8, residual=8),
+    "h2o": h2o(heavy=4, recent=3),
+    "h2o of a share": h2o(heavy=0.2, recent=0.2),
+    "per layer": per_layer([h2o(heavy=4, recent=3), kivi(bits=4, group=8, residual=8)]),
+}
+
+
+def check(lm: LM, policy, draft=None) -> None:
+    serving = Serving(lm, policy, draft, slots=2, context=64, chunk=16)
+    before = lm.engine.programs["insert"].traces
+    tickets = serve(serving, ASKED, ARRIVALS)
+    for one, ticket in zip(ASKED, tickets, strict=True):
+        expected = lm.generate(one.prompt, policy=policy, draft=draft, **one.options)[0]
+        assert_alike(ticket.result(0), expected)
+    assert lm.engine.programs["insert"].traces == before + 1
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "per layer" else slow) for name in POLICIES]
+)
+def test_rows_that_join_and_leave_are_as_alone(name):
+    check(model(), POLICIES[name])
+
+
+@slow
+def test_rows_join_and_leave_less():
+    check(model(), with_random_feature_maps(over(h2o(heavy=4, recent=3)), CFG))
+
+
+@slow
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_rows_join_and_leave_with_low_bit_weights(weights):
+    lm = model()
+    check(LM(CFG, quantize_weights(params_of("llama"), weights), lm.tokenizer), full())
+
+
+def test_rows_join_and_leave_with_a_tree_each():
+    lm = model()
+    tree = ji.Topology.from_children([[[]], []])
+    check(lm, full(), ji.speculate(lm, ji.early_exit(lm, 1), tree))
+
+
+@slow
+@pytest.mark.parametrize("policy", [full(), kivi(bits=4, group=8, residual=8, value_flush="block")])
+def test_rows_join_and_leave_with_prompt_lookup(policy):
+    lm = model()
+    check(lm, policy, ji.speculate(lm, "prompt-lookup", ji.Topology.chain(4)))
+
+
+def test_masks_of_tokens():
+    words = np.zeros(2, np.uint32)
+    words[1] = 1 << 31 | 1 << 3
+    found = mask_of(words, 64)
+    assert found.dtype == np.int32 and [t for t in range(64) if allows(found, t)] == [35, 63]
+    assert allows_any(found, 36) and not allows_any(found, 35)
+    for wrong, vocab in ((words, 35), (words, 65), (words.astype(np.int64), 64), (5, 64)):
+        with pytest.raises(ValueError, match="a mask of tokens"):
+            mask_of(wrong, vocab)
