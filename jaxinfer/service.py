@@ -26,6 +26,7 @@ class Service(Forms):
         queue: int = 64,
         *,
         chunk: int = 64,
+        prefix_bytes: int = 0,
         sparsity: SparsityLike = None,
     ) -> Batcher:
         """Continuous batching: requests join and leave a running batch.
@@ -38,6 +39,10 @@ class Service(Forms):
           queue: requests that wait at most.
           chunk: tokens of a prompt, rounded up to a power of two, that are read between two rounds
             of steps; policies that read prompts whole take it at once.
+          prefix_bytes: bytes of what stays of texts that were read and made, so that a prompt which
+            begins like one of them reads only the rest, the least recently used first to go. With
+            the policy full any common beginning serves, with streaming a whole earlier text;
+            policies that read prompts whole refuse it.
 
         Returns:
           A batcher, which is closed when no longer needed, or by `with`.
@@ -56,9 +61,12 @@ class Service(Forms):
         model = self.sparsified(sparsity)
         draft = draft_of(model, draft)
         return Batcher(
-            Serving(model, resolve(policy), draft, slots=slots, context=context, chunk=chunk),
+            Serving(
+                model, resolve(policy), draft, slots=slots, context=context, chunk=chunk,
+                prefix_bytes=prefix_bytes,
+            ),
             queue,
-        )
+        )  # fmt: skip
 
     def warmup(
         self,

@@ -101,6 +101,12 @@ class Tier:
         """Whether the memory depends on the number of tokens."""
         return False
 
+    @property
+    def truncates(self) -> bool:
+        """Whether a row is cut to its first tokens by setting its length: what later tokens wrote
+        is not read then, and changed nothing before them."""
+        return False
+
     def sized(self, context: int) -> "Tier":
         """The tier with room for budgets that are shares of at most `context` tokens."""
         return self

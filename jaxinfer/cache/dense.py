@@ -147,6 +147,10 @@ class Dense(Tier):
     def grows(self) -> bool:
         return True
 
+    @property
+    def truncates(self) -> bool:
+        return True
+
     def init(self, geometry: Geometry, batch: int) -> Slots:
         return new_slots(geometry, batch, geometry.capacity)
 

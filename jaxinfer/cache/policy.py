@@ -65,6 +65,11 @@ class Policy:
         return self.fixed_size and self.positions == "in_cache"
 
     @property
+    def can_truncate(self) -> bool:
+        """Whether a row is cut to its first tokens by setting its length."""
+        return bool(self.tiers) and all(tier.truncates for tier in self.tiers)
+
+    @property
     def reach(self) -> int | None:
         """Positions that a query and all it attends to span at most; None if that grows."""
         if not self.endless or self.window is None:

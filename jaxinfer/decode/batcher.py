@@ -65,6 +65,7 @@ class Batcher:
         top_logprobs: int = 0,
         prompt_log_probs: bool = False,
         constraint: Constraint | None = None,
+        prefix_scope: str | None = "",
     ) -> Ticket:
         """Asks for the continuation of a prompt.
 
@@ -79,6 +80,8 @@ class Batcher:
           prompt_log_probs: keep the log-probabilities of the prompt's tokens.
           constraint: what the text must follow token by token, such as a grammar. While it runs all
             rows stop behind every step.
+          prefix_scope: requests of one scope share what was read of prompts that begin alike
+            (`prefix_bytes` of `LM.batcher`); None shares nothing.
 
         Returns:
           Its ticket, to iterate over, await or cancel.
@@ -111,6 +114,7 @@ class Batcher:
             prompt_log_probs=prompt_log_probs,
             sample=sample,
             constraint=constraint,
+            prefix_scope=prefix_scope,
         )
         request = Request(model, model.encode(prompt), opts, extras)
         self._serving.check_room(request)

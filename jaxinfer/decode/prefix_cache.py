@@ -69,21 +69,18 @@ class PrefixCache(Generic[Held]):
         self._used.move_to_end(node)
         return Found(node.held, node.depth)
 
+    def covers(self, scope: str, tokens: Sequence[int]) -> bool:
+        """Whether a snapshot serves for all of `tokens`; it counts as used then."""
+        found = self.find(scope, tokens)
+        return found is not None and found.length == len(tokens)
+
     def put(self, scope: str, tokens: Sequence[int], held: Held, size: int) -> None:
         """Keeps a snapshot of `size` bytes that has read `tokens`; one that exceeds the budget, or
         that another one covers, is not kept."""
-        if not tokens or size > self.budget:
+        if not tokens or size > self.budget or self.covers(scope, tokens):
             return
         root = self._roots.setdefault(scope, _Node())
-        node, common, below = self._walk(root, tokens)
-        if common == len(tokens) and (node.depth == common and node.held is not None):
-            self._used.move_to_end(node)
-            return
-        if self.truncates and common == len(tokens):
-            holder = self._newest(below)
-            if holder is not None:
-                self._used.move_to_end(holder)
-                return
+        node, common, _ = self._walk(root, tokens)
         leaf = self._grown(node, common, tuple(tokens))
         leaf.held = held
         self._used[leaf] = size

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.decode.engine import Engine, chunks, padded, prefill_chunk
 from jaxinfer.models.stack import logit_count
 
@@ -18,6 +18,7 @@ class PromptReader:
       tokens: the prompt.
       chunk: tokens of a piece at most.
       scored: keep the log-probabilities of the prompt's tokens.
+      cached: a cache of one row that has read the first tokens already; None begins an empty one.
     """
 
     def __init__(
@@ -29,13 +30,20 @@ class PromptReader:
         chunk: int,
         *,
         scored: bool = False,
+        cached: Cache | None = None,
     ):
-        self.cache = engine.new_cache(policy, 1, capacity, contexts=[len(tokens)])
+        empty = cached is None
+        self.cached_tokens = 0 if empty else int(cached.length[0])
+        if empty:
+            cached = engine.new_cache(policy, 1, capacity, contexts=[len(tokens)])
+        self.cache = cached
         width = logit_count(engine.config, engine.params)
         self.logits = jnp.zeros((1, width), jnp.float32)
         self.log_probs: list[float] = []  # of tokens[1:], as far as they are read
         self._engine, self._tokens, self._scored = engine, tokens, scored
-        self._pieces = chunks(len(tokens), piece_size(self.cache.policies, chunk))[::-1]
+        most = piece_size(self.cache.policies, chunk)
+        pieces = chunks(len(tokens) - self.cached_tokens, most)
+        self._pieces = [(self.cached_tokens + first, size) for first, size in reversed(pieces)]
 
     @property
     def finished(self) -> bool:

@@ -54,10 +54,21 @@ class Request:
         self.ticket, self.clock = Ticket(), Clock()
         self._compiled = model.engine.compile_s
         self.prompt_log_probs: list[float] | None = None
-        self.cache_bytes = 0
+        self.cache_bytes = self.cached_tokens = 0
         self.step_tokens: tuple[int, ...] = ()
         self._out = Readout(self.rows, model.tokenizer, None, [tokens])
         self._mask: np.ndarray | None = None
+
+    @property
+    def read_by_row(self) -> list[int]:
+        """What is known of the tokens that its row's cache has read: all but the last one that was
+        kept. Behind a stop string there may be more."""
+        return self.tokens + list(self._out.tokens[0])[:-1]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was made that is not kept."""
+        return not self._out.dropped[0]
 
     @property
     def limit(self) -> int:
@@ -159,4 +170,5 @@ class Request:
             sparsity=None if self.model.sparsity is None else self.model.sparsity.name,
             queue_s=(now if admitted is None else admitted) - clock.submitted,
             first_token_s=0.0 if first is None else first - clock.submitted,
+            cached_tokens=self.cached_tokens,
         )

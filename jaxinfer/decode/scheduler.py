@@ -128,5 +128,7 @@ class Scheduler:
         batch, plan = self.batch, self.serving.plan
         if plan is not None:
             request.step_tokens = plan.step_tokens(batch.state, batch.owners[request])
+        if self.serving.prefixes.budget:
+            self.serving.keep_answer(request, batch)
         batch.remove(request)
         request.end(reason, error)

@@ -1,12 +1,17 @@
 """`Serving`: what all requests of a batcher share, checked before anything is compiled."""
 
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
 from jaxinfer.arguments import whole
 from jaxinfer.cache.base import bytes_of
-from jaxinfer.cache.policy import Policy
+from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.decode.capacity import ENDLESS_BUFFER, LONGEST, capacity_for
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.loop import plain_step
 from jaxinfer.decode.model import Model
+from jaxinfer.decode.prefix_cache import PrefixCache
 from jaxinfer.decode.prompt_reader import PromptReader, piece_size
 from jaxinfer.decode.request import Request
 from jaxinfer.decode.sampling import GREEDY
@@ -14,7 +19,12 @@ from jaxinfer.decode.slot_batch import SlotBatch
 from jaxinfer.decode.slots import Row, slot_programs
 from jaxinfer.decode.speculation import Draft
 from jaxinfer.decode.stream import STREAM_STEPS
-from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, check_cache
+from jaxinfer.models.stack import (
+    cache_bytes_per_row,
+    cache_geometry,
+    can_truncate,
+    check_cache,
+)
 from jaxinfer.runtime import memory
 
 MOST_SLOTS = 1024
@@ -33,6 +43,7 @@ class Serving:
       slots: rows at once, a power of two.
       context: tokens of a row, prompt and answer together.
       chunk: tokens of a prompt that are read between two rounds of decoding.
+      prefix_bytes: of what stays in memory of texts that were read, for prompts that begin alike.
 
     Raises:
       ValueError: a number is out of range, the model cannot have the policy, or the slots do not
@@ -48,6 +59,7 @@ class Serving:
         slots: int,
         context: int,
         chunk: int,
+        prefix_bytes: int = 0,
     ):
         self.slots = whole("slots", slots, most=MOST_SLOTS)
         if self.slots & (self.slots - 1):
@@ -56,6 +68,14 @@ class Serving:
         self.chunk = bucket(whole("chunk", chunk, most=LONGEST), 1)
         self.model, self.policy = model, policy.sized(bucket(self.context, SMALLEST_CAPACITY))
         self.capacity = capacity_for(model, self.policy, self.context, 0)
+        budget = whole("prefix_bytes", prefix_bytes, least=0, most=2**62)
+        if budget and not self.policy.chunk_invariant:
+            raise ValueError(
+                f"policy {self.policy.name!r} reads a prompt at once, and a text would depend on "
+                "where an earlier one ended; take full or streaming, or prefix_bytes=0"
+            )
+        truncates = can_truncate(model.config, self.policy, model.params)
+        self.prefixes: PrefixCache[Cache] = PrefixCache(budget, truncates=truncates)
         self._check_memory()
         self.engine = model.engine.serving(self.policy)
         slot_programs(self.engine)
@@ -79,20 +99,48 @@ class Serving:
 
     def reader(self, request: Request) -> PromptReader:
         """What reads the prompt of a request."""
-        scored = request.extras.prompt_log_probs
+        scored, cached, scope = request.extras.prompt_log_probs, None, request.extras.prefix_scope
+        if scope is not None and not scored:  # the last token is read for its logits
+            found = self.prefixes.find(scope, request.tokens[:-1])
+            if found is not None:
+                cached = self.copied(found.held, found.length)
+                request.cached_tokens = found.length
         return PromptReader(
-            self.engine, self.policy, self.capacity, request.tokens, self.chunk, scored=scored
-        )
+            self.engine, self.policy, self.capacity, request.tokens, self.chunk, scored=scored,
+            cached=cached,
+        )  # fmt: skip
+
+    def copied(self, cache: Cache, length: int) -> Cache:
+        """A copy of a cache of one row, cut to `length` tokens."""
+        return self.engine.programs["row_of"](cache, jnp.int32(0), jnp.int32(length))
+
+    def keep_prompt(self, request: Request, cache: Cache) -> None:
+        """Remembers that a prompt was read, for those that begin like it."""
+        self._keep(request, request.tokens, lambda length: self.copied(cache, length))
+
+    def keep_answer(self, request: Request, batch: SlotBatch[Request]) -> None:
+        """Remembers a prompt and what was made behind it, also of an answer that was cut short."""
+        if self.prefixes.truncates or request.is_whole:
+            tokens = request.read_by_row
+            self._keep(request, tokens, lambda length: batch.cache_of(request, length))
+
+    def _keep(self, request: Request, tokens: list[int], copy: Callable[[int], Cache]) -> None:
+        scope, prefixes = request.extras.prefix_scope, self.prefixes
+        if scope is None or request.cache_bytes > prefixes.budget or prefixes.covers(scope, tokens):
+            return
+        prefixes.put(scope, tokens, copy(len(tokens)), request.cache_bytes)
 
     def row(self, request: Request, reader: PromptReader) -> Row:
         """The row of a request whose prompt is read, with its first token drawn."""
         requests = request.arrays()
+        request.cache_bytes = bytes_of(reader.cache.layers)
+        if self.prefixes.budget:
+            self.keep_prompt(request, reader.cache)
         state = self.engine.init_state(
             reader.cache, reader.logits, requests, request.seen(), self.buffer
         )
         if self.plan is not None:
             state = self.plan.init_state(state, [request.tokens])
-        request.cache_bytes = bytes_of(state.cache.layers)
         return Row(state, requests)
 
     def check_room(self, request: Request) -> None:
@@ -124,4 +172,5 @@ class Serving:
         read = memory.estimate(
             cfg, cache_bytes=0, tokens=min(self.piece, self.context), block=block
         )
-        memory.check_available(parts | {"prompt": sum(read.values())})
+        parts["prompt"] = sum(read.values())
+        memory.check_available(parts | {"prefixes": self.prefixes.budget})

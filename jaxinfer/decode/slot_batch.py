@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.cache.policy import Cache
 from jaxinfer.decode.engine import Engine
 from jaxinfer.decode.loop import Step
 from jaxinfer.decode.slot_requests import Kind, of_kind
@@ -96,6 +97,11 @@ class SlotBatch(Generic[Owner]):
         elif self._row is not None:
             state = self._programs["free"](self._row.state, jnp.int32(slot))
             self._row = self._row._replace(state=state)
+
+    def cache_of(self, owner: Owner, length: int) -> Cache:
+        """A copy of the owner's row, cut to `length` tokens."""
+        slot = jnp.int32(self._owners.index(owner))
+        return self._programs["row_of"](self.state.cache, slot, jnp.int32(length))
 
     def allow(self, owner: Owner, words: np.ndarray) -> None:
         """Sets the mask of tokens that the owner may draw next."""

@@ -66,6 +66,7 @@ class Extras:
     prompt_log_probs: bool = False
     sample: int = 0
     constraint: Constraint | None = None
+    prefix_scope: str | None = ""
 
     def __post_init__(self):
         given = {
@@ -76,6 +77,8 @@ class Extras:
         }
         for name, value in given.items():
             object.__setattr__(self, name, value)
+        if not isinstance(self.prefix_scope, str | None):
+            raise ValueError(f"prefix_scope must be a text or None, got {shown(self.prefix_scope)}")
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise ValueError(
                 "constraint must have the methods mask and accept of jaxinfer.decode.Constraint, "

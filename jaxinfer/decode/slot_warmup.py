@@ -37,8 +37,10 @@ def warm(serving: Serving) -> None:
         batch.add(owner, _row(serving, Kind.GREEDY))
         if batch.slots == count:
             batch.allow(owner, words)
+            batch.cache_of(owner, 1)
             for kind in Kind:
                 batch.run(1, kind)
+    serving.prefixes.clear()
     for owner in owners:
         batch.remove(owner)
         batch.give_up()

@@ -69,6 +69,13 @@ def resize(
     return _with_caches(lambda x: replace(x, length=jnp.where(empty, 0, x.length)), state), requests
 
 
+def row_of(cache: Cache, row: Int[Array, ""], length: Int[Array, ""]) -> Cache:
+    """A copy of one row, cut to its first `length` tokens where that is fewer than it has
+    (`Policy.can_truncate`)."""
+    one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), cache)
+    return replace(one, length=length[None])
+
+
 def allow(requests: Requests, words: Int[Array, " W"], slot: Int[Array, ""]) -> Requests:
     """The requests with another mask of allowed tokens (`jaxinfer.decode.token_mask`) in a slot."""
     sampler = requests.sampler
@@ -84,6 +91,7 @@ def slot_programs(engine: Engine) -> dict[str, Program]:
         ("free", free, (), ("state",)),
         ("resize", resize, (), ()),
         ("allow", allow, (), ()),
+        ("row_of", row_of, (), ()),
         ("prefill_scored", prefill_scored, ("cfg", "reads"), ("cache", "logits")),
     ):
         if name not in programs:

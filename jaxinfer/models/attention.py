@@ -22,6 +22,8 @@ from jaxinfer.typing import Leaf, Params
 class Attention(Mixer):
     """Softmax attention over the policy's tiers and the fresh tokens."""
 
+    truncates = True
+
     def abstract_params(self, cfg: ModelConfig, dtype) -> Params:
         d, h = cfg.hidden_size, cfg.head_dim
         params: Params = {

@@ -22,7 +22,12 @@ class Mixer:
     """One kind of token mixer; without state of its own. Parameters and states are of one layer.
 
     Required are `abstract_params`, `init`, `read`, `commit` and `bytes_per_row`.
+
+    `truncates`: states are cut to their first tokens where the policy says so
+    (`Policy.can_truncate`).
     """
+
+    truncates = False
 
     def abstract_params(self, cfg: ModelConfig, dtype: DTypeLike) -> Params:
         """The layer's parameters as `jax.ShapeDtypeStruct` leaves."""

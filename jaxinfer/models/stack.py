@@ -104,6 +104,12 @@ def cache_bytes_per_row(
     return sum(mixer.bytes_per_row(cfg, one, geometry) for mixer, one in pairs)
 
 
+def can_truncate(cfg: ModelConfig, policy: Policy, params: Params) -> bool:
+    """Whether a row of the cache is cut to its first tokens by setting its length."""
+    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
+    return all(mixer.truncates and one.can_truncate for mixer, one in pairs)
+
+
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:
     """A cache that can hold `capacity` tokens a row; states of fixed size stay as they are."""
     layers = zip(mixers_of(cfg), cache.policies, cache.layers, strict=True)

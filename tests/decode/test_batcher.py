@@ -206,6 +206,29 @@ def test_a_full_queue_and_a_closed_batcher_say_so(lm, batcher):
         small.submit(PROMPT, max_new_tokens=8)
 
 
+def test_prompts_that_begin_alike_read_only_the_rest(lm):
+    system = list(range(10, 31))
+    row = 2 * 2 * 2 * 8 * 64 * 4  # layers, keys and values, heads, channels, slots, bytes
+    with lm.batcher(slots=2, context=64, chunk=16, prefix_bytes=3 * row) as batcher:
+        texts, cached = [[*system, 3], [*system, 4, 5], [*system, 6], [50]], [0, 21, 21, 0]
+        for prompt, tokens in zip(texts, cached, strict=True):
+            answer = batcher.submit(prompt, max_new_tokens=8, ignore_eos=True).result()
+            assert_alike(answer, lm.generate(prompt, max_new_tokens=8, ignore_eos=True)[0])
+            assert answer.stats.cached_tokens == tokens
+        again = [*texts[2], *lm.generate(texts[2], max_new_tokens=8, ignore_eos=True)[0].tokens, 1]
+        settled(batcher)
+        answers = {
+            scope: batcher.submit(again, max_new_tokens=4, prefix_scope=scope).result()
+            for scope in ("", "another", None)
+        }
+        # All but the new token and the last one made, which no step has read.
+        expected = {"": len(again) - 2, "another": 0, None: 0}
+        assert {s: one.stats.cached_tokens for s, one in answers.items()} == expected
+        for answer in answers.values():
+            assert_alike(answer, lm.generate(again, max_new_tokens=4)[0])
+        assert batcher._serving.prefixes.bytes <= 3 * row
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -232,6 +255,7 @@ def test_wrong_options_are_refused_at_once(batcher, options, message):
         ({"slots": 0}, "slots must be a whole number from 1"),
         ({"context": 1}, "context must be a whole number from 2"),
         ({"queue": -1}, "queue must be a whole number from 0"),
+        ({"prefix_bytes": 1, "policy": "kivi4"}, "policy 'kivi' reads a prompt at once"),
         ({"chunk": 0}, "chunk must be a whole number from 1"),
         ({"slots": 1024, "context": 2**24}, "exceeds the .* of memory available"),
     ],
