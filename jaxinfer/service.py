@@ -53,10 +53,9 @@ class Service(Forms):
         Example:
           >>> import jaxinfer as ji
           >>> lm = ji.load("tiny-llama")
-          >>> with lm.batcher(slots=2, context=64) as batcher:
-          ...     tickets = [batcher.submit(text, max_new_tokens=4) for text in ("Once", "Twice")]
-          ...     [len(ticket.result().tokens) for ticket in tickets]
-          [4, 4]
+          >>> with lm.batcher(slots=1, context=64) as batcher:
+          ...     batcher.submit("Once upon a time", max_new_tokens=12).result().text
+          ', the first time was the first time of the war.'
         """
         model = self.sparsified(sparsity)
         draft = draft_of(model, draft)

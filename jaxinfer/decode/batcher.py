@@ -90,12 +90,6 @@ class Batcher:
           ValueError: an option is wrong, or prompt and answer do not fit into a slot.
           QueueFull: too many requests wait.
           RuntimeError: the batcher is closed.
-
-        Example:
-          >>> import jaxinfer as ji
-          >>> with ji.load("tiny-llama").batcher(slots=2, context=64) as batcher:
-          ...     batcher.submit("Once upon a time", max_new_tokens=12).result().text
-          ', the first time was the first time of the war.'
         """
         if max_new_tokens is None:
             raise ValueError("max_new_tokens=None never ends; a batcher needs a number")

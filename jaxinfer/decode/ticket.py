@@ -47,13 +47,6 @@ class Ticket(Iterator[Piece], AsyncIterator[Piece]):
 
     A reader that is slow stops nobody; what it has not read yet waits for it. `cancel` ends the
     request and frees its place. Iteration and `result` raise what went wrong, if something did.
-
-    Example:
-      >>> import jaxinfer as ji
-      >>> with ji.load("tiny-llama").batcher(slots=2, context=64) as batcher:
-      ...     ticket = batcher.submit("Once upon a time", max_new_tokens=12)
-      ...     "".join(piece.text for piece in ticket)
-      ', the first time was the first time of the war.'
     """
 
     def __init__(self):

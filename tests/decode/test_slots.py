@@ -1,5 +1,7 @@
 """Rows join and leave a running state under every policy, with 8-bit weights, and with a draft."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ ASKED = [
     Asked([17, 5], WARM, 9, 4),
 ]
 ARRIVALS = [0, 1, 2, 3]
+TREE = ji.Topology.from_children([[[]], []])
 slow = pytest.mark.slow
 POLICIES = {
     "full": full(),
@@ -35,21 +38,23 @@ POLICIES = {
 }
 
 
-def check(lm: LM, policy, draft=None) -> None:
+def check(lm: LM, policy, draft=None, sampler: Sampler = WARM) -> None:
     serving = Serving(lm, policy, draft, slots=2, context=64, chunk=16)
     before = lm.engine.programs["insert"].traces
-    tickets = serve(serving, ASKED, ARRIVALS)
-    for one, ticket in zip(ASKED, tickets, strict=True):
+    asked = [replace(one, sampler=sampler) for one in ASKED]
+    tickets = serve(serving, asked, ARRIVALS)
+    # A draft changes no text that is not drawn.
+    draft = draft if sampler.temperature else None
+    for one, ticket in zip(asked, tickets, strict=True):
         expected = lm.generate(one.prompt, policy=policy, draft=draft, **one.options)[0]
         assert_alike(ticket.result(0), expected)
     assert lm.engine.programs["insert"].traces == before + 1
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "per layer" else slow) for name in POLICIES]
-)
-def test_rows_that_join_and_leave_are_as_alone(name):
-    check(model(), POLICIES[name])
+@slow
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_rows_that_join_and_leave_are_as_alone(policy):
+    check(model(), policy)
 
 
 @slow
@@ -64,14 +69,22 @@ def test_rows_join_and_leave_with_low_bit_weights(weights):
     check(LM(CFG, quantize_weights(params_of("llama"), weights), lm.tokenizer), full())
 
 
-def test_rows_join_and_leave_with_a_tree_each():
+def test_rows_join_and_leave_with_a_policy_per_layer_and_a_tree_each():
     lm = model()
-    tree = ji.Topology.from_children([[[]], []])
-    check(lm, full(), ji.speculate(lm, ji.early_exit(lm, 1), tree))
+    policy = per_layer([kivi(bits=4, group=8, residual=8, value_flush="block"), full()])
+    draft = ji.speculate(lm, ji.early_exit(lm, 1), TREE)
+    check(lm, policy, draft, Sampler())
 
 
 @slow
-@pytest.mark.parametrize("policy", [full(), kivi(bits=4, group=8, residual=8, value_flush="block")])
+@pytest.mark.parametrize("policy", [full(), POLICIES["kivi by blocks"]])
+def test_rows_draw_from_a_tree_each(policy):
+    lm = model()
+    check(lm, policy, ji.speculate(lm, ji.early_exit(lm, 1), TREE))
+
+
+@slow
+@pytest.mark.parametrize("policy", [full(), POLICIES["kivi by blocks"]])
 def test_rows_join_and_leave_with_prompt_lookup(policy):
     lm = model()
     check(lm, policy, ji.speculate(lm, "prompt-lookup", ji.Topology.chain(4)))
