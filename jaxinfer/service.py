@@ -34,7 +34,8 @@ class Service(Forms):
         Args:
           slots: requests that run at once, a power of two; the compiled batch has 1, 2, 4, ... rows
             as they are needed.
-          context: tokens of a request, prompt and answer together.
+          context: tokens of a request, prompt and answer together; no more than the model's
+            positions, unless the policy is endless.
           policy, draft, sparsity: as in `LM.generate`, for all requests.
           queue: requests that wait at most.
           chunk: tokens of a prompt, rounded up to a power of two, that are read between two rounds

@@ -51,7 +51,8 @@ class Scheduler:
         owners = list(self.batch.owners)
         self.batch.clear()
         for request in owners:
-            request.end(error=error)
+            if not request.ticket.done:
+                request.end(error=error)
 
     def abandon(self, error: Exception) -> None:
         """Ends everything."""
@@ -126,9 +127,11 @@ class Scheduler:
         self, request: Request, reason: str | None = None, error: Exception | None = None
     ) -> None:
         batch, plan = self.batch, self.serving.plan
-        if plan is not None:
-            request.step_tokens = plan.step_tokens(batch.state, batch.owners[request])
-        if self.serving.prefixes.budget:
-            self.serving.keep_answer(request, batch)
-        batch.remove(request)
-        request.end(reason, error)
+        try:
+            if plan is not None:
+                request.step_tokens = plan.step_tokens(batch.state, batch.owners[request])
+            if self.serving.prefixes.budget:
+                self.serving.keep_answer(request, batch)
+            batch.remove(request)
+        finally:  # what fails here is a matter of the others
+            request.end(reason, error)

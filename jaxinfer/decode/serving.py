@@ -41,7 +41,8 @@ class Serving:
       policy: how caches keep tokens.
       draft: what guesses ahead, in every row its own tree; None decodes token by token.
       slots: rows at once, a power of two.
-      context: tokens of a row, prompt and answer together.
+      context: tokens of a row, prompt and answer together; of no more than the model's positions,
+        unless the policy is endless.
       chunk: tokens of a prompt that are read between two rounds of decoding.
       prefix_bytes: of what stays in memory of texts that were read, for prompts that begin alike.
 
@@ -65,6 +66,8 @@ class Serving:
         if self.slots & (self.slots - 1):
             raise ValueError(f"slots must be a power of two, got {slots}")
         self.context = whole("context", context, least=2, most=LONGEST)
+        if not policy.endless:
+            self.context = min(self.context, model.config.max_positions)
         self.chunk = bucket(whole("chunk", chunk, most=LONGEST), 1)
         self.model, self.policy = model, policy.sized(bucket(self.context, SMALLEST_CAPACITY))
         self.capacity = capacity_for(model, self.policy, self.context, 0)

@@ -5,14 +5,23 @@ import gc
 import threading
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import jaxinfer as ji
 from jaxinfer.decode.slot_batch import SlotBatch
 from jaxinfer.decode.token_mask import word_count
-from tests.decode.batching import SAMPLERS, VOCAB, assert_alike, model, random_requests
+from tests.decode.batching import (
+    SAMPLERS,
+    VOCAB,
+    assert_alike,
+    model,
+    random_requests,
+    serve,
+)
 
 GREEDY, WARM, PENALISED = SAMPLERS
 PROMPT = [5, 3, 11, 2]
@@ -74,6 +83,24 @@ def check_random_requests(lm, batcher, asked, rng) -> None:
 
 def test_random_requests_are_answered_as_alone_and_trace_and_leave_nothing(lm, batcher):
     check_random_requests(lm, batcher, random_requests(24), np.random.default_rng(0))
+
+
+ORDER = random_requests(6, seed=3)
+
+
+@given(arrivals=st.lists(st.integers(0, 12), min_size=len(ORDER), max_size=len(ORDER)))
+@settings(max_examples=6, deadline=None)
+def test_the_order_of_arrivals_changes_no_text(lm, batcher, arrivals):
+    with batcher._device:
+        tickets = serve(batcher._serving, ORDER, arrivals)
+    for one, ticket in zip(ORDER, tickets, strict=True):
+        assert_alike(ticket.result(0), lm.generate(one.prompt, **one.options)[0])
+
+
+def test_slots_that_do_not_fit_into_the_memory_are_refused(lm, monkeypatch):
+    monkeypatch.setattr("jaxinfer.runtime.memory.available_bytes", lambda device=None: 1 << 20)
+    with pytest.raises(ValueError, match="cache .* exceeds the 1.0 MiB of memory available"):
+        lm.batcher(slots=64, context=1024)
 
 
 @pytest.mark.slow
@@ -257,10 +284,9 @@ def test_wrong_options_are_refused_at_once(batcher, options, message):
         ({"queue": -1}, "queue must be a whole number from 0"),
         ({"prefix_bytes": 1, "policy": "kivi4"}, "policy 'kivi' reads a prompt at once"),
         ({"chunk": 0}, "chunk must be a whole number from 1"),
-        ({"slots": 1024, "context": 2**24}, "exceeds the .* of memory available"),
+        ({"policy": "h2o", "prefix_bytes": 1}, "policy 'h2o' reads a prompt at once"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*positions")
 def test_wrong_batchers_are_refused(lm, options, message):
     with pytest.raises(ValueError, match=message):
         lm.batcher(**{"slots": 2, "context": 64, **options})

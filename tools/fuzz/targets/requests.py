@@ -44,7 +44,10 @@ OPTIONS = (
     *("policy", "sampler", "max_new_tokens", "seed", "samples", "stop", "ignore_eos", "prefix"),
     *("draft", "sparsity"),
 )
-SAMPLER = (*("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "logit_bias"),)
+SAMPLER = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "logit_bias"),
+)
 CALLS = {
     "lm.generate": (("prompts",), OPTIONS),
     "lm.stream": (("prompt",), OPTIONS),
