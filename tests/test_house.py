@@ -56,7 +56,7 @@ def annotations(value: Any):
     """(name, annotations) of a function as written, or of a class's fields and public methods."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
     for part in ast.walk(node) if isinstance(node, ast.ClassDef) else [node]:
-        name = getattr(part, "name", "")
+        name = getattr(part, "name", None) or ""  # of a handler without "as" it is None
         public = not name.startswith("_") or name == "__init__"
         if isinstance(part, ast.FunctionDef) and public:
             arguments = part.args
