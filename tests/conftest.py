@@ -1,4 +1,4 @@
-"""What all tests share: run-time shape checks, the CPU, a compilation cache, a tiny model.
+"""What all tests share: run-time shape checks, the CPU, quick compilation and its cache.
 
 Shapes and dtypes of annotated functions are checked by beartype in every test: the import hook must
 come before the first import of jaxinfer, so it stands here.
@@ -22,18 +22,25 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 from jaxtyping import install_import_hook
 
-from tests import checking  # noqa: F401 (the hook looks it up by name)
+from tests import checking, compilation  # noqa: F401 (the hook looks the former up by name)
 
 install_import_hook(["jaxinfer", "pallas_kernels"], "tests.checking.checked")
+# XLA reads this when it makes its first client, which no import of jax does.
+os.environ.setdefault("XLA_FLAGS", compilation.FLAGS)
+compilation.quickly(True)
+# Walks through all traced programs took a tenth of the time; large garbage is seen to below.
+gc.set_threshold(50_000, 20, 20)
 
 collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module names collide
 
-MAPPINGS = Path("/proc/self/maps")
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9  # GB
+PROCESS = Path("/proc/self")
+PAGE = os.sysconf("SC_PAGE_SIZE") / 1e9  # GB
+MEMORY = PAGE * os.sysconf("SC_PHYS_PAGES")
 # Linux allows a process 65,530; XLA dies of a segmentation fault there. 45,000 take 7 GB.
 MOST_MAPPINGS = min(45_000, int(2_000 * MEMORY))
 
-# These compile as users do (one asks for equal bits of two programs), and so does all that is slow.
+# These compile as users do (one asks for equal bits of two programs), and so does all that is slow
+# or compiles for a GPU.
 AS_USERS_DO = (
     "tests/inspection",
     "tests/runtime",
@@ -41,20 +48,42 @@ AS_USERS_DO = (
     "tests/cache/test_less_preset.py",
 )
 
+programs = 0  # compiled since the mappings were counted
+collected = 0.0  # GB of the process when garbage was last collected
+
+
+def count_program(event, *_, **__):
+    global programs
+    programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(count_program)
+
 
 def pytest_runtest_setup(item):
-    """Lets most tests' engines compile quickly."""
-    from jaxinfer.runtime.program import Program
-    from jaxinfer.testing.quick import QUICK
-
+    """Lets most tests compile quickly."""
     path = item.path.relative_to(item.config.rootpath).as_posix()
-    full = path.startswith(AS_USERS_DO) or item.get_closest_marker("slow") is not None
-    Program.compiler_options = {} if full else QUICK
+    marked = any(item.get_closest_marker(name) for name in ("slow", "gpu_compile"))
+    compilation.quickly(not (marked or path.startswith(AS_USERS_DO)))
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Forgets compiled programs when there are many: each takes several memory mappings. Not
-    before, as most are needed again."""
-    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    """Collects garbage when memory has grown, and forgets compiled programs when there are many:
+    each takes several memory mappings. Not before, as most are needed again."""
+    global programs, collected
+    if not PROCESS.exists():
+        return
+    if memory() > collected + 0.5:
+        gc.collect()
+        collected = memory()
+    if programs < 100:  # counting the mappings takes 30 ms
+        return
+    programs = 0
+    if (PROCESS / "maps").read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+def memory() -> float:
+    """GB that this process holds."""
+    return PAGE * int((PROCESS / "statm").read_text().split()[1])

@@ -50,8 +50,8 @@ class Program:
       ([2.0, 2.0, 2.0], [0.0, 0.0, 0.0], 1)
     """
 
-    # XLA options of every compilation; the test suite, which compiles thousands of tiny programs,
-    # trades their speed for that of the compiler.
+    # XLA options of every compilation; the test suite, which has quick compilation as its default,
+    # takes those of users back where they matter.
     compiler_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(

@@ -15,6 +15,7 @@ from jaxinfer.config import RopeConfig
 from jaxinfer.ops.attention import AttentionSpec
 from jaxinfer.testing.quick import quick_jit
 from tests.cache.pushing import committing
+from tests.compilation import AS_USERS_DO
 
 K, G, H = 2, 2, 8
 SPEC = AttentionSpec(scale=H**-0.5)
@@ -32,7 +33,7 @@ def _step(policy: Policy, spec: AttentionSpec, rope, state, aux, q, k, v, length
 STEPS = {
     "quick": functools.partial(quick_jit, static_argnums=(0, 1, 2))(_step),
     # For what is compared bit by bit, and for what must survive the compiler's liberties.
-    "as users do": jax.jit(_step, static_argnums=(0, 1, 2)),
+    "as users do": jax.jit(_step, static_argnums=(0, 1, 2), compiler_options=AS_USERS_DO),
 }
 
 

@@ -18,6 +18,7 @@ from jaxinfer.inspection.gpu_target import (
     unavailable_reason,
 )
 from pallas_kernels.softmax_state import NEGATIVE as PEAK
+from tests.compilation import as_users_do
 
 NEGATIVE = np.float32(PEAK)
 
@@ -53,4 +54,5 @@ def compiles_without_spills(run: Callable[..., Any], *args: Any, **options: Any)
     """The executable for an H200; skips where this machine cannot compile one."""
     if unavailable_reason():
         pytest.skip(unavailable_reason())
-    return compile_for(run, *args, compiler_options=SPILLS_ARE_ERRORS, **options)
+    with as_users_do():
+        return compile_for(run, *args, compiler_options=SPILLS_ARE_ERRORS, **options)
