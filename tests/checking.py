@@ -13,6 +13,7 @@ REFUSES_ITSELF = {
     "jaxinfer.decode.batcher",
     "jaxinfer.decode.model",
     "jaxinfer.decode.options",
+    "jaxinfer.distill.filters.distill",
     "jaxinfer.io.chat_template",
     "jaxinfer.decode.sampling",
     "jaxinfer.decode.serving",

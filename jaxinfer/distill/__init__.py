@@ -1,0 +1,1 @@
+"""Distillation of long-convolution models: their filters become recurrences of constant cost."""
