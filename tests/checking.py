@@ -27,6 +27,13 @@ REFUSES_ITSELF = {
     "jaxinfer.sparsity.trained",
     "jaxinfer.speculative.speculate",
     "jaxinfer.speculative.speculator",
+    "jaxinfer.theory.joma.contexts",
+    "jaxinfer.theory.joma.discrete",
+    "jaxinfer.theory.joma.dynamics",
+    "jaxinfer.theory.joma.grammar",
+    "jaxinfer.theory.joma.hierarchy",
+    "jaxinfer.theory.joma.invariants",
+    "jaxinfer.theory.joma.trainer",
 }
 
 
