@@ -17,6 +17,7 @@ import typer
 from jaxinfer.cli.bench import bench
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
+from jaxinfer.cli.dynamics import dynamics
 from jaxinfer.cli.env import env
 from jaxinfer.cli.eval import evaluate
 from jaxinfer.cli.generate import generate
@@ -28,7 +29,7 @@ from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
-VERBS = (generate, chat, score, convert, info, tree, bench, env)
+VERBS = (generate, chat, score, convert, info, tree, bench, dynamics, env)
 
 app = typer.Typer(
     name="jaxinfer",
