@@ -12,7 +12,7 @@ from jaxinfer.files import quoted
 if TYPE_CHECKING:
     from jaxinfer.theory.joma import Trajectory
 
-ROWS = 11  # of the table, and the default number of times
+ROWS = 11  # of the table
 
 
 def dynamics(
@@ -36,7 +36,7 @@ def dynamics(
     ] = None,
     points: Annotated[
         int, typer.Option("--points", min=2, max=100_000, help="Times that are computed.")
-    ] = ROWS,
+    ] = 201,
     time: Annotated[
         str, typer.Option("--time", help="raw, or softmax: the time in which nothing blows up.")
     ] = "raw",
