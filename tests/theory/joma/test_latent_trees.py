@@ -75,6 +75,7 @@ def test_a_grammar_is_the_closure_of_its_classes():
         assert (np.diff(inside) > 0).all() and (row[: 60 - len(inside)] == 99).all()
 
 
+@pytest.mark.slow  # compiles a training
 def test_the_experiment_stands_beside_both_baselines():
     tree = latent_tree(2, branches=4, classes=3, seed=1)
     found = learn_hierarchy(
