@@ -50,6 +50,7 @@ from jaxinfer.speculative import (
 
 if TYPE_CHECKING:
     from jaxinfer import theory as theory
+    from jaxinfer.parallel import hexgen as hexgen
 
 __version__ = "0.1.0"
 
@@ -98,12 +99,15 @@ __all__ = [
     "streaming",
 ]
 
+# most programs need none of them
+_WHEN_USED = {"hexgen": "jaxinfer.parallel.hexgen", "theory": "jaxinfer.theory"}
+
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "theory":  # imported when used: most programs need none of it
-        return importlib.import_module("jaxinfer.theory")
+    if name in _WHEN_USED:
+        return importlib.import_module(_WHEN_USED[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "theory"})
+    return sorted({*globals(), *_WHEN_USED})

@@ -202,7 +202,8 @@ def test_a_forward_is_committed_with_or_without_an_order():
 def test_importing_the_library_imports_nothing_heavy():
     code = (
         "import sys, jaxinfer as ji; ji.convert, ji.Stats, ji.Stream; print([m for m in "
-        "('flax', 'orbax', 'torch', 'transformers', 'matplotlib', 'jinja2', 'jaxinfer.theory') "
+        "('flax', 'orbax', 'torch', 'transformers', 'matplotlib', 'jinja2', 'jaxinfer.theory', "
+        "'jaxinfer.parallel') "
         "if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

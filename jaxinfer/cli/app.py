@@ -24,12 +24,16 @@ from jaxinfer.cli.generate import generate
 from jaxinfer.cli.info import info
 from jaxinfer.cli.interrupts import INTERRUPTED, handled
 from jaxinfer.cli.notices import error_text, note, warnings_as_lines, work_begins
+from jaxinfer.cli.plan import plan
 from jaxinfer.cli.score import score
+from jaxinfer.cli.simulate import simulate
 from jaxinfer.cli.train import train
 from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
-VERBS = (generate, chat, score, convert, info, tree, bench, dynamics, env)
+VERBS = (
+    generate, chat, score, convert, info, tree, plan, simulate, bench, dynamics, env,
+)  # fmt: skip
 
 app = typer.Typer(
     name="jaxinfer",

@@ -23,7 +23,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "theory": ("diffrax", "scipy"),
     "serve": ("starlette", "uvicorn"),
-    "hexgen": ("ray", "scipy"),
+    "hexgen": ("ray", "scipy", "networkx"),
     "cuda": ("jax_cuda13_plugin",),
 }
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "JAXINFER_CACHE", "XDG_CACHE_HOME")
