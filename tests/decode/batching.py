@@ -11,6 +11,7 @@ from jaxinfer.decode.scheduler import Scheduler
 from jaxinfer.decode.serving import Serving
 from jaxinfer.decode.slot_requests import Extras
 from jaxinfer.decode.ticket import Ticket
+from jaxinfer.decode.token_mask import word_count
 from jaxinfer.lm import LM
 from tests.factories import BASE, PieceTokenizer, params_of
 
@@ -92,3 +93,20 @@ def serve(serving: Serving, asked: list[Asked], arrivals: list[int], **extras) -
         scheduler.turn()
         turn += 1
     return [request.ticket for request in requests]
+
+
+class Every:
+    """A constraint that allows some tokens, and calls `at(count)` behind each."""
+
+    def __init__(self, allowed=lambda token: True, at=lambda count: None):
+        bits = np.zeros(32 * word_count(VOCAB), np.uint32)
+        bits[[token for token in range(VOCAB) if allowed(token)]] = 1
+        self.words = (bits.reshape(-1, 32) << np.arange(32, dtype=np.uint32)).sum(1, np.uint32)
+        self.count, self.at = 0, at
+
+    def mask(self) -> np.ndarray:
+        return self.words
+
+    def accept(self, token: int) -> None:
+        self.count += 1
+        self.at(self.count)

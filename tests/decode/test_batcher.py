@@ -13,10 +13,9 @@ from hypothesis import given, settings
 
 import jaxinfer as ji
 from jaxinfer.decode.slot_batch import SlotBatch
-from jaxinfer.decode.token_mask import word_count
 from tests.decode.batching import (
     SAMPLERS,
-    VOCAB,
+    Every,
     assert_alike,
     model,
     random_requests,
@@ -47,23 +46,6 @@ def settled(batcher) -> None:
     """Waits for the end of the batcher's turn."""
     with batcher._device:
         gc.collect()
-
-
-class Every:
-    """A constraint that allows some tokens, and calls `at(count)` behind each."""
-
-    def __init__(self, allowed=lambda token: True, at=lambda count: None):
-        bits = np.zeros(32 * word_count(VOCAB), np.uint32)
-        bits[[token for token in range(VOCAB) if allowed(token)]] = 1
-        self.words = (bits.reshape(-1, 32) << np.arange(32, dtype=np.uint32)).sum(1, np.uint32)
-        self.count, self.at = 0, at
-
-    def mask(self) -> np.ndarray:
-        return self.words
-
-    def accept(self, token: int) -> None:
-        self.count += 1
-        self.at(self.count)
 
 
 def check_random_requests(lm, batcher, asked, rng) -> None:

@@ -12,7 +12,7 @@ from jaxinfer.decode.serving import Serving
 from jaxinfer.decode.token_mask import allows, allows_any, mask_of
 from jaxinfer.lm import LM
 from jaxinfer.models.quantize import quantize_weights
-from tests.decode.batching import CFG, Asked, assert_alike, model, serve
+from tests.decode.batching import CFG, Asked, Every, assert_alike, model, serve
 from tests.factories import params_of
 from tests.policies import over, with_random_feature_maps
 
@@ -74,6 +74,29 @@ def test_rows_join_and_leave_with_a_policy_per_layer_and_a_tree_each():
     policy = per_layer([kivi(bits=4, group=8, residual=8, value_flush="block"), full()])
     draft = ji.speculate(lm, ji.early_exit(lm, 1), TREE)
     check(lm, policy, draft, Sampler())
+
+
+@slow
+@pytest.mark.parametrize(
+    "extras",
+    [
+        lambda: {"constraint": Every(lambda token: token % 2 == 0)},
+        lambda: {"min_tokens": 9},
+        lambda: {"top_logprobs": 4},
+    ],
+)
+def test_what_holds_for_a_token_holds_inside_a_tree(extras):
+    lm = model()
+    asked = replace(ASKED[0], sampler=Sampler(logit_bias={7: 5.0}))
+    plain, fast = (
+        serve(Serving(lm, full(), draft, slots=1, context=64, chunk=16), [asked], [0], **extras())
+        for draft in (None, ji.speculate(lm, ji.early_exit(lm, 1), TREE))
+    )
+    assert_alike(fast[0].result(0), plain[0].result(0))
+    listed = [
+        [[token for token, _ in one] for one in x[0].result(0).likeliest] for x in (plain, fast)
+    ]
+    assert listed[0] == listed[1]
 
 
 @slow
