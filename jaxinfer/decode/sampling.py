@@ -5,8 +5,8 @@ verifiers and tests use the very same numbers. The order of transformations is t
 logit bias, repetition penalty, temperature, top-k, top-p, min-p; the penalties of the OpenAI API
 follow the repetition penalty.
 
-Truncations keep every token whose logit reaches a threshold, found by bisection on the bits of the
-floats (32 exact steps): no sort of the vocabulary, and tied tokens are treated alike.
+Truncations keep every token whose logit reaches a threshold (`jaxinfer.decode.truncation`): tied
+tokens are treated alike.
 
 All is float32. A setting or logit beyond its range counts as the largest number there, a setting
 below its normal range as the smallest: what is extreme saturates, and only what is forbidden or cut
@@ -25,9 +25,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxinfer.arguments import real, shown, whole
 from jaxinfer.decode.settings import LARGEST, float32_of, sorted_pairs
 from jaxinfer.decode.token_mask import allowed_by
+from jaxinfer.decode.truncation import EXCLUDED, keep_top
 from jaxinfer.typing import Leaf
 
-EXCLUDED = -jnp.inf
 IN_PROMPT = 1 << 30
 """What `seen` holds for a token of the prompt, beside how often it was generated."""
 
@@ -125,6 +125,7 @@ class Features(NamedTuple):
     penalty: bool
     bias: bool
     mask: bool = False  # of allowed tokens, and of those that would end a text too early
+    varies: bool = False  # a step may find no row that truncates; else one certainly does
 
 
 @jax.tree_util.register_dataclass
@@ -220,15 +221,19 @@ class SamplerRows:
         x = x / jnp.where(temperature > 0, jnp.minimum(temperature, 1.0), 1.0)
         if self.features.top_k:
             wanted = jnp.where(self.top_k > 0, self.top_k, x.shape[-1]).astype(jnp.float32)
-            x = _keep_top(x, jnp.ones_like(x), wanted, self.top_k > 0)
+            x = keep_top(x, jnp.ones_like(x), wanted, self._any(self.top_k > 0))
         if self.features.top_p:
             p = jax.nn.softmax(x, axis=-1)
             # A top_p of 1 must keep all, whatever the rounding of the sum.
-            kept = _keep_top(x, p, self.top_p, self.top_p < 1)
+            kept = keep_top(x, p, self.top_p, self._any(self.top_p < 1))
             x = jnp.where(self.top_p[:, None] < 1, kept, x)
         if self.features.min_p:
             x = jnp.where(x >= jnp.log(self.min_p)[:, None], x, EXCLUDED)
         return jnp.where(temperature > 0, jax.nn.log_softmax(x, axis=-1), greedy)
+
+    def _any(self, asked: Bool[Array, " B"]) -> Bool[Array, ""] | None:
+        """Whether any row asks; None if one certainly does."""
+        return asked.any() if self.features.varies else None
 
     def sample(
         self, keys: Array, logits: Float[Array, "B V"], seen: Integer[Array, "B _"]
@@ -255,33 +260,6 @@ def penalised(
     # A logit that overflows stays a number: only what is forbidden is -inf.
     changes = (seen != 0) & (logits != EXCLUDED)
     return jnp.where(changes, jnp.clip(punished, -LARGEST, LARGEST), logits)
-
-
-def _keep_top(
-    x: Float[Array, "B V"],
-    weight: Float[Array, "B V"],
-    wanted: Float[Array, " B"],
-    asked: Bool[Array, " B"],
-) -> Float[Array, "B V"]:
-    """`x` where it reaches the largest threshold with at least `wanted` weight on or above it.
-
-    Non-positive floats order as the reverse of their bit patterns without the sign, so bisection
-    over 31 bits finds the exact threshold. Where no row has `asked` there is nothing to find.
-    """
-    code = jax.lax.bitcast_convert_type(-x, jnp.int32)  # x <= 0: a larger code is a smaller x
-    code = jnp.where(x == 0, 0, code)  # -0.0 and 0.0 alike
-
-    def halve(_, bounds):
-        low, high = bounds  # the smallest code bound that holds enough weight is in (low, high]
-        middle = low + (high - low) // 2
-        enough = jnp.where(code <= middle[:, None], weight, 0.0).sum(axis=-1) >= wanted
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
-    low = jnp.full(x.shape[:1], -1, jnp.int32)
-    high = jnp.full(x.shape[:1], jnp.int32(2**31 - 2))
-    rounds = jnp.where(asked.any(), 32, 0)
-    _, high = jax.lax.fori_loop(0, rounds, halve, (low, high))
-    return jnp.where(code <= high[:, None], x, EXCLUDED)
 
 
 def _check_biases(sampler: Sampler, vocab_size: int) -> None:

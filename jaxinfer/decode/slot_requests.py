@@ -38,8 +38,8 @@ class Kind(IntEnum):
 _NOTHING = Features(False, False, False, False, False, False)
 FEATURES = {
     Kind.GREEDY: _NOTHING,
-    Kind.SAMPLED: _NOTHING._replace(sample=True, top_k=True, top_p=True, min_p=True),
-    Kind.EVERYTHING: Features(True, True, True, True, True, True, True),
+    Kind.SAMPLED: _NOTHING._replace(sample=True, top_k=True, top_p=True, min_p=True, varies=True),
+    Kind.EVERYTHING: Features(True, True, True, True, True, True, True, True),
 }
 
 
