@@ -11,6 +11,7 @@ from jaxinfer.io.load import load_checkpoint, source_text
 from jaxinfer.io.model_index import MODELS, FolderModel, committed_folder
 from jaxinfer.io.weights import Progress
 from jaxinfer.lm import LM
+from jaxinfer.models.filter_form import FilterForms, with_filters
 from jaxinfer.models.quantize import check_format, quantize_params, quantize_weights
 from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.names import SparsityLike, sparsity_of
@@ -33,6 +34,7 @@ def load(
     weights: str | None = None,
     implementation: Implementation | None = None,
     sparsity: SparsityLike = None,
+    filters: FilterForms = None,
     progress: Progress | None = None,
 ) -> LM:
     """An `LM` from a model-index name, a Hugging Face folder, a GGUF file or our own folder.
@@ -46,6 +48,9 @@ def load(
       implementation: of what a decode step computes, see `LM`; None takes Pallas kernels on a GPU.
       sparsity: makes the blocks sparse as `LM.sparsified` does, before `weights` stores them; there
         is no dense model then.
+      filters: of a distilled model of long convolutions, "modal" computes by its modes in constant
+        memory, as None does, and "exact" by the filters that they were made from; or a list with
+        one for each layer.
       progress: called as `progress(done, total)` while parameters are read.
 
     Returns:
@@ -69,18 +74,18 @@ def load(
     name = Path(source).name if os.path.exists(source) else source
     method = sparsity_of(sparsity, name)
     checkpoint = load_checkpoint(source, dtype, progress)
-    params = checkpoint.params
+    config, params = with_filters(checkpoint.config, checkpoint.params, filters)
     if method is not None:
-        params = method.apply(checkpoint.config, params)
+        params = method.apply(config, params)
     if weights is not None:
         params = quantize_params(
-            checkpoint.config,
+            config,
             params,
             weights,
             tokenizer=checkpoint.tokenizer,
             backend=Backend.of(implementation),
         )
-    return LM(checkpoint.config, params, checkpoint.tokenizer, name, implementation, method)
+    return LM(config, params, checkpoint.tokenizer, name, implementation, method)
 
 
 def load_draft(

@@ -226,9 +226,11 @@ class Conversation:
         Where the context has no room for the turn, the oldest turns go, until half of it is free:
         they are not read anew at every further turn then.
         """
+        from jaxinfer.decode.capacity import is_endless
+
         most, asked = self.lm.config.max_positions, self.keywords["max_new_tokens"]
         tokens = self.turn(message)
-        if self.policy.endless:
+        if is_endless(self.lm, self.policy):
             return tokens, asked, {}
         room = most - self._held - len(tokens)
         if room >= min(asked, most // RESERVED):

@@ -5,7 +5,14 @@ import warnings
 from jaxinfer.cache.policy import Policy
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket, prefill_chunk
 from jaxinfer.decode.model import Model
-from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, check_cache
+from jaxinfer.models.mixers import mixers_of
+from jaxinfer.models.reach import reach
+from jaxinfer.models.stack import (
+    cache_bytes_per_row,
+    cache_geometry,
+    check_cache,
+    layer_policies,
+)
 from jaxinfer.runtime import memory
 
 ENDLESS = 2**31 - 1  # tokens of a stream without end
@@ -13,15 +20,42 @@ ENDLESS_BUFFER = 64  # token buffer of an endless stream, which the loop fills i
 LONGEST = 2**30  # tokens of any other text: the largest buffer that 32-bit indices reach
 
 
+def is_endless(model: Model, policy: Policy) -> bool:
+    """Whether a text may go on for ever: policies concern attention, other layers have their own
+    way to keep it."""
+    return all(layer.endless for layer in _layers(model, policy))
+
+
+def is_fixed_size(model: Model, policy: Policy) -> bool:
+    """Whether the memory of a row does not depend on its tokens."""
+    return all(layer.fixed_size for layer in _layers(model, policy))
+
+
+def check_room(model: Model, policy: Policy, capacity: int, prompt: int, new: int) -> None:
+    """Refuses more new tokens behind a prompt than a layer has room for."""
+    for layer in _layers(model, policy):
+        layer.check_room(capacity, prompt, new)
+
+
+def _layers(model: Model, policy: Policy) -> dict[Policy, None]:
+    return dict.fromkeys(layer_policies(model.config, policy, model.params))
+
+
 def capacity_for(model: Model, policy: Policy, context: int, new: int) -> int:
     """The cache bucket for so many tokens; refuses what learned positions cannot reach, and an
     endless text in a cache that grows."""
-    if new == ENDLESS and not policy.endless:
+    endless = is_endless(model, policy)
+    if new == ENDLESS and policy.endless and not endless:
+        raise ValueError(
+            "the model's layers of long convolutions keep every token; give max_new_tokens, or "
+            "distil their filters to modes"
+        )
+    if new == ENDLESS and not endless:
         raise ValueError(
             f"policy {policy.name!r} cannot go on for ever: its memory or its positions grow; "
             "choose streaming, or give max_new_tokens"
         )
-    if policy.endless:
+    if endless and (policy.endless or new == ENDLESS):
         policy.warn_beyond(model.config.max_positions)
         return SMALLEST_CAPACITY
     most = model.config.max_positions
@@ -32,16 +66,16 @@ def capacity_for(model: Model, policy: Policy, context: int, new: int) -> int:
                 f"{context} context + {new} new tokens exceed the model's {most} positions; "
                 "shorten the prompt or lower max_new_tokens"
             )
-        if model.config.positions == "learned":
+        if reach(model.config) is not None:
             raise ValueError(message)
+        other = "" if endless else ", or choose the policy streaming"
         warnings.warn(
-            f"{message}, or choose the policy streaming: what lies beyond them is not what the "
-            "model was trained for",
+            f"{message}{other}: what lies beyond them is not what the model was trained for",
             stacklevel=2,
         )
-    grows = not policy.fixed_size
+    grows = not is_fixed_size(model, policy)
     capacity = bucket(context + new, SMALLEST_CAPACITY) if grows else SMALLEST_CAPACITY
-    policy.check_room(capacity, context, new)
+    check_room(model, policy, capacity, context, new)
     return capacity
 
 
@@ -65,15 +99,15 @@ def check_fits(
     """
     cfg = model.config
     geometry = cache_geometry(cfg, capacity, model.engine.dtype, model.engine.backend)
-    layers = policy.layer_policies(cfg.num_layers)
     check_cache(cfg, policy, geometry, model.params)
-    chunk = prefill_chunk(layers)
+    chunk = prefill_chunk(layer_policies(cfg, policy, model.params))
+    block, read = min(geometry.backend.block or capacity, capacity), min(tokens, chunk)
     parts = memory.estimate(
         cfg,
         cache_bytes=batch * cache_bytes_per_row(cfg, policy, geometry, model.params) * allocates,
         batch=batch,
-        tokens=min(tokens, chunk),
+        tokens=read,
         new=ENDLESS_BUFFER if new == ENDLESS else bucket(new, 1) if new else 0,
-        block=min(geometry.backend.block or capacity, capacity),
+        mixer=max(mixer.floats_per_token(cfg, block + read) for mixer in mixers_of(cfg)),
     )
     memory.check_available(parts)

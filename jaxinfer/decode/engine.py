@@ -19,6 +19,7 @@ from jaxinfer.decode.settings import random_key
 from jaxinfer.decode.state import DecodeState, Requests
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.mixers import with_aux
+from jaxinfer.models.params import served_params
 from jaxinfer.models.stack import init_cache, logit_count
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.program import Program
@@ -45,6 +46,7 @@ class Engine:
     programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self):
+        self.params = served_params(self.config, self.params)
         self.programs = self.programs or {
             "prefill": Program(
                 loop.prefill,

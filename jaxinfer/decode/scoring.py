@@ -16,7 +16,7 @@ import numpy as np
 from jaxinfer.arguments import whole
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.policy import Cache, Policy
-from jaxinfer.decode.capacity import capacity_for, check_fits
+from jaxinfer.decode.capacity import capacity_for, check_fits, check_room
 from jaxinfer.decode.engine import CHUNK, Engine, bucket, padded
 from jaxinfer.decode.model import Model
 
@@ -106,7 +106,7 @@ def score(
     policy = policy.sized(length)
     engine = model.engine.serving(policy)
     capacity = capacity_for(model, policy, len(tokens), 0)
-    policy.check_room(capacity, 0, len(tokens))
+    check_room(model, policy, capacity, 0, len(tokens))
     check_fits(model, policy, 1, capacity, chunk)
     cache = engine.new_cache(policy, 1, capacity, contexts=[len(tokens)])
     cache_bytes = bytes_of(cache.layers)

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxinfer.arguments import whole
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.policy import Cache, Policy
-from jaxinfer.decode.capacity import ENDLESS_BUFFER, LONGEST, capacity_for
+from jaxinfer.decode.capacity import (
+    ENDLESS_BUFFER,
+    LONGEST,
+    capacity_for,
+    check_room,
+    is_endless,
+)
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.loop import plain_step
 from jaxinfer.decode.model import Model
@@ -66,7 +72,7 @@ class Serving:
         if self.slots & (self.slots - 1):
             raise ValueError(f"slots must be a power of two, got {slots}")
         self.context = whole("context", context, least=2, most=LONGEST)
-        if not policy.endless:
+        if not is_endless(model, policy):
             self.context = min(self.context, model.config.max_positions)
         self.chunk = bucket(whole("chunk", chunk, most=LONGEST), 1)
         self.model, self.policy = model, policy.sized(bucket(self.context, SMALLEST_CAPACITY))
@@ -158,7 +164,7 @@ class Serving:
                 f"{prompt} prompt + {new} new tokens exceed the {self.context} of a slot; shorten "
                 "the prompt, lower max_new_tokens, or make a batcher with a larger context"
             )
-        self.policy.check_room(self.capacity, prompt, new)
+        check_room(self.model, self.policy, self.capacity, prompt, new)
 
     def _check_memory(self) -> None:
         """All slots, the prompt that is read, and the half of the slots that a resize moves."""

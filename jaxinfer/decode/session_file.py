@@ -12,6 +12,7 @@ from jaxinfer.arguments import path_text, whole
 from jaxinfer.arrays import ArrayFile, check_finite, opened
 from jaxinfer.cache.policy import Cache
 from jaxinfer.cache.slots import Slots
+from jaxinfer.decode.capacity import is_fixed_size
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.prefix import Own, Prefix
 from jaxinfer.files import one_line, parse_json, quoted, replacing
@@ -99,7 +100,7 @@ def _state(prefix: Prefix, text: str) -> tuple[list[int], list[int], int]:
     capacity = whole("its capacity", state["capacity"], least=SMALLEST_CAPACITY)
     if capacity != bucket(capacity, SMALLEST_CAPACITY):
         raise ValueError(f"its capacity is {capacity}, which no session has")
-    if not prefix.policy.fixed_size and len(tokens) > capacity:
+    if not is_fixed_size(prefix.model, prefix.policy) and len(tokens) > capacity:
         raise ValueError(f"it has {len(tokens)} tokens in a cache for {capacity}")
     return tokens, pending, capacity
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.policy import Policy
-from jaxinfer.decode.capacity import check_fits
+from jaxinfer.decode.capacity import check_fits, check_room, is_fixed_size
 from jaxinfer.decode.engine import SMALLEST_CAPACITY, bucket
 from jaxinfer.decode.model import Model
 from jaxinfer.decode.scoring import Reading, chunk_of, read
-from jaxinfer.models.stack import check_positions, grow_cache
+from jaxinfer.models.reach import check_positions
+from jaxinfer.models.stack import grow_cache
 
 
 class Reader:
@@ -71,9 +72,9 @@ class Reader:
 
     def _reserve(self, length: int) -> None:
         check_positions(self.model.config, length)
-        stays = self.policy.fixed_size or length <= self.capacity
+        stays = is_fixed_size(self.model, self.policy) or length <= self.capacity
         capacity = self.capacity if stays else bucket(length, SMALLEST_CAPACITY)
-        self.policy.check_room(capacity, 0, length)
+        check_room(self.model, self.policy, capacity, 0, length)
         if stays:
             return
         check_fits(self.model, self.policy, self.rows, capacity, self.chunk)

@@ -12,16 +12,18 @@ import numpy as np
 
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import PolicyLike, resolve
+from jaxinfer.decode.capacity import is_endless
 from jaxinfer.decode.model import Model
 from jaxinfer.eval.curve import Averages, Curve, Report
 from jaxinfer.eval.documents import regrouped
 from jaxinfer.eval.reader import Reader
+from jaxinfer.models.reach import reach
 
 LONGEST = 2**31 - 2**16  # tokens; positions of the last, padded chunk must fit into an int32
 
 
 def check_endless(policy: Policy) -> None:
-    """Refuses a policy whose memory or positions grow with the text."""
+    """Refuses a policy whose memory or positions grow with the text, whatever the model."""
     if policy.endless:
         return
     why = "it counts positions in the text" if policy.fixed_size else "its memory grows with it"
@@ -49,8 +51,8 @@ def stream_perplexity(
     """
     policy = resolve(policy)
     most = lm.config.max_positions
-    end = limit if limit is not None else LONGEST if policy.endless else most
-    end = min(end, most if lm.config.positions == "learned" else LONGEST)
+    end = limit if limit is not None else LONGEST if is_endless(lm, policy) else most
+    end = min(end, reach(lm.config) or LONGEST)
     reader = Reader(lm, policy, most, chunk=chunk)
     averages, start, stopped, largest = Averages(every), time.perf_counter(), "", 0
     for piece in regrouped(tokens, reader.chunk):

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxinfer.arrays import ArrayFile, opened
-from jaxinfer.config import ModelConfig, known_fields
+from jaxinfer.config import ModelConfig
+from jaxinfer.fields import known_fields
 from jaxinfer.files import (
     check_destination,
     one_line,

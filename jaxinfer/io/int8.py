@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxinfer.arrays import ArrayFile, check_finite
 from jaxinfer.io.weights import check_room
+from jaxinfer.models.params import is_filter, leaf_name
 from jaxinfer.nn.int8 import dequantize_rows, quantize_rows
 from jaxinfer.typing import Leaf
 
@@ -20,7 +21,7 @@ def encoded(arrays: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """What a file holds of the arrays, by name."""
     stored: dict[str, np.ndarray] = {}
     for name, leaf in arrays.items():
-        if is_matrix(leaf):
+        if has_rows(name, leaf):
             stored[name], stored[name + SCALE] = quantize_rows(np.asarray(leaf, np.float32))
         else:
             stored[name] = np.asarray(leaf)
@@ -38,9 +39,9 @@ def decoded(
     Raises:
       ValueError: an array is missing, unknown, of another shape or not finite.
     """
-    matrices = {name + SCALE: leaf for name, leaf in shapes.items() if is_matrix(leaf)}
+    matrices = {name + SCALE: leaf for name, leaf in shapes.items() if has_rows(name, leaf)}
     for name, leaf in shapes.items():
-        file.check(name, leaf.shape, np.int8 if is_matrix(leaf) else leaf.dtype)
+        file.check(name, leaf.shape, np.int8 if has_rows(name, leaf) else leaf.dtype)
     for name, leaf in matrices.items():
         file.check(name, scale_shape(leaf), np.float32)
     file.check_names({*shapes, *matrices, *others})
@@ -51,17 +52,18 @@ def decoded(
 def as_stored(tree: Any) -> Any:
     """The tree as a file gives it back; doing it again changes nothing."""
 
-    def one(leaf: Leaf) -> np.ndarray:
-        if not is_matrix(leaf):
+    def one(path: tuple[Any, ...], leaf: Leaf) -> np.ndarray:
+        if not has_rows(leaf_name(path), leaf):
             return np.asarray(leaf)
         return dequantize_rows(*quantize_rows(np.asarray(leaf, np.float32)))
 
-    return jax.tree.map(one, tree)
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def is_matrix(leaf: Leaf) -> bool:
-    """Whether an array is stored as rows."""
-    return len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+def has_rows(name: str, leaf: Leaf) -> bool:
+    """Whether an array is stored as rows: matrices, but no filters."""
+    is_matrix = len(leaf.shape) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return is_matrix and not is_filter(name)
 
 
 def scale_shape(matrix: Leaf) -> tuple[int, ...]:
@@ -70,7 +72,7 @@ def scale_shape(matrix: Leaf) -> tuple[int, ...]:
 
 
 def _read(file: ArrayFile, name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    if not is_matrix(leaf):
+    if not has_rows(name, leaf):
         value = file.read(name, leaf.shape, leaf.dtype)
     else:
         scale = file.read(name + SCALE, scale_shape(leaf), np.float32)

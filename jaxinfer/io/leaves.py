@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxinfer.files import quoted
 from jaxinfer.io.dtypes import BY_NAME
-from jaxinfer.io.int8 import is_matrix
-from jaxinfer.models.params import named_leaves
+from jaxinfer.io.int8 import has_rows
+from jaxinfer.models.params import named_leaves, stays
 from jaxinfer.nn.listed import InputMajor
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.sparsity.stored import SCALES
@@ -100,7 +100,7 @@ def stored_leaves(
             found[name] = StoredLeaf(leaf.shape, np.dtype(leaf.dtype), np.dtype(leaf.dtype))
             continue
         kept = BY_NAME[own[name]] if name in own else None
-        rows = int8_rows and is_matrix(leaf)
+        rows = int8_rows and has_rows(name, leaf)
         found[name] = StoredLeaf(leaf.shape, kept or stored, kept or dtype, rows)
     return found
 
@@ -115,5 +115,4 @@ def _is_stored(leaf: Leaf) -> bool:
 
 def _stays(name: str) -> bool:
     """Whether an array is no weight of the model, so that no cast of the model concerns it."""
-    parts = name.split(".")
-    return "selector" in parts or parts[-1] in SCALES
+    return stays(name) or name.split(".")[-1] in SCALES

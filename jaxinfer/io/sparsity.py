@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 
 from jaxinfer.arrays import opened
-from jaxinfer.config import known_fields
+from jaxinfer.fields import known_fields
 from jaxinfer.files import (
     check_destination,
     one_line,

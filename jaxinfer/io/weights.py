@@ -67,6 +67,7 @@ def build_params(
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
     shapes = {leaf_path(path): leaf.shape for path, leaf in leaves}
+    dtypes = {leaf_path(path): np.dtype(leaf.dtype) for path, leaf in leaves}
     sources = sources_as_stored(cfg, family, store)
     names = {path: family.locate(sources[path], store) for path in shapes}
     _check_sizes(store, shapes, names)
@@ -77,7 +78,7 @@ def build_params(
     first_use = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
     order = sorted(shapes, key=lambda path: first_use[names[path]])
     for path, following in zip(order, [*order[1:], None], strict=True):
-        arrays[path] = _read_leaf(store, names[path], sources[path], shapes[path], dtype)
+        arrays[path] = _read_leaf(store, names[path], sources[path], shapes[path], dtypes[path])
         if following is None or names[following] != names[path]:
             store.release(names[path])
         if progress is not None:

@@ -16,6 +16,7 @@ from jaxinfer.models.projections import output, project
 from jaxinfer.models.shapes import abstract_linear, abstract_norm
 from jaxinfer.nn.heads import chosen
 from jaxinfer.ops.attention import AttentionSpec
+from jaxinfer.runtime.memory import attention_floats
 from jaxinfer.typing import Leaf, Params
 
 
@@ -23,8 +24,9 @@ class Attention(Mixer):
     """Softmax attention over the policy's tiers and the fresh tokens."""
 
     truncates = True
+    reads_norm = ("q", "k", "v")
 
-    def abstract_params(self, cfg: ModelConfig, dtype) -> Params:
+    def abstract_params(self, cfg: ModelConfig, layer: int, dtype) -> Params:
         d, h = cfg.hidden_size, cfg.head_dim
         params: Params = {
             "q": abstract_linear(d, cfg.num_heads * h, cfg.qkv_bias, dtype),
@@ -92,6 +94,9 @@ class Attention(Mixer):
 
     def bytes_per_row(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> int:
         return sum(tier.bytes_per_row(geometry) for tier in policy.tiers)
+
+    def floats_per_token(self, cfg: ModelConfig, keys: int) -> int:
+        return attention_floats(cfg, keys)
 
     def signature(self, params: Params) -> list[Leaf]:
         return [params[name]["weight"] for name in "qkv"]

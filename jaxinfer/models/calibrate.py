@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.mixers import mixer_of
 from jaxinfer.models.params import is_weight
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import product, rows
@@ -122,7 +123,8 @@ def _factor(largest: Array, weights: list[Array]) -> Array:
 
 def _readers(cfg: ModelConfig, layer: Params) -> dict[str, list[str]]:
     """The weights that read what each norm of a layer puts out, of norms where all are known."""
-    attn = [f"['attn']['{name}']['weight']" for name in ("q", "k", "v")] if "attn" in layer else []
+    name, mixer = mixer_of(layer)
+    attn = [f"['{name}']['{part}']['weight']" for part in mixer.reads_norm]
     block = layer["mlp"]
     known = not isinstance(block, FeedForward) or block.as_dense() is not None
     mlp = [f"['mlp']['{name}']['weight']" for name in ("gate", "up")] if known else []

@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 
+import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -28,10 +29,20 @@ class Mixer:
     """
 
     truncates = False
+    reads_norm: tuple[str, ...] = ()
+    """Names of the linear layers that read what the norm in front puts out, if only they do."""
 
-    def abstract_params(self, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+    def abstract_params(self, cfg: ModelConfig, layer: int, dtype: DTypeLike) -> Params:
         """The layer's parameters as `jax.ShapeDtypeStruct` leaves."""
         raise NotImplementedError
+
+    def initialised(self, cfg: ModelConfig, params: Params, key: jax.Array) -> Params:
+        """Random parameters of a layer with those drawn anew that start in a way of their own."""
+        return params
+
+    def served(self, cfg: ModelConfig, params: Params) -> Params:
+        """The parameters as steps read them: what is the same in every step is computed once."""
+        return params
 
     def policy(self, cfg: ModelConfig, params: Params, policy: Policy) -> Policy:
         """`policy` as a layer with these parameters keeps its state; what all other methods get."""
@@ -39,6 +50,10 @@ class Mixer:
 
     def check(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> None:
         """Refuses, with the remedy, a policy that it cannot keep its state under."""
+
+    def reach(self, cfg: ModelConfig, layer: int) -> int | None:
+        """The longest text that the layer can read; None without such a limit."""
+        return None
 
     def init(self, cfg: ModelConfig, policy: Policy, geometry: Geometry, batch: int) -> Leaf:
         """The state of `batch` empty rows."""
@@ -86,6 +101,10 @@ class Mixer:
     def bytes_per_row(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> int:
         """Bytes of the state of one row."""
         raise NotImplementedError
+
+    def floats_per_token(self, cfg: ModelConfig, keys: int) -> int:
+        """Numbers that a pass holds for each of its tokens, where it looks at `keys` at a time."""
+        return 4 * cfg.hidden_size
 
     def signature(self, params: Params) -> list[Leaf]:
         """The matrices that tell the layer from those of other models (`fingerprint`)."""

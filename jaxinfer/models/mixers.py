@@ -3,10 +3,11 @@
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import quoted
 from jaxinfer.models.attention import Attention
+from jaxinfer.models.hyena import Hyena
 from jaxinfer.models.mixer import Mixer
 from jaxinfer.typing import Params
 
-_MIXERS: dict[str, Mixer] = {"attn": Attention()}
+_MIXERS: dict[str, Mixer] = {"attn": Attention(), "hyena": Hyena()}
 
 
 def register_mixer(name: str, mixer: Mixer) -> None:

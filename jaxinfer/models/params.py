@@ -10,6 +10,7 @@
             "mlp_norm": NORM,                      absent when `shared_norm`
             "mlp": {"gate": LINEAR D -> F?, "up": LINEAR D -> F, "down": LINEAR F -> D}}
                                                    or a `jaxinfer.nn.mlp.FeedForward`
+                                                   another mixer has its own name and parameters
     LINEAR: {"weight": [outputs, inputs], "bias": [outputs]?}
     NORM: {"scale": [D], "bias": [D]?, "divisor": [D]?}   the last of 8-bit models, already divided
 
@@ -22,11 +23,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.mixers import mixer_named
+from jaxinfer.models.mixers import mixer_named, mixer_of
 from jaxinfer.models.shapes import abstract_linear, abstract_norm
 from jaxinfer.typing import Leaf, Params
+
+FILTERS = frozenset(("filter", "modal", "short", "skip"))
+"""Parts of a mixer whose leaves are float32 in a model of any dtype."""
 
 
 def abstract_params(cfg: ModelConfig, dtype=jnp.float32) -> Params:
@@ -57,7 +62,7 @@ def _abstract_layer(cfg: ModelConfig, layer: int, dtype) -> Params:
     params = {"attn_norm": abstract_norm(d, cfg.norm_bias, dtype)}
     if not cfg.shared_norm:
         params["mlp_norm"] = abstract_norm(d, cfg.norm_bias, dtype)
-    return params | {name: mixer_named(name).abstract_params(cfg, dtype), "mlp": mlp}
+    return params | {name: mixer_named(name).abstract_params(cfg, layer, dtype), "mlp": mlp}
 
 
 def is_weight(path: tuple[Any, ...]) -> bool:
@@ -66,8 +71,31 @@ def is_weight(path: tuple[Any, ...]) -> bool:
     return getattr(path[-1], "key", None) in ("weight", "tokens")
 
 
+def is_filter(name: str) -> bool:
+    """Whether the leaf of this name (`leaf_name`) is of a filter: poles, residues, skips, taps and
+    what implicit filters are made of. No cast and no rounding touches them: rounded to bfloat16 a
+    pole leaves the unit circle."""
+    return not FILTERS.isdisjoint(name.split("."))
+
+
+def stays(name: str) -> bool:
+    """Whether the leaf of this name is no weight, so that no cast of the model concerns it."""
+    return is_filter(name) or "selector" in name.split(".")
+
+
+def cast_params(params: Params, dtype: DTypeLike) -> Params:
+    """The parameters with all floating ones in `dtype` that do not stay as they are."""
+
+    def one(path: tuple[Any, ...], leaf: Leaf) -> Leaf:
+        is_cast = jnp.issubdtype(leaf.dtype, jnp.floating) and not stays(leaf_name(path))
+        return leaf.astype(dtype) if is_cast else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
-    """Random parameters: weights N(0, 1 / inputs), residual outputs scaled by 1 / sqrt(2 L)."""
+    """Random parameters: weights N(0, 1 / inputs), residual outputs scaled by 1 / sqrt(2 L);
+    mixers may start some of theirs otherwise."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_params(cfg, dtype))
     keys = jax.random.split(key, len(leaves))
 
@@ -82,9 +110,27 @@ def init_params(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
             deviation /= math.sqrt(2 * cfg.num_layers)
         return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
-    return jax.tree_util.tree_unflatten(
+    params = jax.tree_util.tree_unflatten(
         tree, [init(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]
     )
+    layers = []
+    for i, (layer, own) in enumerate(
+        zip(params["layers"], jax.random.split(keys[0], cfg.num_layers), strict=True)
+    ):
+        name = cfg.mixer(i)
+        layers.append(layer | {name: mixer_named(name).initialised(cfg, layer[name], own)})
+    return params | {"layers": tuple(layers)}
+
+
+def served_params(cfg: ModelConfig, params: Params) -> Params:
+    """The parameters as decoding reads them (`Mixer.served`); doing it again changes nothing."""
+    layers = []
+    for layer in params.get("layers", ()):
+        name, mixer = mixer_of(layer)
+        served = mixer.served(cfg, layer[name])
+        layers.append(layer if served is layer[name] else layer | {name: served})
+    same = all(new is old for new, old in zip(layers, params.get("layers", ()), strict=True))
+    return params if same else params | {"layers": tuple(layers)}
 
 
 def count_params(cfg: ModelConfig) -> int:

@@ -6,6 +6,7 @@ sources. A new family is one file with a `FAMILY` and one line here, or a packag
 
 import reprlib
 from collections.abc import Iterable
+from typing import NoReturn
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import quoted
@@ -13,6 +14,13 @@ from jaxinfer.models import falcon, gpt2, gpt_neox, llama, mistral, mpt, opt, qw
 from jaxinfer.models.family import Family
 from jaxinfer.models.nearest import nearest
 from jaxinfer.plugins import Registry
+
+
+def _no_layout(given: object) -> NoReturn:
+    raise ValueError(
+        "model type 'hyena' has no Hugging Face layout; load a folder that jaxinfer has written"
+    )
+
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
@@ -25,10 +33,15 @@ FAMILIES: tuple[Family, ...] = (
     falcon.FAMILY,
     mpt.FAMILY,
 )
+_WITHOUT_LAYOUT = Family(
+    name="hyena", model_types=("hyena",), config_from_hf=_no_layout, sources=_no_layout
+)
+"""Models of long convolutions (`jaxinfer.models.hyena`), which only our own folders hold."""
+
 _BY_TYPE: Registry[Family] = Registry(
     "model family",
     "jaxinfer.families",
-    {kind: family for family in FAMILIES for kind in family.model_types},
+    {kind: family for family in (*FAMILIES, _WITHOUT_LAYOUT) for kind in family.model_types},
 )
 
 

@@ -20,6 +20,8 @@ from jaxinfer.cache.policy import Cache, Policy
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.mixers import mixer_of, mixers_of
 from jaxinfer.models.offload import fetched
+from jaxinfer.models.params import abstract_params
+from jaxinfer.models.reach import check_positions
 from jaxinfer.nn.linear import product, rows
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import add_norm, norm, undivided
@@ -55,7 +57,7 @@ def init_cache(
     policy was sized for.
     """
     geometry = cache_geometry(cfg, capacity, dtype, backend)
-    policies = _layer_policies(cfg, policy, params)
+    policies = layer_policies(cfg, policy, params)
     check_cache(cfg, policy, geometry, params)
     layers = tuple(
         mixer_of(layer)[1].init(cfg, one, geometry, batch)
@@ -72,13 +74,13 @@ def init_cache(
     )
 
 
-def _layer_policies(
-    cfg: ModelConfig, policy: Policy, params: Params | None
-) -> tuple[Policy, ...]:  # fmt: skip
-    """The policy of each layer; with `params` as the layer keeps its state under it."""
+def layer_policies(
+    cfg: ModelConfig, policy: Policy, params: Params | None = None
+) -> tuple[Policy, ...]:
+    """How each layer keeps its state under the policy; `params` where layers may keep more for
+    themselves, such as the inputs of deferred heads."""
     policies = policy.layer_policies(cfg.num_layers)
-    if params is None:
-        return policies
+    params = abstract_params(cfg) if params is None else params
     found = []
     for layer, one in zip(params["layers"], policies, strict=True):
         name, mixer = mixer_of(layer)
@@ -90,7 +92,7 @@ def check_cache(
     cfg: ModelConfig, policy: Policy, geometry: Geometry, params: Params | None = None
 ) -> None:
     """Refuses, with the remedy, a policy that cannot serve the model."""
-    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
+    pairs = zip(mixers_of(cfg), layer_policies(cfg, policy, params), strict=True)
     for mixer, one in dict.fromkeys(pairs):
         mixer.check(cfg, one, geometry)
 
@@ -98,15 +100,14 @@ def check_cache(
 def cache_bytes_per_row(
     cfg: ModelConfig, policy: Policy, geometry: Geometry, params: Params | None = None
 ) -> int:
-    """Bytes of all layers' states of one row; `params` where layers may keep more for themselves,
-    such as the inputs of deferred heads."""
-    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
+    """Bytes of all layers' states of one row; `params` as in `layer_policies`."""
+    pairs = zip(mixers_of(cfg), layer_policies(cfg, policy, params), strict=True)
     return sum(mixer.bytes_per_row(cfg, one, geometry) for mixer, one in pairs)
 
 
 def can_truncate(cfg: ModelConfig, policy: Policy, params: Params) -> bool:
     """Whether a row of the cache is cut to its first tokens by setting its length."""
-    pairs = zip(mixers_of(cfg), _layer_policies(cfg, policy, params), strict=True)
+    pairs = zip(mixers_of(cfg), layer_policies(cfg, policy, params), strict=True)
     return all(mixer.truncates and one.can_truncate for mixer, one in pairs)
 
 
@@ -132,15 +133,6 @@ def cache_geometry(
         dtype=str(jnp.dtype(dtype)),
         backend=backend or Backend.of(),
     )
-
-
-def check_positions(cfg: ModelConfig, length: int) -> None:
-    """Refuses a text longer than learned positions reach: behind them, indices are clamped."""
-    if cfg.positions == "learned" and length > cfg.max_positions:
-        raise ValueError(
-            f"{length} tokens exceed the {cfg.max_positions} learned positions of the model; "
-            "shorten the text"
-        )
 
 
 def forward(

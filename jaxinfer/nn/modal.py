@@ -113,8 +113,8 @@ def modal_filter(
     made = ModalFilter(
         nu=_rounded(np.log(-np.log(radius))),
         theta=_rounded(np.angle(poles)),
-        a=_rounded(residues.real),
-        b=_rounded(residues.imag),
+        a=_rounded(np.real(residues)),
+        b=_rounded(np.imag(residues)),
         h0=_rounded(h0),
         taps=None if taps is None else _rounded(taps),
     )
@@ -128,7 +128,7 @@ def from_undelayed(
     skip: Float[np.ndarray, " F"],
 ) -> ModalFilter:
     """The filter whose state is updated before it is read: `h_t = skip [t = 0] + Re sum R p^t`."""
-    return modal_filter(poles, residues * poles, skip + residues.real.sum(axis=1))
+    return modal_filter(poles, residues * poles, skip + np.real(residues).sum(axis=1))
 
 
 class Undelayed(NamedTuple):
@@ -158,7 +158,7 @@ def undelayed(filters: ModalFilter) -> Undelayed:
             f"below {SMALLEST_POLE:g}"
         )
     found = np.divide(residues, poles, out=np.zeros_like(residues), where=live)
-    skip = np.asarray(filters.h0, np.float64) - found.real.sum(axis=1)
+    skip = np.asarray(filters.h0, np.float64) - np.real(found).sum(axis=1)
     return Undelayed(poles, found, skip)
 
 
@@ -174,17 +174,10 @@ def check_stable(radius: np.ndarray, what: str) -> None:
 def impulse_response(filters: ModalFilter, length: int) -> Float[Array, "F T"]:
     """h_0 to h_(length - 1), differentiable, under `jax.jit` or not; in the dtype of the leaves.
 
-    The error of a mode is that of a few roundings at every lag (`powers`). No [F, K, T] array is
-    made: lags are split into rows and columns, lambda^(iC + j) = lambda^(iC) lambda^j.
+    The error of a mode is that of a few roundings at every lag (`powers`).
     """
-    length, lags = whole("length", length), jnp.arange(length)
-    count = max(length - 1 - filters.delay, 1)
-    columns = 1 << (max(count - 1, 1).bit_length() + 1) // 2
-    rows = -(-count // columns)
-    near_re, near_im = powers(filters.nu, filters.theta, lags[:columns])
-    far_re, far_im = powers(filters.nu, filters.theta, jnp.arange(rows) * columns)
-    a, b = filters.a[..., None], filters.b[..., None]
-    far_re, far_im = a * far_re - b * far_im, a * far_im + b * far_re
+    length = whole("length", length)
+    (far_re, far_im), (near_re, near_im) = lag_tables(filters, max(length - 1 - filters.delay, 1))
 
     def product(x: Array, y: Array) -> Array:
         return jnp.einsum("fki,fkj->fij", x, y, precision="highest")
@@ -193,6 +186,21 @@ def impulse_response(filters: ModalFilter, length: int) -> Float[Array, "F T"]:
     tail = tail.reshape(len(filters.h0), -1)
     head = [filters.h0[:, None]] + ([] if filters.taps is None else [filters.taps])
     return jnp.concatenate([*head, tail], axis=1)[:, :length]
+
+
+Complex = tuple[Array, Array]
+"""Real and imaginary parts."""
+
+
+def lag_tables(filters: ModalFilter, count: int) -> tuple[Complex, Complex]:
+    """`R lambda^(i C)` [F, K, I] and `lambda^j` [F, K, C], whose products are what the modes give
+    at lags i C + j, the first `count` of them at least: no array has K and all lags."""
+    columns = 1 << (max(count - 1, 1).bit_length() + 1) // 2
+    rows = -(-count // columns)
+    re, im = powers(filters.nu, filters.theta, jnp.arange(rows) * columns)
+    a, b = filters.a[..., None], filters.b[..., None]
+    near = powers(filters.nu, filters.theta, jnp.arange(columns))
+    return (a * re - b * im, a * im + b * re), near
 
 
 def exact_response(filters: ModalFilter, length: int) -> Float64[np.ndarray, "F T"]:

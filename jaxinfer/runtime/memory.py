@@ -42,23 +42,32 @@ def estimate(
     new: int = 0,
     block: int = 512,
     parameter_bytes: int = 0,
+    mixer: int | None = None,
 ) -> dict[str, int]:
     """Bytes by part for reading `tokens` per row at once, activations in float32, and for `new`
     generated tokens of every row.
 
-    Temporaries: scores of one block with their exponentials and masks, the MLP's inner activations,
-    and a few copies of the residual stream. An upper bound of the right size, not a measurement.
+    Temporaries: what the widest mixer holds for a token (`mixer` numbers; None is attention), the
+    MLP's inner activations, and a few copies of the residual stream. An upper bound of the right
+    size, not a measurement.
     """
-    scores = 3 * cfg.num_heads * (block + tokens)
-    inner = 3 * cfg.intermediate_size + 4 * cfg.hidden_size + 3 * cfg.num_heads * cfg.head_dim
+    if mixer is None:
+        mixer = attention_floats(cfg, block + tokens)
+    inner = 3 * cfg.intermediate_size + 4 * cfg.hidden_size
     parts = {
         "parameters": parameter_bytes,
         "cache": cache_bytes,
         "logits": 4 * batch * cfg.vocab_size * 3,
-        "temporaries": 4 * batch * tokens * (scores + inner),
+        "temporaries": 4 * batch * tokens * (mixer + inner),
         "tokens": batch * (ROW + new * TOKEN) if new else 0,
     }
     return {name: size for name, size in parts.items() if size}
+
+
+def attention_floats(cfg: ModelConfig, keys: int) -> int:
+    """Numbers that attention holds for a token that looks at so many keys: scores with their
+    exponentials and masks, queries, keys and values."""
+    return 3 * cfg.num_heads * (keys + cfg.head_dim)
 
 
 def check_available(

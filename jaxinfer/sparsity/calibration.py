@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinfer.config import ModelConfig
-from jaxinfer.models.stack import check_positions
+from jaxinfer.models.reach import check_positions
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.sparsity.masked import hidden_values, prompt_scores
 from jaxinfer.sparsity.observe import WeightName, watch_inputs, watch_layers

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.config import check_types, known_fields
+from jaxinfer.fields import check_types, known_fields
 from jaxinfer.models.params import named_leaves
 from jaxinfer.sparsity.base import Router, Rule, check_lookahead
 from jaxinfer.sparsity.identity import SparsityConfig
@@ -115,11 +115,7 @@ class LayerForm:
     @classmethod
     def from_dict(cls, data: Json) -> "LayerForm":
         """The form that `dataclasses.asdict` has made an object of; ValueError for any other."""
-        known = known_fields(cls, data)
-        for name in ("router", "heads"):
-            if known[name] is not None:
-                known[name] = RouterForm(**known_fields(RouterForm, known[name]))
-        return cls(**known)
+        return cls(**known_fields(cls, data))
 
     def abstract(self, config: SparsityConfig) -> LayerSparsity:
         """The layer with `jax.ShapeDtypeStruct` leaves."""

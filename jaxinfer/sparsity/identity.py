@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxinfer.config import LARGEST, ModelConfig, check_types
+from jaxinfer.config import ModelConfig
+from jaxinfer.fields import LARGEST, check_types
 from jaxinfer.sparsity.base import check_lookahead
 from jaxinfer.typing import Json
 

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.config import ModelConfig, check_types, known_fields
+from jaxinfer.config import ModelConfig
+from jaxinfer.fields import check_types, known_fields
 from jaxinfer.files import quoted
 from jaxinfer.nn.block_mlp import BlockWeights
 from jaxinfer.nn.heads import Heads, Keys
@@ -52,13 +53,6 @@ class SelectorForm:
             "model, and make it sparse when it is loaded"
         )
 
-    @classmethod
-    def from_dict(cls, data: Json) -> "SelectorForm":
-        known = known_fields(cls, data)
-        if known["router"] is not None:
-            known["router"] = RouterForm(**known_fields(RouterForm, known["router"]))
-        return cls(**known)
-
     def abstract(self, width: int) -> Selector:
         """The selector that reads `width` numbers, with shapes for arrays."""
         if self.router is None:
@@ -93,9 +87,7 @@ class BlockForm:
     @classmethod
     def from_dict(cls, data: Json) -> "BlockForm":
         """The form that `dataclasses.asdict` has made an object of; ValueError for any other."""
-        known = known_fields(cls, data)
-        known["selector"] = SelectorForm.from_dict(known["selector"])
-        return cls(**known)
+        return cls(**known_fields(cls, data))
 
     def abstract(self, cfg: ModelConfig, dense: Params) -> SparseMlp:
         """The block in place of a dense one, of which `dense` has the shapes."""
@@ -143,9 +135,7 @@ class HeadsForm:
     @classmethod
     def from_dict(cls, data: Json) -> "HeadsForm":
         """The form that `dataclasses.asdict` has made an object of; ValueError for any other."""
-        known = known_fields(cls, data)
-        known["selector"] = SelectorForm.from_dict(known["selector"])
-        return cls(**known)
+        return cls(**known_fields(cls, data))
 
     def abstract(self, cfg: ModelConfig, dense: Params) -> Params:
         """An attention with such heads, given the shapes of one without; as on a CPU, whatever

@@ -44,12 +44,8 @@ def early_exit(lm: OwnModel, layers: int) -> OwnModel:
             f"an early exit of {lm.config.num_layers} layers has 1 to {lm.config.num_layers - 1} "
             f"of them, got {layers}"
         )
-    each = ("sliding_windows", "mixers", "mlps")  # one entry per layer, or None
-    kept = {name: getattr(lm.config, name) for name in each}
-    kept = {name: value if value is None else value[:layers] for name, value in kept.items()}
-    cfg = replace(lm.config, num_layers=layers, **kept)
     params = {**lm.params, "layers": tuple(lm.params["layers"][:layers])}
-    return replace(lm, config=cfg, params=params, name=f"{lm.name}[:{layers}]")
+    return replace(lm, config=lm.config.first(layers), params=params, name=f"{lm.name}[:{layers}]")
 
 
 def drafter_for(

@@ -24,7 +24,8 @@ from jaxinfer.cache.context import StepContext, chain_context
 from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.attention import attention_spec, project
-from jaxinfer.models.stack import NO_CACHE, blocks, check_positions, embed
+from jaxinfer.models.reach import check_positions
+from jaxinfer.models.stack import NO_CACHE, blocks, embed
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.mlp import FeedForward, hidden_activations
 from jaxinfer.nn.norm import norm

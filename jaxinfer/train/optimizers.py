@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxinfer.models.params import is_filter, leaf_name
 from jaxinfer.typing import Params
 
 
@@ -46,8 +47,11 @@ def warmup_stable_decay(
 
 
 def decayed(params: Params) -> Params:
-    """True for the leaves that weight decay applies to: those with two or more axes."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    """True for the leaves that weight decay applies to: those with two or more axes, but for long
+    filters, which would forget."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and not is_filter(leaf_name(path)), params
+    )
 
 
 def adamw(
@@ -78,6 +82,7 @@ def muon(
         def of(path, leaf):
             names = {getattr(entry, "key", None) for entry in path}
             is_weight = leaf.ndim == 2 and not names & {"embed", "head"}
+            is_weight = is_weight and not is_filter(leaf_name(path))
             return contrib.MuonDimensionNumbers(1, 0) if is_weight else None
 
         return jax.tree_util.tree_map_with_path(of, params)

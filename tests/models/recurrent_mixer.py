@@ -15,7 +15,7 @@ from jaxinfer.nn.linear import linear
 
 
 class RunningMean(Mixer):
-    def abstract_params(self, cfg, dtype):
+    def abstract_params(self, cfg, layer, dtype):
         d = cfg.hidden_size
         names = ("u", "gate", "out")
         params = {name: abstract_linear(d, d, False, dtype) for name in names}

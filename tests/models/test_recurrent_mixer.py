@@ -91,8 +91,8 @@ def test_a_config_of_layers_survives_json_and_an_old_one_has_none():
     assert ModelConfig.from_dict(old) == BASE and BASE.mixer(0) == "attn"
     with pytest.raises(ValueError, match="mixers has 2 entries for 3 layers"):
         replace(HYBRID, mixers=("mean", "attn"))
-    with pytest.raises(ValueError, match="unknown mixer 'hyena'; known are"):
-        init_params(replace(BASE, mixers=("attn", "hyena")), jax.random.key(0))
+    with pytest.raises(ValueError, match="unknown mixer 'rwkv'; known are"):
+        init_params(replace(BASE, mixers=("attn", "rwkv")), jax.random.key(0))
 
 
 def test_a_hybrid_forward_equals_step_by_step(hybrid):

@@ -1,5 +1,6 @@
 """Modal filters: precise at far lags, stable, and one filter in each of their forms."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -15,8 +16,10 @@ from jaxinfer.nn.modal import (
     modal_filter,
     undelayed,
 )
+from jaxinfer.testing.quick import QUICK
 
-response = jax.jit(impulse_response, static_argnums=1)
+jit = functools.partial(jax.jit, compiler_options=QUICK)
+response = jit(impulse_response, static_argnums=1)
 
 
 def some_filters(radius: tuple[float, float] = (0.9, 0.99), taps: int = 0) -> ModalFilter:
@@ -56,7 +59,7 @@ def test_far_lags_keep_their_phase():
     assert np.abs(found - exact)[:, :2000].max() < 1e-5 * np.abs(exact).max()
 
 
-@jax.jit
+@jit
 def gradient(filters: ModalFilter, wanted):
     return jax.grad(lambda f: (impulse_response(f, wanted.shape[1]) * wanted).sum())(filters)
 
@@ -71,7 +74,7 @@ def test_gradients_are_those_of_the_formula():
         modes = ((f.a + 1j * f.b)[..., None] * pole[..., None] ** jnp.arange(37)).real.sum(axis=1)
         return (jnp.concatenate([f.h0[:, None], f.taps, modes], axis=1) * wanted).sum()
 
-    expected, found = jax.jit(jax.grad(plain))(filters), gradient(filters, wanted)
+    expected, found = jit(jax.grad(plain))(filters), gradient(filters, wanted)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), found, expected
     )

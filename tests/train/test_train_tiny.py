@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.hyena_config import HyenaConfig
 from jaxinfer.io.load import load_checkpoint
 from jaxinfer.models.params import init_params, leaf_path
 from jaxinfer.models.registry import config_from_hf, family_for
@@ -231,6 +232,24 @@ def test_an_opt_interrupted_and_started_again_goes_on_equally(tmp_path, monkeypa
     np.testing.assert_allclose(weights, [0.0, 1.0, 2.0], atol=1e-4)
     assert all(0 < line["density_0"] < 1 for line in straight)
     assert_card_and_folder_agree(tmp_path / "killed" / "model", straight)
+
+
+@pytest.mark.parametrize("kind", ["multihyena", pytest.param("hyena", marks=pytest.mark.slow)])
+def test_a_hyena_is_a_llama_with_other_mixers(tmp_path, kind):
+    """It learns, and comes back from its folder with filters as they were trained."""
+    options = {"architecture": kind, "optimizer": "adamw", "steps": 6, "save_every": 6}
+    log = train(tmp_path, **options, out=tmp_path / "model")
+    assert log[-1]["loss"] < log[0]["loss"]
+    stored = load_checkpoint(tmp_path / "model", dtype="float32")
+    llama = train_tiny.model_config("llama", 320, 32, 1, 32)
+    assert stored.config == dataclasses.replace(
+        llama, family="hyena", rope=None, positions="none", mixers=("hyena",),
+        hyena=HyenaConfig(head_size=8 if kind == "multihyena" else 1),
+    )  # fmt: skip
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert parameters_digest(stored.params) in card and f"--architecture {kind}" in card
+    named = {"multihyena": "A MultiHyena of", "hyena": "A Hyena of"}[kind]
+    assert named in card and "no positions but the filters' lags" in card
 
 
 def assert_card_and_folder_agree(folder, log):

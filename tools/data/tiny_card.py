@@ -19,6 +19,11 @@ An OPT of {parameters:,} parameters that this project trained itself, on a CPU, 
 read only some neurons of a ReLU block. It writes English-looking text; it knows nothing and follows
 no instructions. A base model: no chat template. It reads and writes at most {context} tokens, as
 its positions are learned.""",
+    "hyena": """\
+A {name} of {parameters:,} parameters that this project trained itself, on a CPU, for methods that
+turn long convolutions into recurrences: tiny-llama with other mixers, on the same texts. It writes
+English-looking text; it knows nothing and follows no instructions. A base model: no chat template.
+Its filters, and so its texts, end at {context} tokens.""",
 }
 CARD = """# {name}
 
@@ -27,7 +32,7 @@ CARD = """# {name}
 | | |
 |---|---|
 | Layers, width, MLP width | {cfg.num_layers}, {cfg.hidden_size}, {mlp} |
-| Query heads, key/value heads, head size | {cfg.num_heads}, {cfg.num_kv_heads}, {cfg.head_dim} |
+| {mixer} |
 | Context | {cfg.max_positions} tokens, {positions} |
 | Vocabulary | {cfg.vocab_size}, byte-level BPE of the same texts, digits split, tied embeddings |
 | Stored as | {stored}, trained in float32 |
@@ -98,6 +103,16 @@ def write_card(
         for name, row in held_out.items()
     ]
     is_opt, l1 = cfg.family == "opt", options["l1"]
+    in_rows, kind = cfg.family != "llama", "Hyena"
+    sizes = f"{cfg.num_heads}, {cfg.num_kv_heads}, {cfg.head_dim}"
+    mixer, positions = f"Query heads, key/value heads, head size | {sizes}", "learned positions"
+    if cfg.hyena is not None:
+        kind = "Hyena" if cfg.hyena.head_size == 1 else "MultiHyena"
+        count, head = cfg.hyena.filters(cfg.hidden_size), cfg.hyena.head_size
+        mixer = f"Long filters of a layer, channels under each | {count}, {head}"
+        positions = "no positions but the filters' lags"
+    elif cfg.rope is not None:
+        positions = f"RoPE theta {cfg.rope.theta:g}"
     final = mean(line.get("nats", line["loss"]) for line in log[-10:])
     training = (
         f"{steps * tokens_per_step:,} tokens in {steps:,} steps, {optimizer}, "
@@ -110,11 +125,14 @@ def write_card(
     text = CARD.format(
         cfg=cfg,
         name=folder.name,
-        purpose=PURPOSE[cfg.family].format(parameters=count_params(cfg), context=cfg.max_positions),
+        purpose=PURPOSE[cfg.family].format(
+            name=kind, parameters=count_params(cfg), context=cfg.max_positions
+        ),
+        mixer=mixer,
         mlp=f"{cfg.intermediate_size} ({'ReLU' if is_opt else 'SwiGLU'})",
-        positions="learned positions" if cfg.rope is None else f"RoPE theta {cfg.rope.theta:g}",
-        stored="int8 rows, vectors in float32" if is_opt else "bfloat16",
-        hashed="float32 as loaded" if is_opt else "bfloat16",
+        positions=positions,
+        stored="int8 rows, vectors and filters in float32" if in_rows else "bfloat16",
+        hashed="float32 as loaded" if in_rows else "bfloat16",
         density=f"| Active neurons per layer, held-out, % | {density} |\n" if density else "",
         training=training,
         speed=tokens_per_step

@@ -1,9 +1,11 @@
-"""Trains the committed small models, `checkpoints/tiny-llama` and `tiny-opt`: tokenizer, model,
-card.
+"""Trains the committed small models, `checkpoints/tiny-llama`, `tiny-opt`, `tiny-hyena` and
+`tiny-multihyena`: tokenizer, model, card.
 
     python tools/data/fetch_texts.py
     python tools/data/train_tiny.py --run-dir DIR [--snapshots DIR]
     python tools/data/train_tiny.py --run-dir DIR --architecture opt --l1 X --ramp STEPS
+    python tools/data/train_tiny.py --run-dir DIR --architecture hyena
+    python tools/data/train_tiny.py --run-dir DIR --architecture multihyena
 
 One command does everything and may be killed at any moment: given the same options again it
 goes on where it was, and on a finished run it only evaluates and exports. The defaults are the
@@ -13,6 +15,10 @@ recipe of tiny-llama; data and mixture are fixed below. What is held out is neve
 An OPT has ReLU blocks eight times as wide as the model. `--l1` makes few of their neurons active:
 a penalty on the activations that grows from 0 within the first `--ramp` updates
 (`jaxinfer.train.sparse_activations`). The log tells each layer's density.
+
+A Hyena is the same Llama with long convolutions in place of attention and without positions; a
+MultiHyena has heads of 8 channels under one filter each (arXiv 2310.18780). Filters start as in a
+language model of the Hyena paper (`jaxinfer.hyena_config.FilterConfig`).
 
 With the schedule wsd (warm up, stay, decay) `--steps` (500 or more) may change on the way while the
 learning rate is still constant, that is, in the first three quarters: the result is that of a run
@@ -30,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.files import read_json, replacing, write_json
+from jaxinfer.hyena_config import HyenaConfig
 from jaxinfer.progress import bars
 
 END = "<|endoftext|>"
@@ -39,7 +46,8 @@ MIXTURE = {"anarchism": 1, "brown": 2, "kjv": 1, "pydoc": 1, "jargon": 1, "devil
 SKIPPED_PREFIXES = ("library/", "using/", "extending/")
 DATA_SEED = 1
 DECAY = 0.25  # the part of the run in which the learning rate falls
-Architecture = Literal["llama", "opt"]
+Architecture = Literal["llama", "opt", "hyena", "multihyena"]
+HEAD_SIZE = 8  # of a MultiHyena
 SIZES = ("steps", "batch", "context", "short", "width", "layers", "vocab")
 COMMAND_OPTIONS = ("architecture", *SIZES, "optimizer", "schedule", "peak", "l1", "ramp", "seed")
 
@@ -105,7 +113,7 @@ def model_config(
     architecture: Architecture, vocab_size: int, width: int, layers: int, context: int
 ) -> ModelConfig:
     """A tied model of head size 32: a Llama whose query heads share key/value heads by three, else
-    by two, or an OPT with blocks eight times as wide as the model."""
+    by two, a Hyena with its blocks, or an OPT with blocks eight times as wide as the model."""
     heads = width // 32
     group = next(group for group in (3, 2, 1) if heads % group == 0)
     common = {
@@ -119,6 +127,15 @@ def model_config(
             num_kv_heads=heads // group,
             intermediate_size=-(-width * 8 // 3 // 32) * 32,
             rope=RopeConfig(theta=10000.0, rotary_dim=32),
+        )
+    if architecture in ("hyena", "multihyena"):
+        return ModelConfig(
+            **common | {"family": "hyena"},
+            num_kv_heads=heads // group,
+            intermediate_size=-(-width * 8 // 3 // 32) * 32,
+            positions="none",
+            mixers=("hyena",) * layers,
+            hyena=HyenaConfig(head_size=HEAD_SIZE if architecture == "multihyena" else 1),
         )
     return ModelConfig(
         **common,
@@ -214,25 +231,22 @@ def evaluate(cfg: ModelConfig, params, run: Path, texts: Path | None, windows: i
 
 
 def export(folder: Path, cfg: ModelConfig, params, run: Path, provenance: dict):
-    """Writes one model folder, a Llama in bfloat16 and an OPT in int8 rows; returns the parameters
-    as stored."""
-    import jax
+    """Writes one model folder, a Llama in bfloat16 and any other in int8 rows; returns the
+    parameters as stored."""
     import jax.numpy as jnp
     from tokenizers import Tokenizer as Backend
 
     from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
     from jaxinfer.io.int8 import as_stored
     from jaxinfer.io.tokenizer import Tokenizer
+    from jaxinfer.models.params import cast_params
 
     backend = Backend.from_file(str(run / "tokenizer.json"))
     tokenizer = Tokenizer.from_backend(backend, eos_token_ids=(END_ID,))
-    is_opt = cfg.family == "opt"
-    if is_opt:
-        params = as_stored(params)
-    else:
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    int8_rows = cfg.family != "llama"
+    params = as_stored(params) if int8_rows else cast_params(params, jnp.bfloat16)
     checkpoint = Checkpoint(cfg, params, tokenizer, provenance)
-    save_checkpoint(folder, checkpoint, overwrite=True, int8_rows=is_opt)
+    save_checkpoint(folder, checkpoint, overwrite=True, int8_rows=int8_rows)
     return params
 
 
@@ -309,7 +323,7 @@ def main(
     def batch_of(step: int):
         is_far = step >= turn or (cfg.positions == "learned" and step % 4 == 3)
         tokens = (far if is_far else near).batch(step)
-        if architecture == "llama":
+        if architecture != "opt":
             return tokens
         return {"tokens": tokens, "l1": np.float32(growing_weight(step, l1, ramp))}
 
@@ -319,7 +333,7 @@ def main(
 
     with bars() as report:
         state = fit(
-            next_token_loss(cfg) if architecture == "llama" else sparse_next_token_loss(cfg),
+            sparse_next_token_loss(cfg) if architecture == "opt" else next_token_loss(cfg),
             init_params(cfg, jax.random.key(seed)),
             transform(optimizer, schedule, peak, steps),
             batch_of,
