@@ -20,6 +20,7 @@ REFUSES_ITSELF = {
     "jaxinfer.decode.slot_requests",
     "jaxinfer.forms",
     "jaxinfer.lm",
+    "jaxinfer.models.filter_form",
     "jaxinfer.loading",
     "jaxinfer.names",
     "jaxinfer.service",
