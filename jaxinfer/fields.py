@@ -30,9 +30,10 @@ def known_fields(cls: type, data: Any) -> dict[str, Any]:
 
 
 def _read(value: Any, kind: Any) -> Any:
-    """A parsed value as a field of this kind holds it: lists as tuples, objects as dataclasses."""
+    """A parsed value as a field of this kind holds it: lists as tuples, objects as dataclasses
+    where they are none yet."""
     for part in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if value is not None and dataclasses.is_dataclass(part):
+        if dataclasses.is_dataclass(part) and not (value is None or isinstance(value, part)):  # type: ignore[arg-type]
             return part(**known_fields(part, value))  # type: ignore[operator]
     return tuple(value) if isinstance(value, list) else value
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxinfer.arguments import of_kind, one_of, real, whole
-from jaxinfer.config import known_fields
+from jaxinfer.fields import known_fields
 from jaxinfer.parallel.hexgen.inventory import Cluster, Gpu, Link
 from jaxinfer.parallel.hexgen.layouts import StageTable
 from jaxinfer.parallel.hexgen.sizes import MOST_LAYERS, ModelSizes

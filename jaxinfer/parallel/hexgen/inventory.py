@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxinfer.arguments import of_kind, real, shown, whole
-from jaxinfer.config import known_fields
+from jaxinfer.fields import known_fields
 from jaxinfer.files import one_line, quoted, read_json, read_text
 from jaxinfer.typing import Json
 

@@ -15,7 +15,8 @@ import jax
 from jaxinfer.arguments import real, whole
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import PolicyLike, resolve
-from jaxinfer.config import ModelConfig, known_fields
+from jaxinfer.config import ModelConfig
+from jaxinfer.fields import known_fields
 from jaxinfer.models.mixers import mixer_named
 from jaxinfer.models.params import abstract_params, is_weight
 from jaxinfer.models.stack import cache_geometry

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxinfer.arguments import of_kind, real, shown, whole
-from jaxinfer.config import known_fields
+from jaxinfer.fields import known_fields
 from jaxinfer.files import one_line, read_text, write_text
 from jaxinfer.typing import Json
 
