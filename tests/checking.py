@@ -44,6 +44,8 @@ REFUSES_ITSELF = {
     "jaxinfer.theory.joma.hierarchy",
     "jaxinfer.theory.joma.invariants",
     "jaxinfer.theory.joma.trainer",
+    "jaxinfer.theory.transport.certified",
+    "jaxinfer.theory.transport.divergence",
 }
 
 

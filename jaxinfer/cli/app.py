@@ -28,11 +28,12 @@ from jaxinfer.cli.plan import plan
 from jaxinfer.cli.score import score
 from jaxinfer.cli.simulate import simulate
 from jaxinfer.cli.train import train
+from jaxinfer.cli.transport import transport
 from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 VERBS = (
-    generate, chat, score, convert, info, tree, plan, simulate, bench, dynamics, env,
+    generate, chat, score, convert, info, tree, plan, simulate, bench, dynamics, transport, env,
 )  # fmt: skip
 
 app = typer.Typer(

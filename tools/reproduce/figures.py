@@ -12,10 +12,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.cache.policy import Policy
+from jaxinfer.environment import environment
 from jaxinfer.eval.documents import held_out_texts
 from jaxinfer.eval.reader import Reader
-from jaxinfer.eval.tables import Row, markdown, save
+from jaxinfer.eval.tables import Row, markdown, markdown_table, save
 from jaxinfer.files import replacing, write_text
+from jaxinfer.records import Record, append
+from jaxinfer.typing import Json
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 DRAWS = 2000
@@ -72,16 +75,49 @@ def publish(
     folder: Path = RESULTS,
     size: tuple[float, float] = (7.0, 4.2),
 ) -> None:
-    """Writes the record, the table and the plot; `plot` gets the axes."""
+    """Writes the record, the table and the plot of policies; `plot` gets the axes."""
+    save(name, config, rows, folder, seed=seed, command=command)
+    _show(name, title, f"`{command}`\n\n{markdown(rows)}", plot, folder, size)
+
+
+def publish_records(
+    name: str,
+    title: str,
+    config: Mapping[str, Any],
+    records: Sequence[Json],
+    plot: Callable[[Any], None],
+    *,
+    caveat: str,
+    seed: int,
+    command: str,
+    folder: Path = RESULTS,
+    size: tuple[float, float] = (7.0, 4.2),
+) -> None:
+    """The same for rows that are of no policy, with what a reader must know beside them."""
+    metrics = {"rows": list(records)}
+    record = Record(
+        name=f"eval-{name}", config=dict(config), metrics=metrics, env=environment(),
+        command=command, seed=seed,
+    )  # fmt: skip
+    append(record, folder)
+    text = f"`{command}`\n\n{markdown_table(records)}\n\n{caveat}"
+    _show(name, title, text, plot, folder, size)
+
+
+def _show(
+    name: str,
+    title: str,
+    text: str,
+    plot: Callable[[Any], None],
+    folder: Path,
+    size: tuple[float, float],
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save(name, config, rows, folder, seed=seed, command=command)
-    text = f"# {title}\n\n`{command}`\n\n{markdown(rows)}\n\n![{title}]({name}.png)\n"
-    write_text(folder / f"{name}.md", text)
+    write_text(folder / f"{name}.md", f"# {title}\n\n{text}\n\n![{title}]({name}.png)\n")
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     plot(axes)
@@ -89,4 +125,4 @@ def publish(
     with replacing(folder / f"{name}.png") as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
-    print(f"{title}\n\n{markdown(rows)}\n\nwrote {name}.md, {name}.png and eval-{name}.jsonl")
+    print(f"{title}\n\n{text}\n\nwrote {name}.md, {name}.png and eval-{name}.jsonl")
