@@ -344,6 +344,7 @@ def test_a_config_says_what_it_cannot_be():
     assert replace(MULTI, mixers=("attn", "hyena", "attn")).first(1).hyena is None
 
 
+@pytest.mark.slow  # twelve seconds; the same identities in float32 are above
 def test_identities_hold_in_float64():
     """laughing_hyena.md 5.3 and 5.4: see `hyena_float64.py`, a process of its own."""
     done = subprocess.run(

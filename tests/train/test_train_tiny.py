@@ -234,7 +234,8 @@ def test_an_opt_interrupted_and_started_again_goes_on_equally(tmp_path, monkeypa
     assert_card_and_folder_agree(tmp_path / "killed" / "model", straight)
 
 
-@pytest.mark.parametrize("kind", ["multihyena", pytest.param("hyena", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multihyena", "hyena"])
 def test_a_hyena_is_a_llama_with_other_mixers(tmp_path, kind):
     """It learns, and comes back from its folder with filters as they were trained."""
     options = {"architecture": kind, "optimizer": "adamw", "steps": 6, "save_every": 6}
