@@ -11,14 +11,17 @@ import pytest
 
 from jaxinfer.cache.presets import full
 from jaxinfer.config import ModelConfig, RopeConfig
+from jaxinfer.models import stack
 from jaxinfer.models.params import init_params
-from jaxinfer.models.stack import forward, init_cache
+from jaxinfer.models.stack import init_cache
 from jaxinfer.runtime.backend import Backend
+from jaxinfer.testing.quick import quick_jit
 
 CFG = ModelConfig(
     family="llama", vocab_size=61, hidden_size=40, intermediate_size=48, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=16, max_positions=64, rope=RopeConfig(rotary_dim=16),
 )  # fmt: skip
+forward = quick_jit(stack.forward)
 FORMS = {
     "sequential": CFG,
     "layer norms": replace(CFG, norm="layer"),
