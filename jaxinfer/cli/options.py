@@ -23,8 +23,8 @@ NAMED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 # Names as `--help` shows them; that they are all of the library's is tested, as reading them from
 # there would make `--help` wait for it.
 MODELS = (
-    "smollm2-135m (fetched once), tiny-llama, tiny-draft, a Hugging Face folder, a GGUF file or a "
-    "converted folder."
+    "smollm2-135m (fetched once), tiny-llama, tiny-draft, tiny-opt, a Hugging Face folder, a GGUF "
+    "file or a converted folder."
 )
 DEFAULT_MODEL = f"{MODELS} Left out: smollm2-135m."
 POLICIES = (

@@ -48,6 +48,7 @@ MODELS: dict[str, WheelModel | FolderModel] = {
     ),
     FALLBACK: FolderModel("checkpoints/tiny-llama"),
     "tiny-draft": FolderModel("checkpoints/tiny-draft"),
+    "tiny-opt": FolderModel("checkpoints/tiny-opt"),
 }
 
 
