@@ -176,14 +176,16 @@ MATRIX = (
     ),
 )
 
-# Full on these two models, on the others slow but for one smoke test.
+# Full on these two models, on the others slow but for one smoke test of a policy of each kind of
+# tier, and of all of them in one.
 MAIN_MODELS = ("llama", "mpt")
+SMOKE = ("full", "streaming", "kivi", "h2o", "less-streaming-kivi4")
 
 
 def settings(which: tuple[str, ...] = ("easy", "hard"), smoke: bool = False) -> list:
     """pytest parameters (model, policy); a policy with one setting has it as its hard one.
 
-    With `smoke` all models run by default.
+    With `smoke` all models run some of them by default.
     """
     out = []
     for case in MATRIX:
@@ -193,7 +195,8 @@ def settings(which: tuple[str, ...] = ("easy", "hard"), smoke: bool = False) -> 
         for model in MODELS:
             if model in case.refuses:
                 continue
-            is_slow = model not in MAIN_MODELS and case.name != "full" and not smoke
+            by_default = SMOKE if smoke else ("full",)
+            is_slow = model not in MAIN_MODELS and case.name not in by_default
             marks = [pytest.mark.slow] if is_slow else []
             out += [
                 pytest.param(
