@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxinfer import testing
 from jaxinfer.cache.base import bytes_of
 from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.decode_step import decode_case, inspect_decode, step_bytes
-from jaxinfer.lm import LM
 from jaxinfer.models.params import abstract_params, count_params, init_params
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.testing.decoding import assert_in_place
@@ -180,20 +178,6 @@ def test_no_policy_copies_its_cache_on_an_h200(name, dtype):
     )
     assert_structure(case, executable, 2, HUGE, "gpu")
     assert hlo.fusion_count(executable) <= 90  # measured: 86 at most
-
-
-STEPPED = {  # state changes within a few steps
-    "full": full(),
-    "kivi": kivi(bits=4, group=8, residual=8),
-    "streaming": streaming(sinks=2, window=6),
-    "h2o": h2o(heavy=4, recent=4),
-    "less": less(h2o(heavy=4, recent=4), CFG),
-}
-
-
-@pytest.mark.parametrize("policy", STEPPED.values(), ids=STEPPED)
-def test_one_trace_serves_all_steps_lengths_and_requests(policy):
-    testing.check_one_trace(policy, LM(CFG, init_params(CFG, jax.random.key(0)), name="two layers"))
 
 
 @pytest.fixture(scope="module")

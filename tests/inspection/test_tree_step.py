@@ -68,7 +68,7 @@ def assert_structure(executable, leaves, tree, batch=2):
 def test_a_tree_step_on_the_cpu_copies_no_cache(policy, drafter, temperature):
     tree = Topology.chain(4)
     if isinstance(drafter, ModelDrafter):
-        tree = Topology.optimal(REFERENCE, 8, 4)
+        tree = Topology.optimal(REFERENCE, 8, 3)
     program, args, step, leaves = arguments(policy, tree, drafter, "float32", "cpu", temperature)
     executable = program.prepare(*args, step=step).executable
     assert_structure(executable, leaves, tree)
@@ -77,9 +77,11 @@ def test_a_tree_step_on_the_cpu_copies_no_cache(policy, drafter, temperature):
 
 @pytest.mark.gpu_compile
 @needs_compiler
-@pytest.mark.parametrize("nodes", [pytest.param(64, marks=slow), pytest.param(128, marks=slow), 16])
-def test_a_tree_step_on_an_h200_copies_no_cache(nodes):
-    tree = Topology.optimal(REFERENCE, nodes, 6)
+@pytest.mark.parametrize(
+    "nodes, levels", [pytest.param(64, 6, marks=slow), pytest.param(128, 6, marks=slow), (16, 3)]
+)
+def test_a_tree_step_on_an_h200_copies_no_cache(nodes, levels):
+    tree = Topology.optimal(REFERENCE, nodes, levels)
     program, args, step, leaves = arguments(
         full(), tree, ModelDrafter(cfg=DRAFT), "bfloat16", "gpu", 0.7
     )

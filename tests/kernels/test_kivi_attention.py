@@ -13,6 +13,7 @@ from pallas_kernels.kivi_attention import PackedHalf, kivi_attention
 from pallas_kernels.kivi_attention.configs import Config
 from pallas_kernels.kivi_attention.reference import unpacked
 from pallas_kernels.softmax_state import ExtraKeys
+from tests.combinations import diagonal
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 
@@ -121,15 +122,14 @@ def halves(b, k, s, h, bits, group=32):
     return keys, PackedHalf(array(b, k, s, h // count, dtype="uint32"), scale, scale)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize(
-    "b, k, g, t, h, dtype",
-    [
-        pytest.param(8, 8, 4, 1, 128, "bfloat16", id="llama-3"),
-        pytest.param(1, 3, 3, 64, 64, "bfloat16", id="tree of 64"),
-        pytest.param(2, 3, 3, 1, 64, "float32", id="float32"),
-    ],
-)
+SHAPES = [
+    pytest.param(8, 8, 4, 1, 128, "bfloat16", id="llama-3"),
+    pytest.param(1, 3, 3, 64, 64, "bfloat16", id="tree of 64"),
+    pytest.param(2, 3, 3, 1, 64, "float32", id="float32"),
+]
+
+
+@pytest.mark.parametrize("b, k, g, t, h, dtype, bits", diagonal(SHAPES, [2, 4, 8]))
 def test_it_compiles_for_an_h200_without_spills(b, k, g, t, h, dtype, bits):
     keys, values = halves(b, k, 8192, h, bits)
     args = (

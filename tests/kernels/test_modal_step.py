@@ -10,6 +10,7 @@ import pytest
 from jaxinfer.inspection import hlo
 from pallas_kernels.modal_step import hyena_step, modal_step
 from pallas_kernels.modal_step.configs import Config, heuristic
+from tests.combinations import diagonal
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 
@@ -152,8 +153,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("b, d, k, dtype", SHAPES)
-@pytest.mark.parametrize("step", [modal_step, hyena_step])
+@pytest.mark.parametrize("b, d, k, dtype, step", diagonal(SHAPES, [modal_step, hyena_step]))
 def test_it_compiles_for_an_h200_in_place_and_without_spills(step, b, d, k, dtype):
     def array(*shape, of="float32"):
         return jax.ShapeDtypeStruct(shape, of)

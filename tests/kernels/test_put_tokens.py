@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels.put_tokens import put_tokens, swap_tokens
 from pallas_kernels.put_tokens.configs import Config
+from tests.combinations import diagonal
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 FLOATS = ["float32", "bfloat16", "float16"]
@@ -119,17 +120,16 @@ def shapes(b, k, slots, h, tokens, by_head, dtype="bfloat16"):
     return arrays(slots), arrays(tokens), index
 
 
-@pytest.mark.parametrize("run", [put_tokens, swap_tokens])
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        pytest.param((8, 32, 4096, 128, 1, False), id="llama-2, one token"),
-        pytest.param((8, 32, 4096, 128, 1, True), id="llama-2, h2o"),
-        pytest.param((1, 3, 32768, 64, 4096, False), id="smollm2, a prompt"),
-        pytest.param((2, 4, 512, 80, 33, True), id="heads of 80"),
-        pytest.param((16, 32, 65536, 128, 1, False), id="more than 2**31 numbers"),
-    ],
-)
+SIZES = [
+    pytest.param((8, 32, 4096, 128, 1, False), id="llama-2, one token"),
+    pytest.param((8, 32, 4096, 128, 1, True), id="llama-2, h2o"),
+    pytest.param((1, 3, 32768, 64, 4096, False), id="smollm2, a prompt"),
+    pytest.param((2, 4, 512, 80, 33, True), id="heads of 80"),
+    pytest.param((16, 32, 65536, 128, 1, False), id="more than 2**31 numbers"),
+]
+
+
+@pytest.mark.parametrize("sizes, run", diagonal(SIZES, [put_tokens, swap_tokens]))
 def test_it_compiles_for_an_h200_in_place(run, sizes):
     args = shapes(*sizes)
     lowers_for_cuda(run, *args)

@@ -10,6 +10,7 @@ import torch
 
 from pallas_kernels.skinny_matmul import feed_forward_hidden, skinny_matmul
 from pallas_kernels.skinny_matmul.configs import Config, heuristic
+from tests.combinations import diagonal
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 CONFIGS = [
@@ -119,16 +120,15 @@ def shape(*sizes: int, dtype: str = "bfloat16"):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize(
-    "inputs, outputs, dtype",
-    [
-        pytest.param(576, (576, 192, 192), "bfloat16", id="smollm2 q, k, v"),
-        pytest.param(4096, (4096, 4096, 4096), "bfloat16", id="llama-2 7B q, k, v"),
-        pytest.param(11008, (4096,), "bfloat16", id="llama-2 7B down"),
-        pytest.param(768, (768, 768, 768), "float32", id="gpt2 q, k, v"),
-    ],
-)
+PRODUCTS = [
+    pytest.param(576, (576, 192, 192), "bfloat16", id="smollm2 q, k, v"),
+    pytest.param(4096, (4096, 4096, 4096), "bfloat16", id="llama-2 7B q, k, v"),
+    pytest.param(11008, (4096,), "bfloat16", id="llama-2 7B down"),
+    pytest.param(768, (768, 768, 768), "float32", id="gpt2 q, k, v"),
+]
+
+
+@pytest.mark.parametrize("inputs, outputs, dtype, rows", diagonal(PRODUCTS, [1, 4]))
 def test_products_compile_for_an_h200_without_spills(rows, inputs, outputs, dtype):
     x, weights = shape(rows, inputs, dtype=dtype), [shape(n, inputs, dtype=dtype) for n in outputs]
     lowers_for_cuda(skinny_matmul, x, weights)
@@ -146,15 +146,14 @@ def test_live_parts_compile_for_an_h200_without_spills(parts):
     compiles_without_spills(run, x, weight, live)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize(
-    "width, neurons, dtype, activation",
-    [
-        pytest.param(576, 1536, "bfloat16", "silu", id="smollm2"),
-        pytest.param(4096, 11008, "bfloat16", "silu", id="llama-2 7B"),
-        pytest.param(768, 3072, "float32", "gelu", id="an exact gelu"),
-    ],
-)
+HIDDEN = [
+    pytest.param(576, 1536, "bfloat16", "silu", id="smollm2"),
+    pytest.param(4096, 11008, "bfloat16", "silu", id="llama-2 7B"),
+    pytest.param(768, 3072, "float32", "gelu", id="an exact gelu"),
+]
+
+
+@pytest.mark.parametrize("width, neurons, dtype, activation, rows", diagonal(HIDDEN, [1, 4]))
 def test_hidden_values_compile_for_an_h200_without_spills(rows, width, neurons, dtype, activation):
     x, weight = shape(rows, width, dtype=dtype), shape(neurons, width, dtype=dtype)
     run = functools.partial(feed_forward_hidden, activation=activation)

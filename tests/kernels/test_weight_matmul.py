@@ -15,6 +15,7 @@ from pallas_kernels.weight_matmul import (
     weight_matmuls,
 )
 from pallas_kernels.weight_matmul.configs import Config, heuristic
+from tests.combinations import diagonal
 from tests.kernels.checking import agree, compiles_without_spills, lowers_for_cuda
 
 STATIC = ("bits", "group", "is_symmetric", "scale_dtype")
@@ -120,9 +121,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, 16, pytest.param(64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("inputs, outputs", SHAPES)
+@pytest.mark.parametrize(
+    "inputs, outputs, rows, bits",
+    diagonal(SHAPES, [1, 16, pytest.param(64, marks=pytest.mark.slow)], [4, 8]),
+)
 def test_it_compiles_for_an_h200_without_spills(inputs, outputs, rows, bits):
     group = 64 if inputs == 576 else 128
     weight = jax.eval_shape(
