@@ -71,7 +71,8 @@ def test_given_the_rest_of_the_keys_it_attends_to_all(seed):
     scores = jnp.asarray(3 * rng.normal(size=(*q.shape[:-1], 3)), jnp.float32)
     fresh = jnp.asarray(rng.normal(size=(*q.shape[:2], 3, q.shape[-1])), q.dtype)
     run = functools.partial(kivi_attention, **spec)
-    other = run(-q, keys, values, visible, distance, stop, implementation="reference")
+    reference = jax.jit(functools.partial(run, implementation="reference"))
+    other = reference(-q, keys, values, visible, distance, stop)
     extra = ExtraKeys(scores, fresh, other if seed % 2 else None)
     tolerance = 5e-5 if q.dtype == jnp.float32 else 3e-2
     agree(run, q, keys, values, visible, distance, stop, extra, tolerance=tolerance)
@@ -81,11 +82,13 @@ def test_given_the_rest_of_the_keys_it_attends_to_all(seed):
 def test_the_reference_is_dense_attention_over_what_the_library_unpacks(seed):
     q, keys, values, visible, distance, _, spec, full = problem(seed)
     q = q.astype(jnp.float32)
-    found = kivi_attention(q, keys, values, visible, distance, implementation="reference", **spec)
+    run = functools.partial(kivi_attention, implementation="reference", **spec)
+    found = jax.jit(run)(q, keys, values, visible, distance)
     for name in ("key_bits", "value_bits", "config"):
         spec.pop(name)
     k, v = (x[:, :, : visible.shape[3]] for x in full)
-    expected = dense_attention(q, k, v, visible, distance, implementation="reference", **spec)
+    run = functools.partial(dense_attention, implementation="reference", **spec)
+    expected = jax.jit(run)(q, k, v, visible, distance)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.models import stack
 from jaxinfer.models.params import abstract_params
 from jaxinfer.models.registry import config_from_hf, family_for
-from jaxinfer.models.stack import forward
+from jaxinfer.testing.quick import quick_jit
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+forward = quick_jit(stack.forward)
 SMALL = {
     "vocab_size": 131,  # odd on purpose
     "hidden_size": 48,

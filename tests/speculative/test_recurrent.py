@@ -7,15 +7,17 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.decode.sampling import Sampler, SamplerRows
+from jaxinfer.models import stack
 from jaxinfer.models.recurrent import guesses, read
-from jaxinfer.models.stack import forward
 from jaxinfer.speculative.acceptance_rates import measure_acceptance
 from jaxinfer.speculative.proposal import Proposal
 from jaxinfer.speculative.topology import Topology
 from jaxinfer.speculative.tuning import roofline, tune
+from jaxinfer.testing.quick import quick_jit
 from tests.factories import lm_of
 from tests.speculative.running import DRAFTS, TARGET, TREE, Rows, cell, speculator
 
+forward = quick_jit(stack.forward)
 PROMPT = [1, 4, 1, 4, 2, 1]
 GREEDY = Sampler(temperature=0.0)
 

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax, rel_entr, softmax
 
+from jaxinfer.models import stack
 from jaxinfer.models.recurrent import guesses, read
-from jaxinfer.models.stack import forward
+from jaxinfer.testing.quick import quick_jit
 from jaxinfer.train.draft.losses import DECAY, UNROLL, distillation, unrolled
 from jaxinfer.train.draft.recipe import DraftRecipe
 from jaxinfer.train.draft.student import new_student
 from tests.factories import lm_of, random_tokens
 
+forward = quick_jit(stack.forward)
 TOKENS = random_tokens(3, 20, seed=5)
 RECIPE = DraftRecipe(layers=1, width=32, windows=3, context=20)
 
@@ -30,7 +32,7 @@ def test_distillation_is_the_divergence_of_the_draft_from_the_target():
     out = forward(target.config, target.params, jnp.asarray(TOKENS))
     head = {name: target.params[name] for name in ("embed", "head") if name in target.params}
     batch = {"tokens": jnp.asarray(TOKENS), "hidden": out.hidden, "head": head, "fixed": {}}
-    loss, metrics = distillation(target.config, student.config)(
+    loss, metrics = jax.jit(distillation(target.config, student.config))(
         student.trained, batch, jax.random.key(0)
     )
     given = forward(student.config, student.trained, jnp.asarray(TOKENS)).logits
@@ -47,7 +49,7 @@ def test_a_recurrent_draft_learns_the_targets_choice_behind_what_it_has_read(mon
     tokens = jnp.asarray(TOKENS[:, : UNROLL + 2])  # one place to begin at, the first
     hidden = forward(target.config, target.params, tokens).hidden
     batch = {"tokens": tokens, "hidden": hidden, "head": {}, "fixed": student.fixed}
-    loss, metrics = unrolled()(student.trained, batch, jax.random.key(0))
+    loss, metrics = jax.jit(unrolled())(student.trained, batch, jax.random.key(0))
 
     params, head = student.params(student.trained), np.asarray(student.fixed["head"]["weight"])
     state, expected = hidden[:, :1], []
