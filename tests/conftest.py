@@ -43,7 +43,10 @@ MOST_MAPPINGS = min(45_000, int(2_000 * MEMORY))
 # or compiles for a GPU.
 AS_USERS_DO = (
     "tests/inspection",
-    "tests/runtime",
+    "tests/runtime/test_compilation_cache.py",
+    "tests/runtime/test_layout.py",
+    "tests/runtime/test_memory.py",
+    "tests/runtime/test_program.py",
     "tests/test_smollm2.py",
     "tests/cache/test_less_preset.py",
 )
