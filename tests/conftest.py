@@ -39,7 +39,7 @@ MEMORY = PAGE * os.sysconf("SC_PHYS_PAGES")
 # Linux allows a process 65,530; XLA dies of a segmentation fault there. 45,000 take 7 GB.
 MOST_MAPPINGS = min(45_000, int(2_000 * MEMORY))
 
-# These compile as users do (one asks for equal bits of two programs), and so does all that is slow
+# These compile as users do (two ask for equal bits of two programs), and so does all that is slow
 # or compiles for a GPU.
 AS_USERS_DO = (
     "tests/inspection",
@@ -48,6 +48,7 @@ AS_USERS_DO = (
     "tests/runtime/test_memory.py",
     "tests/runtime/test_program.py",
     "tests/test_smollm2.py",
+    "tests/train/test_loop.py",
     "tests/cache/test_less_preset.py",
 )
 

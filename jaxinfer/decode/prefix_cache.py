@@ -52,27 +52,20 @@ class PrefixCache(Generic[Held]):
         return len(self._used)
 
     def find(self, scope: str, tokens: Sequence[int]) -> Found[Held] | None:
-        """The snapshot of a scope that has read most of `tokens`."""
-        if scope not in self._roots:
+        """The snapshot of a scope that has read most of `tokens`; it counts as used."""
+        holder, length = self._best(scope, tokens)
+        if holder is None:
             return None
-        node, common, below = self._walk(self._roots[scope], tokens)
-        if self.truncates and common:
-            # All below the point where the ways part has read the common tokens.
-            holder = self._newest(below)
-            if holder is not None:
-                self._used.move_to_end(holder)
-                return Found(_held(holder), common)
-        while node.held is None and node.parent is not None:
-            node = node.parent
-        if node.held is None or not node.depth:
-            return None
-        self._used.move_to_end(node)
-        return Found(node.held, node.depth)
+        self._used.move_to_end(holder)
+        return Found(_held(holder), length)
 
     def covers(self, scope: str, tokens: Sequence[int]) -> bool:
         """Whether a snapshot serves for all of `tokens`; it counts as used then."""
-        found = self.find(scope, tokens)
-        return found is not None and found.length == len(tokens)
+        holder, length = self._best(scope, tokens)
+        if holder is None or length < len(tokens):
+            return False
+        self._used.move_to_end(holder)
+        return True
 
     def put(self, scope: str, tokens: Sequence[int], held: Held, size: int) -> None:
         """Keeps a snapshot of `size` bytes that has read `tokens`; one that exceeds the budget, or
@@ -98,6 +91,20 @@ class PrefixCache(Generic[Held]):
         self._roots.clear()
         self._used.clear()
         self.bytes = 0
+
+    def _best(self, scope: str, tokens: Sequence[int]) -> tuple[_Node[Held] | None, int]:
+        """The node that holds what `find` gives, and how many of `tokens` it serves for."""
+        if scope not in self._roots:
+            return None, 0
+        node, common, below = self._walk(self._roots[scope], tokens)
+        if self.truncates and common:
+            # All below the point where the ways part has read the common tokens.
+            holder = self._newest(below)
+            if holder is not None:
+                return holder, common
+        while node.held is None and node.parent is not None:
+            node = node.parent
+        return (None, 0) if node.held is None or not node.depth else (node, node.depth)
 
     def _walk(
         self, root: _Node[Held], tokens: Sequence[int]

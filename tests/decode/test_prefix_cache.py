@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from jaxinfer.decode.prefix_cache import Found, PrefixCache
 
@@ -47,6 +47,7 @@ def test_it_finds_the_longest_snapshot(truncates, steps):
 
 
 @given(steps=STEPS, budget=st.integers(1, 5))
+@example(steps=[(True, (1,)), (True, (0,)), (True, (1, 0))], budget=2)
 @settings(max_examples=150, deadline=None)
 def test_the_least_recently_used_goes_first(steps, budget):
     cache, used = PrefixCache(budget, truncates=False), []

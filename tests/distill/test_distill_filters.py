@@ -30,7 +30,7 @@ def test_exact_sums_are_recovered_by_the_half_hankel():
     h = np.concatenate([sums_of_modes(4, 4, LAGS)[2], sums_of_modes(4, 4, LAGS, least=0.985)[2]])
     filters, report = ji.distill_filters(h, **SHORT)
     assert report.worst < 1e-5
-    assert {one.method for one in report.filters[4:]} == {"half Hankel"}
+    assert {one.method for one in report.filters[4:]} <= {"half Hankel", "refined"}
     assert all(one.order == one.modes * 2 == 8 for one in report.filters)
     assert np.abs(impulse_response(filters, LAGS) - h).max() < 1e-4 * np.abs(h).max()
     _, balanced = ji.distill_filters(h[4:], order=4, method="balanced")
