@@ -52,8 +52,8 @@ documentation, the tutorial, how-tos, FAQ and language reference (held-out pages
 ## Held-out loss
 
 Whole documents that were never trained on and repeat no training text (`jaxinfer.texts`), in
-windows of {cfg.max_positions} tokens, in float32, before the rounding to {stored}. Each source
-is cut off after about {windows} windows.
+windows of {cfg.max_positions} tokens, in float32, before the parameters were rounded. Each source is
+cut off after about {windows} windows.
 
 | Source | Documents | Tokens | Nats per token | Bits per byte |
 |---|---|---|---|---|
@@ -131,7 +131,7 @@ def write_card(
         mixer=mixer,
         mlp=f"{cfg.intermediate_size} ({'ReLU' if is_opt else 'SwiGLU'})",
         positions=positions,
-        stored="int8 rows, vectors and filters in float32" if in_rows else "bfloat16",
+        stored="int8 rows (vectors and filters in float32)" if in_rows else "bfloat16",
         hashed="float32 as loaded" if in_rows else "bfloat16",
         density=f"| Active neurons per layer, held-out, % | {density} |\n" if density else "",
         training=training,
