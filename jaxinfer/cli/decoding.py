@@ -10,9 +10,8 @@ from jaxinfer.cli.notices import note
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
-    from jaxinfer.decode.run import Run
     from jaxinfer.decode.sampling import Sampler
-    from jaxinfer.decode.speculation import Draft
+    from jaxinfer.decode.speculation import Draft, Planned
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
     from jaxinfer.sparsity.method import Sparsity
@@ -113,7 +112,7 @@ class _Fastest:
     def __init__(self, lm: "LM", draft: "LM | RecurrentDraft | str"):
         self.lm, self.draft, self.said = lm, None if isinstance(draft, str) else draft, False
 
-    def __call__(self, run: "Run") -> "Topology":
+    def __call__(self, run: "Planned") -> "Topology":
         from jaxinfer.progress import bars
         from jaxinfer.speculative.tuning import WORTH, FastestTree
 

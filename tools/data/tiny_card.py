@@ -52,8 +52,8 @@ documentation, the tutorial, how-tos, FAQ and language reference (held-out pages
 ## Held-out loss
 
 Whole documents that were never trained on and repeat no training text (`jaxinfer.texts`), in
-windows of {cfg.max_positions} tokens, in float32, before the parameters were rounded. Each source is
-cut off after about {windows} windows.
+windows of {cfg.max_positions} tokens, in float32, before the parameters were rounded. Each source
+is cut off after about {windows} windows.
 
 | Source | Documents | Tokens | Nats per token | Bits per byte |
 |---|---|---|---|---|

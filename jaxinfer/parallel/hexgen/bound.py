@@ -20,7 +20,7 @@ def capacity_bound(table: StageTable, counts: Counts, layers: int) -> float:
         counts: accelerators of each machine.
         layers: of the model.
     """
-    from scipy.optimize import LinearConstraint, milp
+    from scipy.optimize import milp
 
     machines, degrees = table.layer_s.shape
     rate = 1.0 / (table.layer_s * layers)
@@ -30,7 +30,7 @@ def capacity_bound(table: StageTable, counts: Counts, layers: int) -> float:
         uses[m, m * degrees : (m + 1) * degrees] = table.degrees
     found = milp(
         -rate.reshape(-1),
-        constraints=LinearConstraint(uses, -np.inf, np.array(counts, float)),
+        constraints=(uses, -np.inf, np.array(counts, float)),
         integrality=np.ones(rate.size),
     )
     return float(-found.fun)

@@ -73,7 +73,7 @@ def cheapest_mix(
         fits[k, k * parts : (k + 1) * parts] = load[k]
         fits[k, kinds * parts + k] = -1.0
     available = [np.inf if offer.available is None else offer.available for offer in offers]
-    most = LinearConstraint(np.eye(len(price)), 0, np.concatenate([can.reshape(-1), available]))
+    most = (np.eye(len(price)), 0, np.concatenate([can.reshape(-1), available]))
     found = milp(
         price,
         constraints=[
