@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jax
+import optax
 
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.models.params import init_params
@@ -11,6 +12,7 @@ from jaxinfer.train.data import TokenWindows, write_tokens
 from jaxinfer.train.language_model import next_token_loss
 from jaxinfer.train.loop import TrainState, fit
 from jaxinfer.train.optimizers import adamw, warmup_cosine
+from jaxinfer.typing import Params
 
 CONFIG = ModelConfig(
     family="llama",
@@ -27,6 +29,14 @@ CONFIG = ModelConfig(
 )
 
 
+def start() -> Params:
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def transform() -> optax.GradientTransformation:
+    return adamw(warmup_cosine(1e-2, 1000, warmup=10))
+
+
 def run(folder: Path, steps: int, save_every: int = 4) -> TrainState:
     """Trains on a counting sequence; the schedule does not depend on `steps`."""
     tokens = folder / "tokens.bin"
@@ -34,8 +44,8 @@ def run(folder: Path, steps: int, save_every: int = 4) -> TrainState:
         write_tokens(tokens, [[(3 * i + i // 7) % 63 + 1 for i in range(3000)]], end=0)
     return fit(
         next_token_loss(CONFIG),
-        init_params(CONFIG, jax.random.key(0)),
-        adamw(warmup_cosine(1e-2, 1000, warmup=10)),
+        start(),
+        transform(),
         TokenWindows(tokens, length=16, batch_size=4, seed=1).batch,
         steps=steps,
         folder=folder,
