@@ -25,9 +25,13 @@ NOTHING_RAN = 5  # pytest's exit code
 
 def slow_files() -> list[str]:
     """The test files that hold slow tests, sorted."""
-    command = [sys.executable, "-m", "pytest", "-m", "slow", "--collect-only", "-q", "-n0", "tests"]
+    command = [sys.executable, "-m", "pytest", "-m", "slow", "--collect-only", "tests"]
+    command += ["-o", "addopts=-q"]  # a line per test; more -q would count them per file
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return sorted({line.split("::")[0] for line in done.stdout.splitlines() if "::" in line})
+    files = sorted({line.split("::")[0] for line in done.stdout.splitlines() if "::" in line})
+    if done.returncode or not files:
+        raise SystemExit(f"no slow tests were collected:\n{done.stdout[-2000:]}{done.stderr}")
+    return files
 
 
 def run_part(file: str, log: Path) -> dict[str, object]:
