@@ -1,6 +1,7 @@
 """`suite.md` and its plots from the last row of every step."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,14 +54,18 @@ def checks(rows: Sequence[Record]) -> str:
     lines = []
     for op in dict.fromkeys(row.config["op"] for row in found):
         own = [row.metrics for row in found if row.config["op"] == op]
-        # null is a number that is not finite
-        shares = [
-            m["largest_error"] / m["tolerance"] for m in own if m["largest_error"] is not None
-        ]
-        worst = f"{max(shares):.2f}" if len(shares) == len(own) else "not finite"
-        lines.append((op, f"{sum(m['agrees'] for m in own)} of {len(own)}", worst))
+        worst = max(_share(m["largest_error"], m["tolerance"]) for m in own)
+        lines.append((op, f"{sum(m['agrees'] for m in own)} of {len(own)}", f"{worst:.2f}"))
     columns = ("kernel", "checks that agree", "largest error / tolerance")
     return "## Correctness\n\n" + table(columns, lines) if lines else ""
+
+
+def _share(error: float | None, tolerance: float) -> float:
+    """What an error uses of its tolerance. None is an error that was not finite; a kernel that only
+    copies has a tolerance of 0."""
+    if error is None:
+        return math.inf
+    return error / tolerance if tolerance else (math.inf if error else 0.0)
 
 
 def kernels(rows: Sequence[Record]) -> str:

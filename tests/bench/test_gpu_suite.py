@@ -16,10 +16,11 @@ from bench.gpu.command import main
 from bench.gpu.correctness_part import PROBLEMS
 from bench.gpu.profile import kinds
 from bench.gpu.rows import NAME, Run, rows_of
+from bench.gpu.summary import checks
 from bench.gpu.timing import chain
 from bench.gpu.torch_part import _attention, _numbers
 from jaxinfer.inspection import gpu_target
-from jaxinfer.records import read_records
+from jaxinfer.records import Record, read_records
 from pallas_kernels.weight_matmul import quantize_weight, weight_matmul
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,17 @@ def test_all_kernels_agree_with_their_references(tmp_path):
     rows = read_records(tmp_path)
     assert {row.config["op"] for row in rows} == set(PROBLEMS)
     assert all(row.metrics.get("agrees") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance", "shown"),
+    [(0.25, 0.5, "0.50"), (0.0, 0.0, "0.00"), (1e-9, 0.0, "inf"), (None, 0.5, "inf")],
+)
+def test_the_summary_shows_the_largest_share_of_a_tolerance(error, tolerance, shown):
+    metrics = {"agrees": shown != "inf", "largest_error": error, "tolerance": tolerance}
+    row = Record(NAME, {"op": "put_tokens"}, metrics, {}, "", 0)
+    agreeing = f"{int(metrics['agrees'])} of 1"
+    assert f"| put_tokens | {agreeing} | {shown} |" in checks([row])
 
 
 def test_a_kernel_that_is_wrong_sets_the_exit_status(tmp_path, monkeypatch):
