@@ -52,7 +52,9 @@ def test_all_kernels_agree_with_their_references(tmp_path):
 )
 def test_the_summary_shows_the_largest_share_of_a_tolerance(error, tolerance, shown):
     metrics = {"agrees": shown != "inf", "largest_error": error, "tolerance": tolerance}
-    row = Record(NAME, {"op": "put_tokens"}, metrics, {}, "", 0)
+    row = Record(
+        name=NAME, config={"op": "put_tokens"}, metrics=metrics, env={}, command="", seed=0
+    )
     agreeing = f"{int(metrics['agrees'])} of 1"
     assert f"| put_tokens | {agreeing} | {shown} |" in checks([row])
 
