@@ -17,6 +17,7 @@ from jaxinfer.models.params import named_leaves
 from jaxinfer.sparsity.base import Router, Rule, check_lookahead
 from jaxinfer.sparsity.identity import SparsityConfig
 from jaxinfer.sparsity.learned import LayerSparsity
+from jaxinfer.sparsity.recall import PARTS
 from jaxinfer.typing import Json, Leaf, Params
 
 MOST_UNIONS = 16  # of 1, 2, 4, ... 32768 rows
@@ -81,6 +82,7 @@ class LayerForm:
     new_biases: bool
     adapters: int | None
     unions: tuple[float, ...]
+    recalls: tuple[float, ...] = ()
 
     def __post_init__(self):
         check_types(self)
@@ -98,6 +100,8 @@ class LayerForm:
         if self.adapters is not None and self.adapters < 1:
             raise ValueError(f"the rank of adapters must be positive, got {self.adapters}")
         check_unions(self.unions)
+        if self.recalls and (len(self.recalls) != PARTS or not _rising(self.recalls)):
+            raise ValueError(f"recalls are {PARTS} shares from 0 to 1 that do not fall, or none")
 
     @classmethod
     def of(cls, layer: LayerSparsity) -> "LayerForm":
@@ -110,6 +114,7 @@ class LayerForm:
             new_biases=mlp is not None and "bias" in mlp["up"],
             adapters=None if adapters is None else len(adapters["up"]["left"]),
             unions=layer.unions,
+            recalls=layer.recalls,
         )
 
     @classmethod
@@ -128,6 +133,7 @@ class LayerForm:
             mlp=self._mlp(config) if self.new_weights else None,
             adapters=None if self.adapters is None else self._adapters(config, self.adapters),
             unions=tuple(map(float, self.unions)),
+            recalls=tuple(map(float, self.recalls)),
         )
 
     def _mlp(self, config: SparsityConfig) -> Params:
@@ -150,9 +156,13 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def check_unions(unions: Sequence[float]) -> None:
     """Refuses what cannot be the shares of blocks that 1, 2, 4, ... tokens use together."""
-    rising = all(a <= b for a, b in zip((0.0, *unions), (*unions, 1.0), strict=True))
-    if len(unions) > MOST_UNIONS or not rising:
+    if len(unions) > MOST_UNIONS or not _rising(unions):
         raise ValueError(f"unions are at most {MOST_UNIONS} shares from 0 to 1 that do not fall")
+
+
+def _rising(shares: Sequence[float]) -> bool:
+    """From 0 to 1, none below the one before."""
+    return all(a <= b for a, b in zip((0.0, *shares), (*shares, 1.0), strict=True))
 
 
 def check_layer(layer: LayerSparsity, config: SparsityConfig) -> None:

@@ -38,6 +38,8 @@ class LayerSparsity:
     mlp: Leaf = None  # new weights, as a dense block keeps them
     adapters: Leaf = None  # {"up", "gate"?, "down": {"left": [R, outputs], "right": [R, inputs]}}
     unions: tuple[float, ...] = field(default=(), metadata={"static": True})  # see `SparseMlp`
+    # of the router of neurons, held out: `jaxinfer.sparsity.recall.in_parts`
+    recalls: tuple[float, ...] = field(default=(), metadata={"static": True})
 
     def applied(self, cfg: ModelConfig, layer: Params, *, keys: str = "always") -> Params:
         """A layer of a model with its block, or its attention, made sparse."""

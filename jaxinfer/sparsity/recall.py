@@ -10,12 +10,14 @@ rectified logits, which cannot order units of negative logits.
 Axis letters: R rows (tokens), J units, C batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # rows: powers of two, as `SparseMlp.unions` has them
+PARTS = 128  # of a layer's units, by which `allotted` counts
 
 
 def recall_curve(
@@ -58,6 +60,26 @@ def by_recall(
     units = len(curve)
     count = int(np.searchsorted(curve, target - 1e-12)) + 1
     return min(_rounded_up(min(count, units), multiple, units), units if most is None else most)
+
+
+def in_parts(curve: Float[np.ndarray, " J"]) -> tuple[float, ...]:
+    """The recall with 1, 2, ... `PARTS` parts of the units, as a file has it."""
+    counts = [max(round(part * len(curve) / PARTS), 1) for part in range(1, PARTS + 1)]
+    return tuple(float(curve[count - 1]) for count in counts)
+
+
+def allotted(recalls: Sequence[Sequence[float]], density: float) -> list[float]:
+    """The share of its units that each layer takes, `density` on average, so that all layers find
+    about the same share of what they need: part by part the layer that finds least gets more. It is
+    the search per layer of `capacities`, ended by a budget instead of a recall. `recalls` has the
+    `in_parts` of each layer."""
+    curves = [(0.0, *curve) for curve in recalls]
+    taken = [0] * len(curves)
+    for _ in range(round(density * PARTS * len(curves))):
+        open_layers = [layer for layer, parts in enumerate(taken) if parts < PARTS]
+        least = min(open_layers, key=lambda layer: (curves[layer][taken[layer]], taken[layer]))
+        taken[least] += 1
+    return [parts / PARTS for parts in taken]
 
 
 def capacities(

@@ -1,6 +1,7 @@
 """`Trained`: the sparsity that an artefact was trained for, or another density with its routers."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,6 +14,7 @@ from jaxinfer.sparsity.artefact import SparsityArtefact
 from jaxinfer.sparsity.base import Router, Rule
 from jaxinfer.sparsity.learned import LayerSparsity
 from jaxinfer.sparsity.method import Sparsity
+from jaxinfer.sparsity.recall import allotted
 from jaxinfer.typing import Json, Params
 
 
@@ -20,9 +22,11 @@ from jaxinfer.typing import Json, Params
 class Trained(Sparsity):
     """An artefact as a method of sparsity.
 
-    With `density` every router of neurons takes that share of the blocks, the best ones, in place
-    of its own rule; with `heads` every router of heads that share of the groups of heads. At least
-    one is taken. `keys` is that of `jaxinfer.sparsity.heads.SparseHeads`.
+    With `density` the routers of neurons take that share of the blocks, the best ones, in place of
+    their own rules: on average over layers where the artefact has their recalls
+    (`jaxinfer.sparsity.recall.allotted`), else in every layer. With `heads` every router of heads
+    takes that share of the groups of heads. At least one is taken. `keys` is that of
+    `jaxinfer.sparsity.heads.SparseHeads`.
 
     Raises:
       ValueError: `keys` is another, a share is outside (0, 1], or the artefact has no router to
@@ -58,8 +62,10 @@ class Trained(Sparsity):
                 )
 
     def apply(self, cfg: ModelConfig, params: Params) -> Params:
+        densities = iter(self._densities())
         layers = tuple(
-            None if layer is None else self._with_shares(layer) for layer in self.artefact.layers
+            None if layer is None else self._with_shares(layer, densities)
+            for layer in self.artefact.layers
         )
         return replace(self.artefact, layers=layers).apply(cfg, params, keys=self.keys)
 
@@ -78,10 +84,19 @@ class Trained(Sparsity):
             "keys": self.keys,
         }
 
-    def _with_shares(self, layer: LayerSparsity) -> LayerSparsity:
+    def _densities(self) -> list[float]:
+        """Of the layers with a router of neurons."""
+        if self.density is None:
+            return []
+        recalls = [layer.recalls for layer in self.artefact.layers if layer and layer.router]
+        if all(recalls):
+            return allotted(recalls, self.density)
+        return [self.density] * len(recalls)
+
+    def _with_shares(self, layer: LayerSparsity, densities: Iterator[float]) -> LayerSparsity:
         if self.density is not None and layer.router is not None:
             # What tokens use together was measured with the router's own rule.
-            layer = replace(layer, router=_taking(layer.router, self.density), unions=())
+            layer = replace(layer, router=_taking(layer.router, next(densities)), unions=())
         if self.heads is not None and layer.heads is not None:
             layer = replace(layer, heads=_taking(layer.heads, self.heads))
         return layer

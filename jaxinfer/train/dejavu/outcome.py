@@ -17,7 +17,14 @@ from jaxinfer.sparsity.base import Rule
 from jaxinfer.sparsity.identity import SparsityConfig
 from jaxinfer.sparsity.learned import LayerSparsity
 from jaxinfer.sparsity.predictors import router
-from jaxinfer.sparsity.recall import by_density, capacities, recall_curve, shuffled, unions
+from jaxinfer.sparsity.recall import (
+    by_density,
+    capacities,
+    in_parts,
+    recall_curve,
+    shuffled,
+    unions,
+)
 from jaxinfer.train.dejavu.collection import Collection, Kind
 from jaxinfer.train.dejavu.recipe import DejavuRecipe
 from jaxinfer.typing import Json, Params
@@ -75,6 +82,7 @@ def findings(
 
     return at(count) | {
         "density": density,
+        "in_parts": in_parts(curve),
         "half": {"density": float(likely.mean()), "recall": float(hits.mean())},
         "times": [
             {"times": times, "recall": float(curve[by_density(units, min(times * density, 1)) - 1])}
@@ -117,8 +125,9 @@ def artefact_of(
         if neurons is None and heads is None:
             layers.append(None)
             continue
-        shares = tuple(row["neurons"]["unions"]) if neurons is not None else ()
-        layers.append(LayerSparsity(router=neurons, heads=heads, unions=shares))
+        found = row["neurons"] if neurons is not None else {"unions": (), "in_parts": ()}
+        shares, recalls = tuple(found["unions"]), tuple(found["in_parts"])
+        layers.append(LayerSparsity(router=neurons, heads=heads, unions=shares, recalls=recalls))
     config = SparsityConfig.of(
         cfg, fingerprint, method="deja_vu", model=model, block_size=recipe.block_size,
         lookahead=recipe.lookahead, recipe=used, results=results,
