@@ -54,8 +54,8 @@ def deja_vu(
 
     Args:
       source: predictors that were trained for the model, see `ArtefactLike`.
-      density: the share of each layer's neurons that a token uses, in (0, 1]; None is what the
-        artefact says, layer by layer.
+      density: the share of the neurons that a token uses, in (0, 1], on average over layers: more
+        where predictors find less with few. None is what the artefact says, layer by layer.
       heads: the share of the groups of query heads with their key-value head, likewise.
       keys: when keys and values of skipped heads are made: "always" with the token, or "deferred"
         until a head is used, at the latest at every 16th token. Both give the same.

@@ -65,7 +65,7 @@ def by_recall(
 def in_parts(curve: Float[np.ndarray, " J"]) -> tuple[float, ...]:
     """The recall with 1, 2, ... `PARTS` parts of the units, as a file has it."""
     counts = [max(round(part * len(curve) / PARTS), 1) for part in range(1, PARTS + 1)]
-    return tuple(float(curve[count - 1]) for count in counts)
+    return tuple(round(float(curve[count - 1]), 4) for count in counts)
 
 
 def allotted(recalls: Sequence[Sequence[float]], density: float) -> list[float]:

@@ -142,6 +142,9 @@ CONFIGS = {
     "unions above one": (first(lambda x: x.update(unions=[0.5, 2])), "shares from 0 to 1"),
     "unions without end": (first(lambda x: x.update(unions=[0.5] * 99)), "at most 16 shares"),
     "unions of texts": (first(lambda x: x.update(unions=["a"])), "unions must be a list"),
+    "recalls that fall": (first(lambda x: x.update(recalls=[1.0] * 127 + [0.5])), "do not fall"),
+    "too few recalls": (first(lambda x: x.update(recalls=[0.5])), "recalls are 128 shares"),
+    "recalls of texts": (first(lambda x: x.update(recalls=["a"])), "recalls must be a list"),
     "no router": (first(lambda x: x.update(router=None)), "dense: give None in its place"),
     "a router that is a text": (first(lambda x: x.update(router="a")), "RouterForm must be an"),
 }

@@ -7,10 +7,13 @@ import pytest
 from jaxinfer.sparsity.base import Rule
 from jaxinfer.sparsity.recall import (
     BATCHES,
+    PARTS,
+    allotted,
     batched,
     by_density,
     by_recall,
     capacities,
+    in_parts,
     recall_curve,
     unions,
 )
@@ -84,6 +87,30 @@ def test_unions_grow_from_the_density_of_a_row_and_less_than_if_rows_were_indepe
     assert found[0] == 12 / J and len(found) == len(BATCHES)
     assert all(a < b for a, b in zip(found, found[1:], strict=False))
     assert all(u < 1 - (1 - 12 / J) ** b for u, b in zip(found[1:5], BATCHES[1:5], strict=True))
+
+
+@pytest.mark.parametrize("density", [1 / 16, 0.125, 0.5, 1.0])
+def test_a_budget_is_allotted_so_that_layers_find_the_same_share(density):
+    curves = []
+    for natural in (0.05, 0.2, 0.4):
+        scores, needed = example(noise=0.3, density=natural)
+        curves.append(in_parts(recall_curve(scores, needed)))
+    found = allotted(curves, density)
+    assert np.mean(found) == pytest.approx(density, abs=1 / PARTS)
+    assert found == sorted(found) and (len(set(found)) > 1) == (density < 1)
+    recalls = [
+        (0.0, *curve)[round(share * PARTS)] for curve, share in zip(curves, found, strict=True)
+    ]
+    steps = [np.diff((0.0, *curve)).max() for curve in curves]
+    assert max(recalls) - min(recalls) <= max(steps)
+    even = [(0.0, *curve)[round(density * PARTS)] for curve in curves]
+    assert min(recalls) >= min(even)
+
+
+def test_a_layer_that_needs_nothing_more_gets_nothing_more():
+    level, steep = (1.0,) * PARTS, tuple(np.arange(1, PARTS + 1) / PARTS)
+    assert allotted([level, steep], 0.25) == [1 / PARTS, 0.5 - 1 / PARTS]
+    assert allotted([level, level], 0.25) == [0.25, 0.25]
 
 
 def test_capacities_by_density_and_by_recall():

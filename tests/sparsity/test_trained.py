@@ -68,6 +68,20 @@ def test_a_density_is_a_share_of_the_blocks_and_at_least_one(lm, density, most):
     assert all((block.unions == (0.25, 0.5)) == (density is None) for block in blocks)
 
 
+def test_a_density_goes_to_the_layers_that_need_it(lm):
+    """On average over layers, by the recalls of the artefact; blocks of 12."""
+    steep, slow = (np.minimum(np.arange(1, 129) / part, 1) for part in (32, 96))
+    layers = [
+        replace(layer, recalls=tuple(curve.tolist()))
+        for layer, curve in zip(PREDICTORS.layers, (steep, slow), strict=True)
+    ]
+    measured = replace(PREDICTORS, layers=tuple(layers))
+    assert rules(lm.sparsified(ji.deja_vu(measured, 0.5))) == [3, 9]
+    assert rules(lm.sparsified(ji.deja_vu(measured, 0.25))) == [2, 4]
+    assert rules(lm.sparsified(ji.deja_vu(measured, 1.0))) == [12, 12]
+    assert rules(lm.sparsified(ji.deja_vu(measured))) == [3, 3]  # its own rule
+
+
 def test_one_argument_gives_what_the_applied_artefact_gives(lm, folder):
     wanted = applied(lm, PREDICTORS).generate([PROMPT], **NEW)[0]
     ways = (

@@ -13,7 +13,7 @@ from jaxinfer.io.int8 import as_stored
 from jaxinfer.io.sparsity import load_sparsity, save_sparsity
 from jaxinfer.models.stack import forward
 from jaxinfer.sparsity.artefact import SparsityArtefact
-from jaxinfer.sparsity.recall import BATCHES
+from jaxinfer.sparsity.recall import BATCHES, PARTS
 from jaxinfer.testing.quick import quick_jit
 from jaxinfer.train.dejavu.training import train_dejavu
 from tests.train.toy_opt import CFG, HELD_OUT, RECIPE, TOKENS, toy_params
@@ -89,6 +89,7 @@ def test_capacities_are_those_that_reach_the_recall(trained):
         assert layer.unions == tuple(row["unions"]) and layer.unions[0] == counts[0] / 128
         assert list(layer.unions) == sorted(layer.unions) and layer.unions[3] < 1
         assert layer.heads.rule.most == 2
+        assert layer.recalls[round(row["units"] / 128 * PARTS) - 1] == round(row["recall"], 4)
 
 
 def test_served_predictors_lose_little_and_random_ones_much(trained):

@@ -4,6 +4,7 @@ artefact that says so.
 Axis letters: L layers, R rows (held out), D width, J units, P rank.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -112,6 +113,7 @@ def artefact_of(
     used: dict[str, Any],
 ) -> SparsityArtefact:
     """The predictors as routers, each with the number of units that `results` chose."""
+    results = copy.deepcopy(results)  # what a layer itself has is taken out below
     routers: dict[Kind, dict[int, Any]] = {kind: {} for kind in trained}
     for kind, part in trained.items():
         having = [row for row in results["layers"] if kind in row]
@@ -125,8 +127,8 @@ def artefact_of(
         if neurons is None and heads is None:
             layers.append(None)
             continue
-        found = row["neurons"] if neurons is not None else {"unions": (), "in_parts": ()}
-        shares, recalls = tuple(found["unions"]), tuple(found["in_parts"])
+        found = row.get("neurons", {})
+        shares, recalls = tuple(found.get("unions", ())), tuple(found.pop("in_parts", ()))
         layers.append(LayerSparsity(router=neurons, heads=heads, unions=shares, recalls=recalls))
     config = SparsityConfig.of(
         cfg, fingerprint, method="deja_vu", model=model, block_size=recipe.block_size,
