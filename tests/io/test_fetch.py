@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_checkpoints import gguf_file
 
@@ -91,6 +92,28 @@ def test_a_damaged_model_in_the_cache_is_fetched_again(index, tmp_path):
     damaged.mkdir(parents=True)
     (damaged / "config.json").write_text('{"format": "jaxinfer", "format_version": 0}')
     assert load_checkpoint("tiny", "float32").config.num_layers == 2
+
+
+@pytest.mark.parametrize("change", ["cut", "gone", "not finite"])
+def test_a_model_whose_numbers_are_damaged_is_fetched_again(index, tmp_path, change):
+    wanted = load_checkpoint("tiny", "float32").params["embed"]["tokens"]
+    place = tmp_path / "cache" / "models" / "tiny" / "params" / "embed.tokens"
+    (file,) = [path for path in place.iterdir() if not path.name.startswith(".")]
+    if change == "cut":
+        os.truncate(file, 100)
+    elif change == "gone":
+        shutil.rmtree(place.parent)
+    else:
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    found = load_checkpoint("tiny", "float32").params["embed"]["tokens"]
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_fetched_model_is_not_fetched_again_for_a_wrong_argument(index, monkeypatch):
+    load_checkpoint("tiny", "float32")
+    monkeypatch.setattr(fetch, "_download", lambda *a: pytest.fail("fetched again"))
+    with pytest.raises(ValueError, match="unknown dtype"):
+        load_checkpoint("tiny", "float8")
 
 
 def test_a_leftover_of_a_killed_fetch_goes_even_when_the_model_is_here(index, tmp_path):
