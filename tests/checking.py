@@ -23,6 +23,7 @@ REFUSES_ITSELF = {
     "jaxinfer.models.filter_form",
     "jaxinfer.loading",
     "jaxinfer.names",
+    "jaxinfer.serve.config",
     "jaxinfer.service",
     "jaxinfer.parallel.hexgen.budget",
     "jaxinfer.parallel.hexgen.costs",

@@ -22,7 +22,7 @@ EXTRAS = {
     "bench": ("torch", "psutil"),
     "plot": ("matplotlib",),
     "theory": ("diffrax", "scipy"),
-    "serve": ("starlette", "uvicorn"),
+    "serve": ("starlette", "uvicorn", "sse_starlette", "pydantic", "llguidance"),
     "hexgen": ("ray", "scipy", "networkx"),
     "cuda": ("jax_cuda13_plugin",),
 }

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from jaxinfer.arguments import flag, of_kind, whole
-from jaxinfer.decode.model import Prompt
+from jaxinfer.cache.policy import Policy
+from jaxinfer.decode.model import Model, Prompt
 from jaxinfer.decode.options import Options
 from jaxinfer.decode.request import Request
 from jaxinfer.decode.sampling import GREEDY, Sampler
@@ -124,6 +125,41 @@ class Batcher:
         with self._device:
             warm(self._serving)
         return time.perf_counter() - start
+
+    @property
+    def model(self) -> Model:
+        """The model that it serves."""
+        return self._serving.model
+
+    @property
+    def policy(self) -> Policy:
+        """How the caches of its rows keep tokens."""
+        return self._serving.policy
+
+    @property
+    def slots(self) -> int:
+        """Requests that run at once, at most."""
+        return self._serving.slots
+
+    @property
+    def queue(self) -> int:
+        """Requests that wait, at most."""
+        return self._queue
+
+    @property
+    def context(self) -> int:
+        """Tokens of a request, prompt and answer together, at most."""
+        return self._serving.context
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the caches of the slots that there are now."""
+        return self._scheduler.batch.slots * self._serving.row_bytes
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of what stays of texts that were read and made (`prefix_bytes` of `LM.batcher`)."""
+        return self._serving.prefixes.bytes
 
     @property
     def reads_whole(self) -> bool:

@@ -172,7 +172,7 @@ class Serving:
         engine = self.model.engine
         geometry = cache_geometry(cfg, self.capacity, engine.dtype, engine.backend)
         check_cache(cfg, policy, geometry, self.model.params)
-        row = cache_bytes_per_row(cfg, policy, geometry, self.model.params)
+        self.row_bytes = row = cache_bytes_per_row(cfg, policy, geometry, self.model.params)
         rows, block = self.slots + self.slots // 2 + 1, geometry.backend.block or self.capacity
         block = min(block, self.capacity)
         parts = memory.estimate(
