@@ -85,7 +85,7 @@ def attend(
     commits_first = policy.commit_first and size == 1
     if commits_first:
         state, length, reads = _with(policy, state, aux, items, ctx), length + 1, True
-    by_tier = _segments(policy, spec, state, aux, length, selected) if reads else ()
+    by_tier = stored_segments(policy, spec, state, aux, length, selected) if reads else ()
 
     latest, weighs = dict(queries), policy.weighs(ctx.is_prompt)
 
@@ -196,7 +196,7 @@ def commit_layer(
     return tuple(new)
 
 
-def _segments(
+def stored_segments(
     policy: Policy,
     spec: AttentionSpec,
     state: tuple[Leaf, ...],

@@ -66,11 +66,14 @@ class Segment(Protocol):
     `holds_tokens` is False for a summary of tokens that are gone: it takes part in the softmax but
     receives no attention weight. Where it `ends_softmax`, `output` is the attention over its tokens
     and the extra keys, in the dtype of `q`, by one kernel. `capacity`: the tokens that it has slots
-    for.
+    for; `pos` i32[B|1, K|1, capacity]: the positions of what they hold, None in a summary.
     """
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def pos(self) -> Leaf: ...
 
     @property
     def query_phase(self) -> QueryPhase: ...

@@ -46,6 +46,7 @@ class FeatureSegment:
     holds_tokens: bool = False
     ends_softmax: bool = False
     capacity: int = 0
+    pos: None = None
 
     def partial(self, spec: AttentionSpec, q: Array, q_pos: Array, mask_fn) -> Partial:
         state = self.state

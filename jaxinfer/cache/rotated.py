@@ -46,6 +46,10 @@ class RotatedSegment:
         return self.inner.capacity
 
     @property
+    def pos(self) -> Leaf:
+        return self.inner.pos
+
+    @property
     def query_phase(self) -> QueryPhase:
         return self.inner.query_phase
 

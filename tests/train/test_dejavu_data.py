@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.models.layer_reader import LayerReader
 from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.nn.quantized import StoredWeight
-from jaxinfer.train.activations import Walk
 from jaxinfer.train.dejavu.collection import collect, place_of
 from jaxinfer.train.dejavu.labels import contributions, needed_groups, needed_neurons
 from jaxinfer.train.dejavu.objective import loss_of, weighted_cross_entropy
@@ -22,7 +22,7 @@ LENGTHS = [20, 7, 13]
 
 
 def everything(index, layer, view):
-    return view._asdict()
+    return {name: x for name, x in vars(view).items() if x is not None}
 
 
 def gathered(tmp_path, model: str = "llama", **options):
@@ -30,7 +30,7 @@ def gathered(tmp_path, model: str = "llama", **options):
     cfg, params = CONFIGS[model], params_of(model)
     tokens = random_tokens(3, 20)
     found = collect(cfg, params, tokens, DejavuRecipe(**options), tmp_path, lengths=LENGTHS)
-    walk = Walk(cfg, 20, everything)
+    walk = LayerReader(cfg, 20, everything)
     hidden = walk.embed(params, tokens)
     first = np.concatenate([x[:n] for x, n in zip(hidden, LENGTHS, strict=True)])
     seen = [walk.read(i, one, hidden, LENGTHS) for i, one in enumerate(params["layers"])]
@@ -65,7 +65,7 @@ def test_of_a_relu_the_neurons_needed_are_those_that_are_not_zero(tmp_path):
     params, tokens = toy_params(), TOKENS[:3]
     lengths = [64, 9, 30]
     found = collect(CFG, params, tokens, DejavuRecipe(), tmp_path, lengths=lengths)
-    walk = Walk(CFG, 64, everything)
+    walk = LayerReader(CFG, 64, everything)
     hidden = walk.embed(params, tokens)
     for index, layer in enumerate(params["layers"]):
         inner = walk.read(index, layer, hidden, lengths)["hidden"]

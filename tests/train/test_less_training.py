@@ -44,9 +44,14 @@ def harvested(model: str = "llama", layer: int = 0, sequences: int = 2):
     params, harvester = params_of(model), harvester_of(model)
     tokens = random_tokens(sequences, CONTEXT)
     hidden = harvester.embed(params, tokens)
-    for one in params["layers"][:layer]:
-        harvester.advance(one, hidden)
-    return harvester, harvester.read(params["layers"][layer], hidden, POLICIES), hidden, tokens
+    for index, one in enumerate(params["layers"][:layer]):
+        harvester.advance(index, one, hidden)
+    return (
+        harvester,
+        harvester.read(layer, params["layers"][layer], hidden, POLICIES),
+        hidden,
+        tokens,
+    )
 
 
 @pytest.mark.parametrize("model", ["llama", "parallel"])

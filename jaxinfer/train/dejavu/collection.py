@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Float16, Int
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import replacing
+from jaxinfer.models.activations import Activations
+from jaxinfer.models.layer_reader import LayerReader, valid_lengths
 from jaxinfer.progress import Report, silent
-from jaxinfer.train.activations import LayerView, Walk, valid_lengths
 from jaxinfer.train.dejavu.labels import needed_groups, needed_neurons
 from jaxinfer.train.dejavu.recipe import DejavuRecipe
 from jaxinfer.train.run_folder import read_array
@@ -102,18 +103,18 @@ def collect(
     wanted = {
         place_of(kind, layer, recipe.lookahead) for kind in units for layer in range(cfg.num_layers)
     }
-    walk = Walk(cfg, tokens.shape[1], _taking(cfg, recipe))
+    reader = LayerReader(cfg, tokens.shape[1], _taking(cfg, recipe))
     folder.mkdir(parents=True, exist_ok=True)
     hidden = None
     for index in range(cfg.num_layers):
         if (folder / f"neurons-{index:02d}.npy").is_file():
             continue
         if hidden is None:
-            hidden = _states(folder, index, walk, params, tokens, counts)
+            hidden = _states(folder, index, reader, params, tokens, counts)
         if index == 0 and 0 in wanted:
             rows = np.concatenate([x[:n] for x, n in zip(hidden, counts, strict=True)])
             _write(folder / "site-00.npy", _half(rows, "the embeddings"))
-        taken = walk.read(
+        taken = reader.read(
             index, params["layers"][index], hidden, counts,
             lambda done: report("reading", done, len(tokens)),
         )  # fmt: skip
@@ -128,21 +129,21 @@ def collect(
 
 
 def _taking(cfg: ModelConfig, recipe: DejavuRecipe):
-    """What a layer's view is reduced to, on the device: F bits of a token instead of F numbers."""
+    """What activations are reduced to, on the device: F bits of a token instead of F numbers."""
 
-    def take(index: int, layer: Params, view: LayerView) -> dict[str, Array]:
-        needed = needed_neurons(cfg, layer["mlp"], view.hidden, recipe.block_size, recipe.share)
+    def take(index: int, layer: Params, found: Activations) -> dict[str, Array]:
+        needed = needed_neurons(cfg, layer["mlp"], found.hidden, recipe.block_size, recipe.share)
         kept = {
-            "attention": view.attention_input.astype(jnp.float16),
-            "mlp": view.mlp_input.astype(jnp.float16),
+            "attention": found.attention_input.astype(jnp.float16),
+            "mlp": found.mlp_input.astype(jnp.float16),
             "neurons": jnp.packbits(needed, axis=1),
         }
         if recipe.heads is not None:
-            if view.heads is None:
+            if found.heads is None:
                 raise ValueError(
                     f"layer {index} has no attention whose heads could be selected; leave heads out"
                 )
-            groups = needed_groups(view.heads, cfg.num_kv_heads, recipe.heads)
+            groups = needed_groups(found.heads, cfg.num_kv_heads, recipe.heads)
             kept["heads"] = jnp.packbits(groups, axis=1)
         return kept
 
@@ -175,15 +176,20 @@ def _half(rows: Float[np.ndarray, "R D"], what: str) -> Float16[np.ndarray, "R D
 
 
 def _states(
-    folder: Path, index: int, walk: Walk, params: Params, tokens: np.ndarray, counts: list[int]
-) -> np.ndarray:
+    folder: Path,
+    index: int,
+    reader: LayerReader,
+    params: Params,
+    tokens: np.ndarray,
+    counts: list[int],
+) -> np.ndarray:  # fmt: skip
     """The states in front of layer `index`, saved ones if there are any."""
     path = folder / f"hidden-{index:02d}.npy"
     if path.is_file():
         return read_array(path)
-    hidden = walk.embed(params, tokens)
+    hidden = reader.embed(params, tokens)
     for earlier, layer in enumerate(params["layers"][:index]):
-        walk.read(earlier, layer, hidden, counts)
+        reader.read(earlier, layer, hidden, counts)
     return hidden
 
 

@@ -26,11 +26,11 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.files import read_json, write_json
 from jaxinfer.io.int8 import as_stored
 from jaxinfer.models.fingerprint import fingerprint
+from jaxinfer.models.layer_reader import valid_lengths
 from jaxinfer.progress import Report, silent
 from jaxinfer.sparsity.artefact import SparsityArtefact
 from jaxinfer.sparsity.predictors import matrices, stacked
 from jaxinfer.sparsity.recall import by_density, check_rows, recall_curve
-from jaxinfer.train.activations import valid_lengths
 from jaxinfer.train.dejavu.collection import Collection, Kind, collect
 from jaxinfer.train.dejavu.objective import loss_of
 from jaxinfer.train.dejavu.outcome import artefact_of, results_of, scores_of

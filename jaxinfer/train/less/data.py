@@ -1,8 +1,7 @@
 """What LESS's feature maps learn from: the activations of one frozen layer at a time.
 
-The model is walked through layer by layer: the hidden states of all sequences are kept, each layer
-reads its queries, keys, values and attention outputs from them and hands on the next states. Memory
-is that of one layer, whatever the depth. Activations are kept in float16, log-sum-exps in float32.
+The model is walked through layer by layer (`jaxinfer.models.layer_reader`), so that memory is that
+of one layer, whatever the depth. Activations are kept in float16, log-sum-exps in float32.
 Extra letters: Q sequences, P eviction policies.
 """
 
@@ -13,16 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache.attend import rotations
-from jaxinfer.cache.context import chain_context
-from jaxinfer.cache.policy import Cache
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.activations import Activations
 from jaxinfer.models.attention import attention_spec
-from jaxinfer.models.projections import project
-from jaxinfer.models.stack import NO_CACHE, blocks
-from jaxinfer.nn.mlp import feed_forward
-from jaxinfer.nn.norm import norm
-from jaxinfer.nn.rope import rotate
+from jaxinfer.models.layer_reader import LayerReader
 from jaxinfer.train.less.objective import Eviction, kept_attention, leaving_order
 from jaxinfer.typing import Params
 
@@ -82,7 +75,7 @@ class LayerData:
 
 
 class Harvester:
-    """Walks through a frozen model; one compiled program serves all layers."""
+    """Walks through a frozen model; one compiled program serves layers of a kind."""
 
     def __init__(self, cfg: ModelConfig, context: int):
         if cfg.alibi_slopes is not None or cfg.sliding_windows is not None:
@@ -93,41 +86,39 @@ class Harvester:
         if context > np.iinfo(np.int16).max:
             raise ValueError(f"contexts of more than 32767 tokens are not supported, got {context}")
         self.cfg, self.context, self.spec = cfg, context, attention_spec(cfg, 0)
-        self._read = jax.jit(self._read_one)
+        self._reader = LayerReader(cfg, context, _attention)
         self._kept = jax.jit(kept_attention, static_argnums=(0, 1))
 
     def embed(self, params: Params, tokens: np.ndarray) -> np.ndarray:
         """The states f32[Q, T, D] in front of layer 0."""
-        from jaxinfer.models.stack import embed
-
-        ctx = self._context()
-        one = jax.jit(lambda params, row: embed(self.cfg, params, row[None], ctx)[0])
-        return np.stack([np.asarray(one(params, row), np.float32) for row in tokens])
+        return self._reader.embed(params, tokens)
 
     def read(
         self,
+        index: int,
         layer: Params,
         hidden: np.ndarray,
         policies: Sequence[Eviction],
         report: Callable[[int], None] = lambda done: None,
     ) -> LayerData:
-        """The layer's activations; `hidden` becomes the states behind the layer."""
+        """Layer `index`'s activations; `hidden` becomes the states behind the layer."""
         found: list[dict[str, np.ndarray]] = []
-        for row in range(len(hidden)):
-            q, k, v, target, after = self._read(layer, hidden[row])
-            arrays = {"q": q[0], "k": k[0], "v": v[0], "target": target}
-            one = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
+        for taken in self._reader.each(index, layer, hidden):
+            one = {name: np.asarray(x, np.float16) for name, x in taken.items()}
+            q, k, v = (taken[name][None] for name in "qkv")
             found.append(one | self.kept(policies, q, k, v))
-            hidden[row] = np.asarray(after)
-            report(row + 1)
+            report(len(found))
         return LayerData(**{name: np.stack([one.pop(name) for one in found]) for name in _FIELDS})
 
     def advance(
-        self, layer: Params, hidden: np.ndarray, report: Callable[[int], None] = lambda done: None
+        self,
+        index: int,
+        layer: Params,
+        hidden: np.ndarray,
+        report: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """`hidden` becomes the states behind the layer."""
-        for row in range(len(hidden)):
-            hidden[row] = np.asarray(self._read(layer, hidden[row])[-1])
+        """`hidden` becomes the states behind layer `index`."""
+        for row, _ in enumerate(self._reader.each(index, layer, hidden)):
             report(row + 1)
 
     def kept(self, policies: Sequence[Eviction], q, k, v) -> dict[str, np.ndarray]:
@@ -143,29 +134,12 @@ class Harvester:
             order.append(padded.astype(np.int16))
         return {"kept": np.stack(kept), "lse": np.stack(lse), "order": np.stack(order)}
 
-    def _context(self):
-        zero = jnp.zeros((1,), jnp.int32)
-        return chain_context(zero, zero + self.context, self.context, reads=False)
 
-    def _read_one(self, layer: Params, x: jax.Array):
-        cfg, ctx = self.cfg, self._context()
-        fed = []
-
-        def mlp(cfg: ModelConfig, params: Params, x: jax.Array, index: int) -> jax.Array:
-            fed.append(feed_forward(cfg, params, x, index))
-            return fed[-1]
-
-        cache = Cache(length=ctx.length, layers=((),), policies=(NO_CACHE,))
-        # Without sliding windows every layer may be run as layer 0.
-        after, (fresh,) = blocks(
-            cfg, {"layers": (layer,)}, cache, x[None], ctx, layers=range(1), mlp=mlp
-        )
-        target = after - x[None] - fed[0]  # what the attention added
-        normed = norm(layer["attn_norm"], x[None], kind=cfg.norm, eps=cfg.norm_eps)
-        q = project(cfg, layer["attn"], normed)[0]
-        angles = rotations(NO_CACHE, cfg.rope, ctx)["absolute"]
-        q = q if angles is None else rotate(q, angles)
-        return (*(y.astype(jnp.float32) for y in (q, fresh.k, fresh.v)), target[0], after[0])
+def _attention(index: int, layer: Params, found: Activations) -> dict[str, jax.Array]:
+    if found.q is None:
+        raise ValueError(f"layer {index} has no attention that LESS could serve")
+    qkv = {name: getattr(found, name).swapaxes(0, 1).astype(jnp.float32) for name in "qkv"}
+    return qkv | {"target": found.mixed}
 
 
 _FIELDS = ("q", "k", "v", "target", "kept", "lse", "order")

@@ -76,7 +76,7 @@ def train_less(
         began = time.perf_counter()
         layer = params["layers"][index]
         data = harvester.read(
-            layer, hidden, policies, lambda done: report("reading", done, len(tokens))
+            index, layer, hidden, policies, lambda done: report("reading", done, len(tokens))
         )
         read_s = time.perf_counter() - began
         maps, losses = train_layer(
@@ -112,8 +112,10 @@ def _states(run: Path, index: int, harvester, params: Params, tokens: np.ndarray
     if path.is_file():
         return read_array(path)
     hidden = harvester.embed(params, tokens)
-    for layer in params["layers"][:index]:
-        harvester.advance(layer, hidden, lambda done: report("skipping", done, len(tokens)))
+    for earlier, layer in enumerate(params["layers"][:index]):
+        harvester.advance(
+            earlier, layer, hidden, lambda done: report("skipping", done, len(tokens))
+        )
     return hidden
 
 

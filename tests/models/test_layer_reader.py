@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.models.layer_reader import LayerReader, valid_lengths
 from jaxinfer.models.stack import forward
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.mlp import FeedForward, feed_forward
 from jaxinfer.nn.norm import norm
-from jaxinfer.train.activations import Walk, valid_lengths
 from tests.factories import CONFIGS, MODELS, params_of, random_tokens
 
 CONTEXT, LENGTHS = 12, [12, 5]
@@ -19,13 +19,13 @@ EVERY = pytest.mark.parametrize("model", MODELS)
 
 
 def everything(index, layer, view):
-    return {name: x for name, x in view._asdict().items() if name != "after"}
+    return {name: x for name, x in vars(view).items() if name != "after" and x is not None}
 
 
 def walked(model: str):
     """What a walk sees of each layer, the states in front of each and behind all, the tokens."""
     cfg, params, tokens = CONFIGS[model], params_of(model), random_tokens(2, CONTEXT)
-    walk = Walk(cfg, CONTEXT, everything)
+    walk = LayerReader(cfg, CONTEXT, everything)
     hidden = walk.embed(params, tokens)
     seen, states = [], [hidden.copy()]
     for index, layer in enumerate(params["layers"]):
@@ -71,6 +71,7 @@ def test_heads_and_neurons_add_up_to_what_the_layer_adds(model):
     for index, (layer, one) in enumerate(zip(params["layers"], seen, strict=True)):
         assert one["heads"].shape[1:] == (cfg.num_heads, cfg.head_dim)
         mixed = linear(layer["attn"]["out"], jnp.asarray(one["heads"].reshape(sum(LENGTHS), -1)))
+        np.testing.assert_allclose(mixed, one["mixed"], atol=1e-4)
         fed = linear(layer["mlp"]["down"], jnp.asarray(one["hidden"]))
         added = rows(states[index + 1]) - rows(states[index])
         np.testing.assert_allclose(mixed + fed, added, atol=1e-4)
@@ -80,7 +81,7 @@ def test_padding_is_in_no_row_and_changes_none():
     """dejavu.md trap 3.5: as many rows as the texts have tokens, and no tail of zeros."""
     cfg, params = CONFIGS["mpt"], params_of("mpt")
     tokens = random_tokens(2, CONTEXT)
-    walk = Walk(cfg, CONTEXT, everything)
+    walk = LayerReader(cfg, CONTEXT, everything)
     found = []
     for filler in (0, 7):
         given = np.where(np.arange(CONTEXT) < np.array(LENGTHS)[:, None], tokens, filler)
@@ -91,7 +92,7 @@ def test_padding_is_in_no_row_and_changes_none():
 
 
 def test_layers_of_a_kind_share_a_program():
-    walk = Walk(CONFIGS["llama"], CONTEXT, everything)
+    walk = LayerReader(CONFIGS["llama"], CONTEXT, everything)
     hidden = walk.embed(params_of("llama"), random_tokens(1, CONTEXT))
     for index, layer in enumerate(params_of("llama")["layers"]):
         walk.read(index, layer, hidden, [CONTEXT])
@@ -100,7 +101,7 @@ def test_layers_of_a_kind_share_a_program():
 
 def test_what_cannot_be_walked_is_refused():
     params = params_of("llama")
-    walk = Walk(CONFIGS["llama"], CONTEXT, everything)
+    walk = LayerReader(CONFIGS["llama"], CONTEXT, everything)
     hidden = walk.embed(params, random_tokens(1, CONTEXT))
     layer = params["layers"][0]
     with pytest.raises(ValueError, match="layer 0 is no dense one"):
@@ -109,7 +110,7 @@ def test_what_cannot_be_walked_is_refused():
     with pytest.raises(ValueError, match="layer 0 gives numbers that are not finite"):
         walk.read(0, layer | {"mlp": huge}, hidden, [CONTEXT])
     with pytest.raises(ValueError, match="exceed the 64 learned positions"):
-        Walk(CONFIGS["learned"], 65, everything)
+        LayerReader(CONFIGS["learned"], 65, everything)
     for lengths in ([3], [3, 13], [3, 0]):
         with pytest.raises(ValueError, match="expected 2 lengths from 1 to 12"):
             valid_lengths(random_tokens(2, CONTEXT), lengths)
