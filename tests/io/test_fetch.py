@@ -29,6 +29,7 @@ from jaxinfer.io.model_index import (
     ModelUnavailable,
     WheelModel,
 )
+from jaxinfer.io.sparsity import NAMED as SPARSITY
 from jaxinfer.loading import DRAFTS
 
 ROOT = Path(__file__).parents[2]
@@ -192,9 +193,8 @@ def test_the_feature_maps_of_the_library_are_found_outside_a_checkout(monkeypatc
 def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     models = [model.folder for model in MODELS.values() if isinstance(model, FolderModel)]
-    expected = {
-        folder: f"jaxinfer/{folder}" for folder in (*models, *LESS.values(), *DRAFTS.values())
-    }
+    learned = [*LESS.values(), *DRAFTS.values(), *SPARSITY.values()]
+    expected = {folder: f"jaxinfer/{folder}" for folder in models + learned}
     assert wheel["targets"]["wheel"]["force-include"] == expected
 
 
