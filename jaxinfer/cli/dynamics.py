@@ -44,16 +44,59 @@ def dynamics(
     solver: Annotated[
         str, typer.Option("--solver", help="tsit5, kvaerno5 (stiff), or rk4 (without diffrax).")
     ] = "tsit5",
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="FOLDER",
+            help="Instead: measure a real training, whose checkpoints are in this folder.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="FILE", help="What checkpoints read; - is standard input."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", help="For --checkpoints; a killed run goes on from it."),
+    ] = None,
+    window: Annotated[
+        int,
+        typer.Option("--window", min=2, max=32767, help="Tokens that checkpoints read at once."),
+    ] = 256,
+    windows: Annotated[
+        int, typer.Option("--windows", min=1, max=4096, help="Of the text, spread over it.")
+    ] = 8,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this file.")] = None,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Follow JoMA's training dynamics of one block.
+    """Follow JoMA's training dynamics of one block, or measure those of a real training.
 
-    With --mu attention grows sparse, then dense again; with --delta a winner takes all.
+    With --mu attention grows sparse, then dense again; with --delta a winner takes all. With
+    --checkpoints it is told per layer how attention, ranks and active neurons dropped and rose.
 
     Example: jaxinfer dynamics --field exp --mu 0.5,1,1.5,2,2.5 --until 9 --plot dynamics.png
+
+    Example: jaxinfer dynamics --checkpoints snapshots --text essay.txt --run-dir run
     """
+    if checkpoints is not None:
+        from jaxinfer.cli.dynamics_checkpoints import show_checkpoints
+
+        if text is None or run_dir is None or mu is not None or delta is not None:
+            raise ValueError(
+                "--checkpoints goes with --text FILE and --run-dir FOLDER, and without --mu and "
+                "--delta, which are of the equations"
+            )
+        show_checkpoints(
+            checkpoints, text, run_dir, window=window, windows=windows, plot=plot, force=force,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    if text is not None or run_dir is not None:
+        raise ValueError(
+            "--text and --run-dir are for checkpoints; give their --checkpoints FOLDER"
+        )
     from jaxinfer.files import check_new_file
     from jaxinfer.theory.joma import closed_forms, solve
 

@@ -115,14 +115,7 @@ def save_checkpoint(
 def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoint:
     """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default)."""
     folder = Path(folder)
-    data = read_json(folder / "config.json", MAX_CONFIG)
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{folder} is not a {FORMAT} checkpoint; its config.json lacks the format")
-    if data.get("format_version") not in READ:
-        raise ValueError(
-            f"{folder} has format version {quoted(data.get('format_version'))}; this release reads "
-            f"{' and '.join(map(str, READ))}; convert the model again"
-        )
+    data = _description(folder)
     config = _config(data.get("model"), folder)
     try:
         shapes, leaves = _expected(config, data, resolve_dtype(dtype))
@@ -134,6 +127,23 @@ def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoin
     path = folder / "provenance.json"
     provenance = read_json(path) if path.is_file() else {}
     return Checkpoint(config, arranged(params), tokenizer, provenance)
+
+
+def checkpoint_config(folder: Path) -> ModelConfig:
+    """The model's configuration alone."""
+    return _config(_description(folder).get("model"), folder)
+
+
+def _description(folder: Path) -> Json:
+    data = read_json(folder / "config.json", MAX_CONFIG)
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{folder} is not a {FORMAT} checkpoint; its config.json lacks the format")
+    if data.get("format_version") not in READ:
+        raise ValueError(
+            f"{folder} has format version {quoted(data.get('format_version'))}; this release reads "
+            f"{' and '.join(map(str, READ))}; convert the model again"
+        )
+    return data
 
 
 def _expected(
