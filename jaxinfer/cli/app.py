@@ -26,6 +26,7 @@ from jaxinfer.cli.interrupts import INTERRUPTED, handled
 from jaxinfer.cli.notices import error_text, note, warnings_as_lines, work_begins
 from jaxinfer.cli.plan import plan
 from jaxinfer.cli.score import score
+from jaxinfer.cli.serve import serve
 from jaxinfer.cli.simulate import simulate
 from jaxinfer.cli.train import train
 from jaxinfer.cli.transport import transport
@@ -33,7 +34,8 @@ from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 VERBS = (
-    generate, chat, score, convert, info, tree, plan, simulate, bench, dynamics, transport, env,
+    generate, chat, serve, score, convert, info, tree, plan, simulate, bench, dynamics, transport,
+    env,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -63,7 +65,7 @@ def together(
         ),
     ] = False,
 ) -> None:
-    """Language models in JAX: generate, chat, score, convert and inspect.
+    """Language models in JAX: generate, chat, serve, score, convert and inspect.
 
     `jaxinfer env` prints the versions of the packages below it, devices and folders.
     """

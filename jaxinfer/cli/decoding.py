@@ -79,13 +79,13 @@ class Decoding(NamedTuple):
             "max_new_tokens": max_new_tokens,
             "seed": self.seed,
             "stop": stop,
-            "draft": self._speculator(lm),
+            "draft": self.speculator(lm),
         }
 
     def _sparsity(self) -> "Sparsity | None":
         return o.make_sparsity(self.sparsity, self.sparsity_args, self.model)
 
-    def _speculator(self, lm: "LM") -> "Draft | None":
+    def speculator(self, lm: "LM") -> "Draft | None":
         """What `--draft` and `--tree` mean."""
         if self.draft is None:
             if self.tree is not None:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = 130
 MOMENT = 0.3  # seconds that a press may go unanswered
@@ -65,6 +66,16 @@ def handled() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def answered_elsewhere() -> Iterator[None]:
+    """While this is open, what runs inside answers signals by handlers of its own."""
+    pipe = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
 
 
 class _Presses:
@@ -124,7 +135,7 @@ def _watch(pipe: int) -> None:
         if not presses or time.monotonic() < deadline:
             continue
         if presses > 1 or not _losses:
-            _leave()
+            leave(INTERRUPTED)
         if not told:
             told = True
             _say("interrupted; this step is finished first, Ctrl-C again to quit now")
@@ -135,9 +146,10 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _leave() -> None:
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, whatever its threads do."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)
         sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)
