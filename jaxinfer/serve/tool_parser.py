@@ -144,6 +144,7 @@ class HermesParser:
         self._text = ""  # not read yet
         self._call: Call | None = None
         self._closing = False  # behind a call, before its closing tag
+        self._blanks = ""  # before its opening tag
 
     def push(self, text: str, last: bool = False) -> list[Part]:
         self._text += text
@@ -151,15 +152,20 @@ class HermesParser:
         while self._step(parts, last):
             pass
         if last and self._call is not None:
-            parts += _tagged(self._call.rest())
+            parts += self._tagged(self._call.rest())
         return parts
+
+    def _tagged(self, parts: list[Part]) -> list[Part]:
+        """What turns out to be no call, with the tag that began it."""
+        before = self._blanks + OPEN
+        return [Text(before + part.text) if isinstance(part, Text) else part for part in parts]
 
     def _step(self, parts: list[Part], last: bool) -> bool:
         """Reads on; whether there may be more to read."""
         if self._call is not None:
             found, rest = self._call.push(self._text)
             begun, self._text = self._call.begun, rest or ""
-            parts += found if begun else _tagged(found)
+            parts += found if begun else self._tagged(found)
             if rest is None:
                 return False
             self._call, self._closing, self._count = None, begun, self._count + begun
@@ -174,11 +180,13 @@ class HermesParser:
         if not tag and not last:
             held = _held(before)
             before, after = before[: len(before) - held], before[len(before) - held :]
-        if before.strip() or (before and not self._count and not tag):
-            parts.append(Text(before.rstrip() if tag else before))
-        self._text = after
         if tag:
             self._call = Call(self._count, self._names)
+            kept = before.rstrip()
+            before, self._blanks = kept, before[len(kept) :]
+        if before.strip() or (before and not self._count):
+            parts.append(Text(before))
+        self._text = after
         return bool(tag)
 
 
@@ -202,9 +210,10 @@ class LlamaParser:
             if self._call is None:
                 begin = self._text.lstrip("; \n" if self._count else None)
                 self._plain = bool(begin) and not begin.startswith("{")
-                if not self._plain and not begin:
+                if not begin:
                     break
-                self._call = None if self._plain else Call(self._count, self._names)
+                if not self._plain:
+                    self._text, self._call = begin, Call(self._count, self._names)
                 continue
             found, rest = self._call.push(self._text)
             parts, self._text = parts + found, rest or ""
@@ -214,11 +223,6 @@ class LlamaParser:
         if last and self._call is not None:
             parts += self._call.rest()
         return parts
-
-
-def _tagged(parts: list[Part]) -> list[Part]:
-    """What is no call, with the tag that began it."""
-    return [Text(OPEN + part.text) if isinstance(part, Text) else part for part in parts]
 
 
 def _held(text: str) -> int:

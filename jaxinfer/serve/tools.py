@@ -20,6 +20,9 @@ from jaxinfer.serve.tool_parser import (
     PlainParser,
 )
 
+NOTHING: dict[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""The schema of a tool that names no parameters."""
+
 MOST_CALLS = 8
 """In one answer, where they are forced."""
 
@@ -113,8 +116,10 @@ def _text(form: Format, functions: Sequence[Function], *, free: bool, most: int)
     lines = []
     for i, function in enumerate(functions):
         head = f'{{"name": {json.dumps(function.name)}, "{arguments}": '
-        schema = {"type": "object", **(function.parameters or {})}
-        schema["x-guidance"] = {"whitespace_pattern": BLANKS}
+        schema = (
+            NOTHING if function.parameters is None else {"type": "object"} | function.parameters
+        )
+        schema = schema | {"x-guidance": {"whitespace_pattern": BLANKS}}
         lines.append(f"call_{i}: {json.dumps(head)} %json {json.dumps(schema)} " + '"}"')
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(functions))))
     quoted_begin, quoted_end = json.dumps(begin), json.dumps(end)
@@ -131,4 +136,4 @@ def _text(form: Format, functions: Sequence[Function], *, free: bool, most: int)
     else:
         more = f"({json.dumps(between)} call){{0,{most - 1}}}" if most > 1 else ""
         lines += [f"start: call {more} | FREE", r"FREE: /([^{](.|\n)*)?/"]
-    return "%llguidance {}\n" + "\n".join(reversed(lines))
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ def lm():
 
 @pytest.fixture(scope="session")
 def batcher(lm):
-    with lm.batcher(slots=2, context=192, queue=8, chunk=32, prefix_bytes=2**22) as made:
+    with lm.batcher(slots=2, context=448, queue=8, chunk=32, prefix_bytes=2**22) as made:
         yield made
 
 

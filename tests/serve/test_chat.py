@@ -36,7 +36,7 @@ def test_an_answer_is_the_continuation_of_the_rendered_conversation(client, lm, 
 
 
 def test_an_answer_without_a_limit_goes_to_the_end_of_the_context(client, batcher):
-    turns = [{"role": "user", "content": "word " * 60}]
+    turns = [{"role": "user", "content": "word " * 190}]
     found = client.chat.completions.create(
         model=NAME, messages=turns, temperature=0, extra_body={"ignore_eos": True}
     )
@@ -102,7 +102,7 @@ def test_the_model_is_listed(client):
 def test_texts_and_conversations_are_tokenized_and_back(server, lm):
     found = server.post("/tokenize", {"prompt": "Once upon a time"}).json()
     tokens = lm.encode("Once upon a time")
-    assert found == {"tokens": tokens, "count": len(tokens), "max_model_len": 192}
+    assert found == {"tokens": tokens, "count": len(tokens), "max_model_len": 448}
     turns = [{"role": "user", "content": "hi"}]
     found = server.post("/tokenize", {"messages": turns}).json()
     assert server.post("/detokenize", {"tokens": found["tokens"]}).json() == {
