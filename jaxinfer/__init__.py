@@ -30,6 +30,7 @@ from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.stream import Stream
 from jaxinfer.decode.ticket import Ticket
 from jaxinfer.distill.filters.distill import distill_filters
+from jaxinfer.distill.model import distill
 from jaxinfer.io.convert import convert
 from jaxinfer.lm import LM
 from jaxinfer.loading import load, load_draft
@@ -80,6 +81,7 @@ __all__ = [
     "commit",
     "convert",
     "deja_vu",
+    "distill",
     "distill_filters",
     "early_exit",
     "expected_tokens",

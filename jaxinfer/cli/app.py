@@ -17,6 +17,7 @@ import typer
 from jaxinfer.cli.bench import bench
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
+from jaxinfer.cli.distill import distill
 from jaxinfer.cli.dynamics import dynamics
 from jaxinfer.cli.env import env
 from jaxinfer.cli.eval import evaluate
@@ -34,8 +35,8 @@ from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 VERBS = (
-    generate, chat, serve, score, convert, info, tree, plan, simulate, bench, dynamics, transport,
-    env,
+    generate, chat, serve, score, convert, info, tree, plan, simulate, bench, distill, dynamics,
+    transport, env,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -69,11 +69,11 @@ def distill_filters(
       ((2, 1), 1, True)
     """
     h = _checked(h)
-    one_of("method", method, NAMES)
-    tolerance = real("tolerance", tolerance, least=1e-9, most=1)
-    if steps is not None:
-        steps = whole("steps", steps)
-    settings = Settings(steps, whole("seed", seed, least=0), report)
+    check_options(
+        h.shape[1] - 1, order=order, method=method, tolerance=tolerance, taps=taps, steps=steps,
+        seed=seed,
+    )  # fmt: skip
+    settings = Settings(steps, seed, report)
     size = _size(h[:, 1:], order, taps, method, tolerance)
     behind = h[:, 1 + size.taps :]
     if method == "fir":
@@ -89,13 +89,42 @@ def distill_filters(
     return filters, report_on(h, filters, method=method, won=won, tolerance=tolerance)
 
 
+def check_options(
+    samples: int,
+    *,
+    order: object,
+    method: object,
+    tolerance: object,
+    taps: object,
+    steps: object,
+    seed: object,
+) -> None:
+    """Refuses what `distill_filters` cannot do with filters of so many samples behind lag 0.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    name = one_of("method", method, NAMES)
+    real("tolerance", tolerance, least=1e-9, most=1)
+    if steps is not None:
+        whole("steps", steps)
+    whole("seed", seed, least=0)
+    modes = 0 if _is_automatic(order) else _modes(order, samples, name)
+    if not _is_automatic(taps):
+        whole("taps", taps, least=0, most=samples - 2 * modes)
+
+
+def _is_automatic(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
 def _size(g, order: object, taps: object, method: str, tolerance: float) -> Size:
     """How many modes and taps; those of method "fir" take the bytes of K modes."""
     samples = g.shape[1]
     most = MOST_RATIONAL if method == "rational" else samples // 2
-    automatic = isinstance(order, str) and order == "auto"
-    modes = min(most, spectral_modes(g, tolerance)) if automatic else _modes(order, g, method)
-    if isinstance(taps, str) and taps == "auto":
+    automatic = _is_automatic(order)
+    modes = min(most, spectral_modes(g, tolerance)) if automatic else _modes(order, samples, method)
+    if _is_automatic(taps):
         direct = choose_taps(g, modes, tolerance) if method == DEFAULT else 0
     else:
         direct = whole("taps", taps, least=0, most=samples - 2 * modes)
@@ -106,8 +135,7 @@ def _size(g, order: object, taps: object, method: str, tolerance: float) -> Size
     return Size(modes, direct)
 
 
-def _modes(order: object, g: np.ndarray, method: str) -> int:
-    samples = g.shape[1]
+def _modes(order: object, samples: int, method: str) -> int:
     try:
         modes = whole("order", order)
     except ValueError:
