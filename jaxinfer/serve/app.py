@@ -25,11 +25,15 @@ from jaxinfer.serve.generation import ClientGone
 from jaxinfer.serve.limits import read_object
 from jaxinfer.serve.metrics import CONTENT_TYPE
 from jaxinfer.serve.openapi import document
+from jaxinfer.serve.response_schema import ResponseRequest
+from jaxinfer.serve.responses import Responses
 from jaxinfer.serve.validate import validated
 from jaxinfer.serve.watch import Watch
 
 Post = Callable[[Context, Request, Any, str], Awaitable[Response]]
 """A handler: of a request with its validated body, and of whose key it is."""
+
+KEPT = "/v1/responses/{identifier}"
 
 GONE = 499
 """The status of a client that went away, as nginx writes it."""
@@ -37,10 +41,11 @@ GONE = 499
 
 def make(batcher: Batcher, config: ServeConfig) -> Starlette:
     """The application."""
-    context = Context(batcher, config)
+    context, responses = Context(batcher, config), Responses(config.stored)
     posts: dict[str, tuple[type[schema.Body], Post]] = {
         "/v1/completions": (schema.CompletionRequest, complete),
         "/v1/chat/completions": (schema.ChatRequest, chat),
+        "/v1/responses": (ResponseRequest, responses.create),
         "/tokenize": (schema.TokenizeRequest, tokens.tokenize),
         "/detokenize": (schema.DetokenizeRequest, tokens.detokenize),
     }
@@ -61,6 +66,9 @@ def make(batcher: Batcher, config: ServeConfig) -> Starlette:
             *(Route(path, _post(kind, handler), methods=["POST"])
               for path, (kind, handler) in posts.items()),
             *(Route(path, handler) for path, handler in gets.items()),
+            Route(KEPT, responses.retrieve),
+            Route(KEPT, responses.delete, methods=["DELETE"]),
+            Route(f"{KEPT}/cancel", responses.cancel, methods=["POST"]),
         ],
         middleware=[Middleware(Watch, context=context), *([cors] if config.cors_origins else [])],
         exception_handlers={

@@ -6,7 +6,8 @@ all of its tickets, which frees their slots within one round of steps.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -88,21 +89,27 @@ class Generation:
         """What all tickets have come to.
 
         Raises:
-          ApiError: one of them failed, or took too long.
+          ApiError: one of them failed, or they took too long.
           ClientGone: the client of the request went away.
         """
-        work = asyncio.ensure_future(self._whole())
+        await self.watched(request, self._exhaust())
+        return [self.answer(i) for i in range(len(self.tickets))]
+
+    async def watched(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
+        """Does what reads the pieces, while the client of the request waits for it.
+
+        Raises:
+          ClientGone: it does not any more.
+        """
+        task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(request))
         try:
-            waits = max(self._deadline - time.monotonic(), 0)
-            await asyncio.wait({work, gone}, timeout=waits, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            if gone.done():
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 raise ClientGone
-            raise self._late()
+            task.result()
         finally:
-            work.cancel()
+            task.cancel()
             gone.cancel()
             self.close()
 
@@ -158,10 +165,9 @@ class Generation:
             self._counted = True
             self._context.metrics.generated(self.stats())
 
-    async def _whole(self) -> list[Answer]:
+    async def _exhaust(self) -> None:
         async for _ in self.pieces():
             pass
-        return [self.answer(i) for i in range(len(self.tickets))]
 
     def _next(self, index: int) -> "asyncio.Task[Piece | None]":
         return asyncio.ensure_future(self._piece(index))

@@ -12,14 +12,17 @@ LEAST = -9999.0
 
 def for_chat(vocabulary: Vocabulary, piece: Piece | Answer) -> dict[str, object]:
     """`logprobs` of a chat choice: of the tokens of a piece or of all of an answer."""
-    content = []
+    return {"content": entries(vocabulary, piece), "refusal": None}
+
+
+def entries(vocabulary: Vocabulary, piece: Piece | Answer) -> list[dict[str, object]]:
+    """Each token with its log-probability, its bytes, and the likeliest tokens in its place."""
+    found = []
     for i, token in enumerate(vocabulary.shown(piece.tokens)):
         listed = piece.likeliest[i] if piece.likeliest else []
-        content.append(
-            _entry(vocabulary, token, piece.log_probs[i])
-            | {"top_logprobs": [_entry(vocabulary, *pair) for pair in listed]}
-        )
-    return {"content": content, "refusal": None}
+        top = [_entry(vocabulary, *pair) for pair in listed]
+        found.append(_entry(vocabulary, token, piece.log_probs[i]) | {"top_logprobs": top})
+    return found
 
 
 def _entry(vocabulary: Vocabulary, token: int, log_prob: float) -> dict[str, object]:

@@ -1,15 +1,18 @@
 """The document at `/openapi.json`, made of the schemas that requests are validated with."""
 
 import functools
+import re
 
 from pydantic.json_schema import models_json_schema
 
 import jaxinfer
 from jaxinfer.serve import schema
+from jaxinfer.serve.response_schema import ResponseRequest
 
 BODIES = {
     "/v1/completions": (schema.CompletionRequest, "Continue texts or tokens"),
     "/v1/chat/completions": (schema.ChatRequest, "Answer a conversation"),
+    "/v1/responses": (ResponseRequest, "Answer, and keep the answer"),
     "/tokenize": (schema.TokenizeRequest, "The tokens of a text or a conversation"),
     "/detokenize": (schema.DetokenizeRequest, "The text of tokens"),
 }
@@ -36,6 +39,12 @@ def document(name: str) -> dict[str, object]:
         for path, (kind, title) in BODIES.items()
     }
     paths |= {path: {"get": _operation(path, title)} for path, title in READS.items()}
+    kept = "/v1/responses/{identifier}"
+    paths[kept] = {
+        "get": _operation(kept, "A kept answer"),
+        "delete": _operation(kept, "Forget an answer"),
+    }
+    paths[f"{kept}/cancel"] = {"post": _operation(kept, "End an answer that is being made")}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"jaxinfer: {name}", "version": jaxinfer.__version__},
@@ -57,10 +66,9 @@ def _operation(path: str, title: str) -> dict[str, object]:
             "default": {"description": "Why not", "content": {"application/json": json_type}},
         },
     }
-    if "{name}" in path:
-        operation["parameters"] = [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+    for name in re.findall(r"\{(\w+)\}", path):
+        place = {"in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [{"name": name} | place]
     return operation
 
 

@@ -160,7 +160,7 @@ class AssistantMessage(Body):
     tool_calls: list[ToolCall] | None = None
     refusal: None = None
     audio: None = None
-    annotations: list[JsonObject] | None = Field(None, max_length=0)
+    annotations: Annotated[list[JsonObject], Field(max_length=0)] | None = None
     function_call: None = None
 
 

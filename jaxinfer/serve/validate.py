@@ -29,8 +29,10 @@ def validated(kind: type[Model], data: Mapping[str, object]) -> Model:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         places = [_place(one, given) for one in found]
-        # Of the members of a union, that which fits best fails at the deepest place.
-        worst = max(range(len(found)), key=lambda i: (len(places[i]), -i))
+        # Of the members of a union, that which fits best fails at the deepest place, and there not
+        # for what it is.
+        other = [one["type"] == "missing" or one["type"].endswith("_type") for one in found]
+        worst = max(range(len(found)), key=lambda i: (len(places[i]), not other[i], -i))
         param = ".".join(map(str, places[worst])) or "body"
         unknown = found[worst]["type"] == "extra_forbidden"
         message = found[worst]["msg"]
