@@ -23,6 +23,7 @@ from jaxinfer.models.activations import Activations, check_dense, layer_weights,
 from jaxinfer.models.mixers import mixer_named
 from jaxinfer.models.reach import check_positions
 from jaxinfer.models.stack import NO_CACHE, cache_geometry, commit, embed
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 
 CHUNK = 512  # tokens that a layer reads at once through a cache, where the policy allows it
@@ -40,7 +41,8 @@ class LayerReader:
 
     `policies` are those of the layers as their mixers keep their states under them
     (`jaxinfer.models.stack.layer_policies`), None: the layers read the texts as a whole, nothing is
-    stored. A policy is read through `chunk` tokens at a time.
+    stored. A policy is read through `chunk` tokens at a time; its cache has `dtype` and `backend`
+    (None: this machine's).
 
     Raises:
       ValueError: texts are longer than the model's learned positions or filters.
@@ -55,9 +57,11 @@ class LayerReader:
         policies: Sequence[Policy] | None = None,
         chunk: int = CHUNK,
         dtype: str = "float32",
+        backend: Backend | None = None,
     ):
         check_positions(cfg, context)
-        self.cfg, self.context, self.take, self.dtype = cfg, context, take, dtype
+        self.cfg, self.context, self.take = cfg, context, take
+        self.dtype, self.backend = dtype, backend
         self.policies = tuple(policies or (NO_CACHE,) * cfg.num_layers)
         self.stores = policies is not None
         self.chunk = min(chunk, context) if self.stores else context
@@ -158,7 +162,7 @@ class LayerReader:
         if not self.stores:
             return Cache(length=empty, layers=((),), policies=(policy,))
         capacity = 1 << max(self.context - 1, 0).bit_length()
-        geometry = cache_geometry(self.cfg, capacity, self.dtype)
+        geometry = cache_geometry(self.cfg, capacity, self.dtype, self.backend)
         mixer = mixer_named(self.cfg.mixer(index))
         state = mixer.budgeted(policy, mixer.init(self.cfg, policy, geometry, 1), [length])
         return Cache(length=empty, layers=(state,), policies=(policy,), backend=geometry.backend)

@@ -24,6 +24,7 @@ from jaxinfer.models.activations import Activations
 from jaxinfer.models.layer_reader import CHUNK, LayerReader, valid_lengths
 from jaxinfer.models.mixers import mixer_of, with_aux
 from jaxinfer.models.stack import cache_geometry, check_cache, layer_policies
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 
 Inputs: TypeAlias = Literal["own", "full"]
@@ -113,8 +114,9 @@ def walk(
     size = texts.shape[1]
     chosen = None if policy is None else resolve(policy).sized(_capacity(size))
     dtype = str(params["embed"]["tokens"].dtype)
-    plain = _reader(cfg, size, None, CHUNK, dtype)
-    stored = _through(cfg, params, chosen or full(), size, chunk, dtype)
+    backend = Backend.of(getattr(model, "implementation", None))
+    plain = _reader(cfg, size, None, CHUNK, dtype, backend)
+    stored = _through(cfg, params, chosen or full(), size, chunk, dtype, backend)
     own = plain if chosen is None else stored
     hidden = plain.embed(params, texts)
     aux = None if chosen is None else chosen.feature_maps
@@ -147,19 +149,23 @@ def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray | None:
 
 @functools.lru_cache(maxsize=8)  # of programs: neither parameters nor texts are in it
 def _reader(
-    cfg: ModelConfig, size: int, policies: tuple[Policy, ...] | None, chunk: int, dtype: str
-) -> LayerReader:
-    return LayerReader(cfg, size, _everything, policies=policies, chunk=chunk, dtype=dtype)
+    cfg: ModelConfig, size: int, policies: tuple[Policy, ...] | None, chunk: int, dtype: str,
+    backend: Backend,
+) -> LayerReader:  # fmt: skip
+    return LayerReader(
+        cfg, size, _everything, policies=policies, chunk=chunk, dtype=dtype, backend=backend
+    )
 
 
 def _through(
-    cfg: ModelConfig, params: Params, policy: Policy, size: int, chunk: int | None, dtype: str
-) -> LayerReader:
-    check_cache(cfg, policy, cache_geometry(cfg, _capacity(size), dtype), params)
+    cfg: ModelConfig, params: Params, policy: Policy, size: int, chunk: int | None, dtype: str,
+    backend: Backend,
+) -> LayerReader:  # fmt: skip
+    check_cache(cfg, policy, cache_geometry(cfg, _capacity(size), dtype, backend), params)
     if chunk is None:
         chunk = 1 if policy.prompt == "whole" else CHUNK
     policies = layer_policies(cfg, policy, params)
-    return _reader(cfg, size, policies, whole("chunk", chunk), dtype)
+    return _reader(cfg, size, policies, whole("chunk", chunk), dtype, backend)
 
 
 def _capacity(size: int) -> int:

@@ -10,12 +10,14 @@ import pytest
 import jaxinfer as ji
 from jaxinfer.lm import LM
 from jaxinfer.models.params import init_params
+from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.registry import config_from_hf
 from jaxinfer.models.stack import unembed
 from jaxinfer.models.walk import walk
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.norm import norm
+from jaxinfer.runtime.backend import Backend
 from tests.factories import CONFIGS, lm_of, params_of, random_tokens
 from tests.models import hyena_models
 from tests.policies import over, with_random_feature_maps
@@ -102,6 +104,33 @@ def test_layers_read_through_their_caches_as_scoring_does(name):
     lm = lm_of("llama")
     expected = lm.score([TOKENS[0].tolist()], policy=POLICIES[name])[0].log_probs
     np.testing.assert_allclose(through(lm, POLICIES[name]), expected, atol=1e-4)
+
+
+def test_layers_of_modes_and_of_stored_inputs_read_through_their_states():
+    lm = hyena_models.lm_of("multi")
+    expected = lm.score([TOKENS[0].tolist()], policy=POLICIES["h2o"])[0].log_probs
+    np.testing.assert_allclose(through(lm, POLICIES["h2o"]), expected, atol=1e-4)
+
+
+def test_weights_in_eight_bits_are_walked_as_they_are():
+    cfg, params = CONFIGS["llama"], quantize_weights(params_of("llama"), "int8", Backend.of())
+    lm = LM(cfg, params)
+    *_, last = walk(lm, TOKENS)
+    np.testing.assert_allclose(logits_of(lm, last.after), lm.logits(TOKENS), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["streaming", "h2o"])
+def test_attention_by_the_kernels_is_that_of_their_references(name):
+    """As a GPU runs it: another layout, and kernels, here interpreted."""
+    small = TOKENS[:1, :14]
+    kernels = LM(CONFIGS["llama"], params_of("llama"), implementation="interpret")
+    pairs = zip(
+        walk(kernels, small, POLICIES[name]), walk(lm_of("llama"), small, POLICIES[name]),
+        strict=True,
+    )  # fmt: skip
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(attention(ours), attention(theirs), atol=1e-5)
+        np.testing.assert_allclose(ours.after, theirs.after, atol=1e-4)
 
 
 def test_evicted_tokens_live_on_in_feature_maps_as_scoring_has_them():
