@@ -95,31 +95,28 @@ def test_stage_2_repairs_what_the_hard_gates_cost(name):
 
 @pytest.mark.parametrize("target", [0.5, 0.25])
 def test_it_beats_what_is_compared_with_it_at_equal_operations(target):
-    """lte.md 7.8, as its correction has it: random routers, MoEfication's learned router, and
-    magnitudes of random groups, three seeds."""
-    found, margins = [], []
+    """lte.md 7.8, as its correction has it: on the mean of three seeds by more than their spread,
+    random routers by 3 %; also MoEfication's learned router, and magnitudes of random groups."""
+    found: list[float] = []
+    others: dict[str, list[float]] = {"random": [], "router": [], "ungrouped": [], "oracle": []}
     for seed in SEEDS:
         lte = at_density("ste", target, seed=seed)
+        found.append(lte["perplexity"])
         share = rounded_up(lte["density"])
         random = after("random", target_density=share, seed=seed)
+        others["random"].append(random["perplexity"])
         dense = run_of("dense", seed=seed)[1].params()
         calibration = Calibration(base().config, dense, texts()[0][:128, :-1])
-        others = {
-            method.__name__: measure(
-                base().config, method(calibration, share, SIZE), texts()[1]
-            ).perplexity
-            for method in (moefication_router, moefication_oracle, oracle)
-        }
-        found.append(lte["perplexity"])
-        margins.append(
-            [random["perplexity"] / 1.03, others["moefication_router"], others["oracle"]]
-        )
-        if target == 0.25:  # at 0.5 that oracle is a bound
-            margins[-1].append(others["moefication_oracle"])
-    spread = max(found) - min(found)
-    assert min(map(min, margins)) > max(found) or all(
-        min(row) - one > spread for row, one in zip(margins, found, strict=True)
-    ), (found, margins)
+        for name, method in (
+            ("router", moefication_router), ("ungrouped", oracle), ("oracle", moefication_oracle)
+        ):  # fmt: skip
+            params = method(calibration, share, SIZE)
+            others[name].append(measure(base().config, params, texts()[1]).perplexity)
+    if target == 0.5:  # there that oracle is a bound
+        del others["oracle"]
+    spread, ours = max(found) - min(found), np.mean(found)
+    assert all(np.mean(theirs) - ours > spread for theirs in others.values()), (found, others)
+    assert np.mean(others["random"]) > 1.03 * ours, (found, others)
 
 
 @pytest.mark.parametrize("density", [0.5, 0.25])
@@ -134,11 +131,10 @@ def test_groups_of_similar_neurons_lose_less(density):
     assert grouped < ungrouped
 
 
-def test_layers_and_tokens_find_their_own_number_of_blocks():
-    """lte.md 7.10, 7.11"""
+def test_tokens_find_their_own_number_of_blocks():
+    """lte.md 7.10, 7.11; that layers do is shown by what comes with tiny-opt."""
     trained = run_of("ste", target_density=0.25)[1]
     record, unions = trained.results["after"], trained.measured.unions()
-    assert max(record["densities"]) - min(record["densities"]) >= 0.05
     assert min(record["density_deviation"]) > 0.01
     for shares, density in zip(unions, record["densities"], strict=True):
         assert (np.diff(shares[:5]) > 0).all()
