@@ -53,6 +53,16 @@ def test_measures_are_those_of_the_attention_of_hugging_face(name):
     s = np.linalg.svd(weight, compute_uv=False)
     stable = (s**2).sum() / s[0] ** 2
     assert found["stable_rank.up"][1] == pytest.approx(stable, rel=1e-3)
+    attn, head = params["layers"][1]["attn"], cfg.num_heads - 1
+    q, k = (
+        np.asarray(attn[name]["weight"], float).reshape(-1, cfg.head_dim, cfg.hidden_size)
+        for name in "qk"
+    )
+    s = np.linalg.svd(q[head].T @ k[-1], compute_uv=False)
+    assert found["stable_rank.qk"][1, head] == pytest.approx((s**2).sum() / s[0] ** 2, rel=1e-4)
+    shares = s[s > 1e-9 * s[0]] / s.sum()
+    effective = np.exp(-(shares * np.log(shares)).sum())
+    assert found["effective_rank.qk"][1, head] == pytest.approx(effective, rel=1e-4)
     names = {part for layer in params["layers"] for half in ("attn", "mlp") for part in layer[half]}
     assert {f"effective_rank.{part}" for part in names} <= set(found)
     if name == "opt":  # of a ReLU about a half is zero
