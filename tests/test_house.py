@@ -18,6 +18,7 @@ PUBLIC = (
     "jaxinfer.cache",
     "jaxinfer.models",
     "jaxinfer.decode",
+    "jaxinfer.serve",
     "jaxinfer.speculative",
     "jaxinfer.testing",
 )

@@ -49,7 +49,7 @@ class Grammar:
             self._matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(**LIMITS))
         except ValueError as error:
             raise GrammarError(str(error)) from error
-        _check(self._matcher)
+        self.follow().mask()  # some grammars are found to be empty or too large only here
 
     def follow(self) -> "Follower":
         """What one answer follows."""
@@ -76,7 +76,9 @@ class Follower:
 
 def _check(matcher: LLMatcher) -> None:
     if matcher.is_error():
-        raise GrammarError(f"the grammar cannot be followed: {one_line(matcher.get_error(), 300)}")
+        why = matcher.get_error().replace("<non-verbose/>", "").strip()
+        why = "no text matches it" if why.startswith("NoExtension") else one_line(why, 300)
+        raise GrammarError(f"the grammar cannot be followed: {why}")
 
 
 def of_schema(schema: dict[str, object]) -> str:

@@ -54,6 +54,37 @@ SCHEMAS = {
         "required": ["a"],
     },
     "a date": {"type": "string", "format": "date"},
+    "a map": {
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 99},
+        "maxProperties": 2,
+    },
+    "a short text": {"type": "string", "minLength": 2, "maxLength": 6},
+    "a list of words": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 4},
+    "a list of lists": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+        "maxItems": 2,
+    },
+    "an optional field": {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "boolean"}},
+        "required": ["b"],
+        "additionalProperties": False,
+    },
+    "one of several objects": {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {k: {"const": k}},
+                "required": [k],
+                "additionalProperties": False,
+            }
+            for k in ("cat", "dog")
+        ]
+    },
+    "a multiple": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 100},
+    "types of several": {"type": ["boolean", "null"]},
 }
 
 
@@ -73,6 +104,15 @@ def test_answers_that_end_follow_their_schema(client, schema):
         jsonschema.validate(json.loads(one.message.content), schema)
     free = "string" in json.dumps(schema) or "additionalProperties" not in json.dumps(schema)
     assert ended or free or schema is SCHEMAS["a tree"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+def test_many_answers_that_end_follow_their_schema(client, schema):
+    for seed in range(10):
+        found = client.chat.completions.create(**asked(schema, seed)).choices[0]
+        if found.finish_reason == "stop":
+            jsonschema.validate(json.loads(found.message.content), schema)
 
 
 def test_most_answers_end(client):
@@ -156,6 +196,7 @@ WRONG = [
         *({"response_format": asked(schema, 0)["response_format"]} for schema in WRONG),
         {"regex": "["},
         {"regex": "(?=a)b"},
+        {"regex": r"[^\s\S]"},
         {"grammar": "begin: x"},
     ],
 )
