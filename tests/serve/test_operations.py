@@ -1,6 +1,9 @@
 """A server under load, with clients that go, and at its end."""
 
+import contextlib
 import json
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +13,8 @@ import openai
 import pytest
 
 from jaxinfer.decode.slot_batch import SlotBatch
-from jaxinfer.serve import ServeConfig
+from jaxinfer.serve import ServeConfig, create_app
+from jaxinfer.serve.server import Server
 from tests.serve.serving import serving
 
 NAME = "tiny-llama"
@@ -69,14 +73,12 @@ def test_a_slow_reader_stops_nobody(server, client, batcher):
 def test_an_answer_that_takes_too_long_is_given_up(batcher):
     config = ServeConfig(warmup=False, timeout_s=0.3)
     with serving(batcher, config) as server, batcher._device:
-        before = len(batcher._tickets)
         with pytest.raises(openai.InternalServerError, match="more than 0.3 seconds") as caught:
             server.client().completions.create(**TEXT)
         assert caught.value.status_code == 504
         with pytest.raises(openai.APIError, match="more than 0.3 seconds"):
             list(server.client().completions.create(**TEXT, stream=True))
-        wait_for(lambda: all(ends(batcher)[before:]))
-        assert len(ends(batcher)) > before
+        wait_for(lambda: ends(batcher)[-2:] == [True, True])
 
 
 def test_a_body_that_never_comes_is_given_up(batcher):
@@ -112,7 +114,7 @@ def test_a_server_that_drains_refuses_and_lets_run(batcher):
     with serving(batcher, ServeConfig(warmup=False)) as server, ThreadPoolExecutor(1) as pool:
         with batcher._device:
             running = pool.submit(server.post, "/v1/completions", TEXT)
-            wait_for(lambda: server.context.drain.running)
+            wait_for(lambda: batcher.waiting)
             server.context.drain.draining = True
             with pytest.raises(openai.InternalServerError, match="about to end") as caught:
                 server.client().completions.create(**TEXT)
@@ -121,6 +123,52 @@ def test_a_server_that_drains_refuses_and_lets_run(batcher):
             assert server.get("/ready").status_code == 503
             assert server.get("/health").status_code == 200
         assert running.result().status_code == 200
+
+
+@contextlib.contextmanager
+def signalled(lm, **config):
+    """A server that may be sent signals, with a slot of its own and one request in flight."""
+    with lm.batcher(slots=1, context=448, chunk=32) as own, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = Server(create_app(own, ServeConfig(warmup=False, **config)))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        with ThreadPoolExecutor(4) as pool, own._device:
+            thread.start()
+            wait_for(lambda: server.started)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/completions"
+
+            def ask(body=TEXT):
+                return pool.submit(httpx.post, url, json=body, timeout=60)
+
+            yield server, ask, thread
+        thread.join(20)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_signal_lets_what_runs_end(lm, stream):
+    with contextlib.ExitStack() as stack:
+        server, ask, thread = stack.enter_context(signalled(lm))
+        running = ask(TEXT | {"stream": stream})
+        wait_for(lambda: server._context.batcher.waiting)
+        server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: server._context.drain.draining)
+        assert ask().result().status_code == 503
+        stack.close()  # the device is free again
+    assert running.result().status_code == 200 and "error" not in running.result().text
+    assert not thread.is_alive() and server.aborted is None
+
+
+def test_what_runs_too_long_behind_a_signal_is_given_up(lm):
+    with contextlib.ExitStack() as stack:
+        server, ask, thread = stack.enter_context(signalled(lm, drain_s=0.1))
+        running = [ask(TEXT), ask(TEXT | {"stream": True})]
+        wait_for(lambda: server._context.batcher.waiting == 2)
+        server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: server._context.batcher._closing)
+        stack.close()
+    found = [one.result() for one in running]
+    assert found[0].status_code == 503 and "the server ended" in found[1].text
+    assert not thread.is_alive()
 
 
 def test_a_server_is_ready_when_it_has_compiled(batcher, monkeypatch):
