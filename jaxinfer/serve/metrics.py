@@ -51,7 +51,7 @@ class Metrics:
         self._refusals.labels(code).inc()
 
     def generated(self, stats: Sequence[RequestStats]) -> None:
-        """A request's tickets have ended; those of one prompt count its tokens once each."""
+        """Tickets of a request have ended; each of them has read its prompt."""
         for one in stats:
             self._prompt.inc(one.prompt_tokens)
             self._cached.inc(one.cached_tokens)

@@ -106,11 +106,11 @@ def _grammar(context: Context, body: ChatRequest, form: Format) -> Grammar | Non
     if free and not single and not any(one.strict for one in functions):
         return None
     check_fields(body, "tool_choice")
-    text = _text(form, functions, free=free, most=1 if single else MOST_CALLS)
+    text = calls_grammar(form, functions, free=free, most=1 if single else MOST_CALLS)
     return compiled(context.vocabulary, lambda: text, "tools")
 
 
-def _text(form: Format, functions: Sequence[Function], *, free: bool, most: int) -> str:
+def calls_grammar(form: Format, functions: Sequence[Function], *, free: bool, most: int) -> str:
     """The Lark grammar of up to `most` calls; of a text with calls in it if `free`."""
     begin, end, arguments, between = form.value
     lines = []

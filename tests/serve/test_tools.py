@@ -6,7 +6,11 @@ import jsonschema
 import openai
 import pytest
 
-from jaxinfer.serve.tools import Format, format_of
+from jaxinfer.decode.token_mask import allows
+from jaxinfer.serve.grammar import Grammar
+from jaxinfer.serve.schema import Function
+from jaxinfer.serve.tools import Format, calls_grammar, format_of
+from jaxinfer.serve.vocabulary import Vocabulary
 from tests.serve.serving import model, serving
 
 NAME = "tiny-llama"
@@ -114,6 +118,50 @@ def test_answers_of_tools_are_read_back(client, server):
     call["function"]["arguments"] = "[1]"
     with pytest.raises(openai.BadRequestError, match="must be the text of a JSON object"):
         client.chat.completions.create(model=NAME, messages=turns, tools=TOOLS, max_tokens=1)
+
+
+def test_a_strict_tool_is_called_as_its_schema_says_or_not_at_all(client):
+    strict = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
+    for seed in range(2):
+        found = client.chat.completions.create(**ASKED | {"tools": strict, "seed": seed}).choices[0]
+        assert found.message.content or found.message.tool_calls
+        if found.finish_reason == "tool_calls":
+            check(found.message.tool_calls)
+
+
+def follows(vocabulary, text: str, answer: str) -> bool:
+    """Whether an answer may be written, and end, under a grammar."""
+    follower = Grammar(vocabulary, text).follow()
+    eos = vocabulary.tokenizer.eos_token_ids[0]
+    for token in [*vocabulary.tokenizer.encode(answer), eos]:
+        if not allows(follower.mask(), token):
+            return False
+        follower.accept(token)
+    return True
+
+
+@pytest.mark.parametrize("form", Format)
+def test_grammars_of_calls_allow_calls_and_nothing_else(lm, form):
+    vocabulary = Vocabulary(lm)
+    functions = [Function.model_validate(tool["function"]) for tool in TOOLS]
+    begin, end, arguments, between = form.value
+
+    def call(name: str, given: str) -> str:
+        return f'{begin}{{"name": "{name}", "{arguments}": {given}}}{end}'
+
+    one, other = call("weather", '{"city": "Bern", "days": 3}'), call("now", "{}")
+    wrong = [call("weather", '{"city": "Paris", "days": 3}'), call("nothing", "{}"), one[:-1]]
+    wrong += [call("weather", "{}"), call("now", '{"a": 1}')]
+    forced = calls_grammar(form, functions, free=False, most=2)
+    single = calls_grammar(form, functions, free=False, most=1)
+    free = calls_grammar(form, functions, free=True, most=2)
+    assert follows(vocabulary, forced, one) and follows(vocabulary, single, other)
+    assert follows(vocabulary, forced, one + between + other)
+    assert not follows(vocabulary, single, one + between + other)
+    assert not any(follows(vocabulary, forced, text) for text in [*wrong, "rain", ""])
+    assert not any(follows(vocabulary, free, text) for text in wrong)
+    for text in ("rain", "", "a <b> c", one, one + between + other, "I ask. " + one):
+        assert follows(vocabulary, free, text), text
 
 
 @pytest.mark.parametrize(
