@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jaxinfer.decode.ticket import Answer
+from jaxinfer.decode.ticket import Answer, RequestStats
 from jaxinfer.serve.context import Context
 from jaxinfer.serve.errors import ApiError, Json, refusing
 from jaxinfer.serve.generation import REASONS, Generation, usage_of
@@ -90,8 +90,14 @@ class _Asked:
             samples = sorted(answers[first : first + self.best_of], key=_likely, reverse=True)
             best += samples[: self.n] if self.best_of > self.n else answers[first:][: self.n]
         choices = [self._choice(index, answer) for index, answer in enumerate(best)]
-        usage = usage_of([answer.stats for answer in answers], self.best_of)
+        usage = self._usage([answer.stats for answer in answers])
         return self._frame(_identifier(), int(time.time())) | {"choices": choices, "usage": usage}
+
+    def _usage(self, stats: Sequence[RequestStats]) -> dict[str, object]:
+        usage = usage_of(stats, self.best_of)
+        if self.body.max_tokens == 0:  # the batcher has made a token that nobody gets
+            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+        return usage
 
     def _choice(self, index: int, answer: Answer) -> dict[str, object]:
         log_probs = TextLogProbs(self.context.vocabulary, self.body.logprobs or 0)
@@ -151,7 +157,7 @@ class _Asked:
             elif body.max_tokens != 0:
                 yield chunk(index, piece.text, log_probs[index].piece(piece), None)
         if usage:
-            yield frame | {"choices": [], "usage": usage_of(generation.stats(), self.n)}
+            yield frame | {"choices": [], "usage": self._usage(generation.stats())}
 
     def _frame(self, identifier: str, created: int) -> dict[str, object]:
         return {

@@ -99,9 +99,11 @@ def test_log_probabilities_are_those_of_the_batcher(client, batcher):
 
 def test_echo_repeats_the_prompt_with_its_log_probabilities(client, lm, batcher):
     expected = lm.score(PROMPT)[0]
-    found = client.completions.create(
+    whole = client.completions.create(
         model=NAME, prompt=PROMPT, max_tokens=0, echo=True, logprobs=0, temperature=0
-    ).choices[0]
+    )
+    found = whole.choices[0]
+    assert (whole.usage.completion_tokens, whole.usage.total_tokens) == (0, len(lm.encode(PROMPT)))
     assert found.text == PROMPT and found.logprobs.token_logprobs[0] is None
     assert found.logprobs.token_logprobs[1:] == pytest.approx(list(expected.log_probs), abs=2e-4)
     more = client.completions.create(
