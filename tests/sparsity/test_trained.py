@@ -112,7 +112,7 @@ def test_a_method_without_a_source_takes_the_artefact_of_the_model(lm, folder, m
     wanted = lm.sparsified(folder)
     for way in ("deja-vu", "deja_vu", "deja-vu-llama", {"name": "deja-vu-llama", "density": 0.25}):
         assert rules(lm.sparsified(way)) == rules(wanted)
-    with pytest.raises(ValueError, match="lte needs source, what it has learned .* none yet"):
+    with pytest.raises(ValueError, match="lte needs source, what it has learned .* lte-tiny-opt"):
         lm.sparsified("lte")
     stranger = LM(lm.config, lm.params, name="stranger")
     with pytest.raises(ValueError, match="deja_vu needs source, .* or one of .*deja-vu-llama"):

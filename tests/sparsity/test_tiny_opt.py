@@ -1,4 +1,4 @@
-"""The predictors that come with tiny-opt: what they cost, beside the oracle and random neurons."""
+"""What comes with tiny-opt: DejaVu's predictors and LTE's routers, and what they cost."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import jaxinfer as ji
 from jaxinfer.eval.sparsity import SparsityEvaluation, Tasks
-from jaxinfer.io.sparsity import sparsity_folder
+from jaxinfer.io.sparsity import load_sparsity
 from jaxinfer.lm import LM
 from jaxinfer.names import sparsity_of
 from tools.reproduce.figures import held_out_rows
@@ -30,12 +30,7 @@ def relative(evaluation: SparsityEvaluation, name: str, density: float) -> float
     return row["relative"]
 
 
-def test_they_are_small():
-    """Issue 18: at most 3 MB."""
-    assert sum(path.stat().st_size for path in sparsity_folder("deja-vu-tiny-opt").iterdir()) < 3e6
-
-
-def test_they_cost_little_on_a_text_of_this_repository():
+def test_predictors_cost_little_on_a_text_of_this_repository():
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     rows = np.asarray(lm().encode(text)[:256]).reshape(4, 64)
     evaluation = SparsityEvaluation(lm(), rows, TASKS)
@@ -44,7 +39,7 @@ def test_they_cost_little_on_a_text_of_this_repository():
 
 
 @pytest.mark.slow
-def test_they_cost_little_on_held_out_texts():
+def test_predictors_cost_little_on_held_out_texts():
     """dejavu.md 6.8 and issue 18, on eight essays: 1 % at a density of 0.25, 4 % at 0.125."""
     rows = held_out_rows(lm(), 8, 257, ["essays"])
     evaluation = SparsityEvaluation(lm(), rows, TASKS)
@@ -52,3 +47,18 @@ def test_they_cost_little_on_held_out_texts():
     assert quarter < 1.01 and eighth < 1.04
     assert quarter < 1.01 * relative(evaluation, "oracle", 0.25)
     assert relative(evaluation, "random", 0.5) > 1.2 * relative(evaluation, "oracle", 0.5)
+
+
+def test_layers_found_their_own_number_of_blocks():
+    """lte.md 7.10, and the density of issue 18."""
+    results = load_sparsity("lte-tiny-opt").config.results["stored"]
+    densities = results["densities"]
+    assert max(densities) - min(densities) > 0.1 and min(results["density_deviation"]) > 0
+    assert np.mean(densities) < 0.25
+
+
+def test_learned_blocks_cost_little_on_a_text_of_this_repository():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    rows = np.asarray(lm().encode(text)[:256]).reshape(4, 64)
+    row = SparsityEvaluation(lm(), rows, TASKS).judge(sparsity_of("lte", "tiny-opt"))
+    assert row["relative"] < 1.1 and row["used"] < 0.35
