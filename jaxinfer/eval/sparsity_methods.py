@@ -11,6 +11,8 @@ from jaxinfer.sparsity.calibration import Calibration
 from jaxinfer.sparsity.method import Sparsity
 
 DENSITIES = (0.75, 0.5, 0.375, 0.25)
+NEURONS = "-neurons"
+"""Behind the name of a baseline: single neurons, whatever the size of the others' blocks."""
 
 
 def methods_at(
@@ -21,10 +23,11 @@ def methods_at(
     calibration: Calibration | None = None,
     model: str = "",
 ) -> list[tuple[str, Sparsity]]:
-    """Every baseline at every density; other methods as `lm.generate(sparsity=...)` takes them, at
-    every density where they take one (DejaVu), else once, at their own (LTE). Each with the name
-    that it was given, of a path the last part. `model` is the name of the model, whose artefact
-    a trained method takes where none is named.
+    """Every baseline at every density, in single neurons where `NEURONS` stands behind its name;
+    other methods as `lm.generate(sparsity=...)` takes them, at every density where they take one
+    (DejaVu), else once, at their own (LTE). Each with the name that it was given, of a path the
+    last part. `model` is the name of the model, whose artefact a trained method takes where none is
+    named.
 
     Raises:
       ValueError: an unknown name, a density outside (0, 1], or no names or densities.
@@ -32,9 +35,10 @@ def methods_at(
     check_methods(names, densities, model)
     found: list[tuple[str, Sparsity]] = []
     for name in names:
-        if name in BASELINES:
-            options = {"block_size": block_size, "calibration": calibration}
-            found += [(name, Baseline(name=name, density=x, **options)) for x in densities]
+        if (baseline := name.removesuffix(NEURONS)) in BASELINES:
+            size = block_size if baseline == name else 1
+            options = {"block_size": size, "calibration": calibration}
+            found += [(name, Baseline(name=baseline, density=x, **options)) for x in densities]
             continue
         method = sparsity_of(name, model)
         several = method is not None and method.name == "deja_vu"
@@ -51,7 +55,7 @@ def check_methods(names: Sequence[str], densities: Sequence[float], model: str =
     for density in densities:
         check_density(density)
     for name in names:
-        if name in BASELINES:
+        if name.removesuffix(NEURONS) in BASELINES:
             continue
         try:
             sparsity_of(name, model)
@@ -62,4 +66,4 @@ def check_methods(names: Sequence[str], densities: Sequence[float], model: str =
 
 def needs_text(names: Sequence[str]) -> bool:
     """Whether one of the methods learns from a calibration text."""
-    return any(name in BY_TEXT for name in names)
+    return any(name.removesuffix(NEURONS) in BY_TEXT for name in names)

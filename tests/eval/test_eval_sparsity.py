@@ -78,12 +78,13 @@ def test_trained_methods_come_at_every_density_under_their_folders_name(tmp_path
     for name, method in folders.items():
         save_sparsity(tmp_path / name, artefact_of(forms=("router",), method=method))
     paths = [str(tmp_path / name) for name in folders]
-    made = methods_at([*paths, "oracle"], (0.5, 0.25), block_size=4)
+    made = methods_at([*paths, "oracle", "oracle-neurons"], (0.5, 0.25), block_size=4)
     found = [(label, method.describe()["density"]) for label, method in made]
     assert found == [
         ("with-context", 0.5), ("with-context", 0.25), ("routers", None), ("oracle", 0.5),
-        ("oracle", 0.25),
+        ("oracle", 0.25), ("oracle-neurons", 0.5), ("oracle-neurons", 0.25),
     ]  # fmt: skip
+    assert [method.describe().get("block_size") for _, method in made[3:]] == [4, 4, 1, 1]
     row = SparsityEvaluation(lm_of(), ROWS, NONE).judge(made[1][1], made[1][0])
     assert row["method"] == "with-context" and row["used"] == 0.25
     predictor = 6 * (32 + 12) / (3 * 32 * 48)

@@ -27,7 +27,10 @@ from tools.reproduce.figures import RESULTS, publish
 from tools.reproduce.sparsity_study import Study, curves, label_of, row_of
 
 SOURCES = "essays,brown,anarchism,pydoc,kjv"
-METHODS = "oracle,random,static,cats,teal,wina,griffin,moefication-oracle,moefication"
+METHODS = (
+    "oracle-neurons,oracle,random-neurons,random,static,cats,teal,wina,griffin,moefication-oracle,"
+    "moefication"
+)
 BATCHES = (1, 2, 4, 8, 16)
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
