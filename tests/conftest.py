@@ -36,8 +36,8 @@ collect_ignore_glob = ["*/conftest.py"]  # nothing to doctest, and their module 
 PROCESS = Path("/proc/self")
 PAGE = os.sysconf("SC_PAGE_SIZE") / 1e9  # GB
 MEMORY = PAGE * os.sysconf("SC_PHYS_PAGES")
-# Linux allows a process 65,530; XLA dies of a segmentation fault there. 45,000 take 7 GB.
-MOST_MAPPINGS = min(45_000, int(2_000 * MEMORY))
+# Linux allows a process 65,530; XLA dies of a segmentation fault there. 36,000 take 7 GB.
+MOST_MAPPINGS = min(36_000, int(1_500 * MEMORY))
 
 # These compile as users do (two ask for equal bits of two programs), and so does all that is slow
 # or compiles for a GPU.

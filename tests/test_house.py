@@ -126,3 +126,9 @@ class Loose:
 
     def method(self, value: Any) -> int:
         return value
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest could collect only one of them."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 200 and len(set(names)) == len(names)
