@@ -107,7 +107,15 @@ def int8_share(lm: Any, eight: Any) -> float:
     return sizes[0] / sizes[1]
 
 
+def _give_colours(axes: Any) -> None:
+    """One for each of up to 20 methods."""
+    from matplotlib import colormaps
+
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+
+
 def _plot_quality(axes: Any, records: Sequence[dict[str, Any]], axis: str, words: str) -> None:
+    _give_colours(axes)
     for name, group in curves(records).items():
         group = sorted(group, key=lambda one: one[axis])
         x, y = ([one[key] for one in group] for key in (axis, "relative"))
@@ -123,6 +131,7 @@ def _plot_quality(axes: Any, records: Sequence[dict[str, Any]], axis: str, words
 
 
 def _plot_tasks(axes: Any, records: Sequence[dict[str, Any]]) -> None:
+    _give_colours(axes)
     task = "rougeL" if "rougeL" in records[0] else "agreement"
     for name, group in curves([one for one in records if task in one]).items():
         points = sorted((one["layer_products"], one[task]) for one in group)
