@@ -87,21 +87,23 @@ def publish_records(
     records: Sequence[Json],
     plot: Callable[[Any], None],
     *,
-    caveat: str,
+    caveat: str | None = None,
     seed: int,
     command: str,
     folder: Path = RESULTS,
     size: tuple[float, float] = (7.0, 4.2),
 ) -> None:
-    """The same for rows that are of no policy, with what a reader must know beside them."""
+    """The same for rows that are of no policy, with what a reader must know beside them. What a row
+    has as "details" is in the record, but not in the table."""
     metrics = {"rows": list(records)}
     record = Record(
         name=f"eval-{name}", config=dict(config), metrics=metrics, env=environment(),
         command=command, seed=seed,
     )  # fmt: skip
     append(record, folder)
-    text = f"`{command}`\n\n{markdown_table(records)}\n\n{caveat}"
-    _show(name, title, text, plot, folder, size)
+    table = [{key: x for key, x in one.items() if key != "details"} for one in records]
+    parts = (f"`{command}`", markdown_table(table), caveat)
+    _show(name, title, "\n\n".join(x for x in parts if x is not None), plot, folder, size)
 
 
 def _show(

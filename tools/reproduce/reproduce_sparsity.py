@@ -14,7 +14,6 @@ prompt). Intervals are 95 % bootstraps over documents.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.reproduce.figures import RESULTS, publish
+from tools.reproduce.figures import RESULTS, publish_records
 from tools.reproduce.sparsity_study import Study, curves, label_of, row_of
 
 SOURCES = "essays,brown,anarchism,pydoc,kjv"
@@ -82,14 +81,14 @@ def quality(
     ):  # fmt: skip
         keys = ("density", "used", axis, "perplexity", "low", "high", "relative", "relative_low",
                 "relative_high")  # fmt: skip
-        publish(
+        publish_records(
             f"sparsity-{axis.removeprefix('layer_')}-{name}",
             f"Perplexity of {name} over the dense model's, by {words}",
             config, [row_of(one, keys) for one in records],
             lambda axes, axis=axis, words=words: _plot_quality(axes, records, axis, words),
             seed=0, command=command, folder=folder,
         )  # fmt: skip
-    publish(
+    publish_records(
         f"sparsity-tasks-{name}", f"What {name} still copies and continues as the dense model does",
         config, [row_of(one, ("density", "used", "layer_products", "copied", "agreement", "rougeL"))
                  for one in records],
@@ -161,9 +160,9 @@ def _per_layer(
     for record in records:
         means = {"mean": float(np.mean(record[key])), "least": float(np.min(record[key])),
                  "most": float(np.max(record[key]))}  # fmt: skip
-        row = row_of({"method": record["method"], "density": record.get("density")} | means)
-        table.append(replace(row, details=[{key: record[key]}]))
-    publish(
+        named = {"method": record["method"], "density": record.get("density"), key: record[key]}
+        table.append(row_of(named | means))
+    publish_records(
         f"sparsity-{command}-{study.lm.name}", title, study.config, table, plot, seed=0,
         command=study.command(command), folder=folder,
     )  # fmt: skip
@@ -246,8 +245,8 @@ def tokens(
 
     def plot(axes) -> None:
         for row in table:
-            shares = [row.metrics[f"union {size}"] for size in BATCHES]
-            (line,) = axes.plot(BATCHES, shares, marker="o", ms=3, label=row.label)
+            shares = [row[f"union {size}"] for size in BATCHES]
+            (line,) = axes.plot(BATCHES, shares, marker="o", ms=3, label=row["row"])
             alone = [1 - (1 - shares[0]) ** size for size in BATCHES]
             axes.plot(BATCHES, alone, ls=":", lw=1, color=line.get_color())
         axes.set_xscale("log", base=2)
@@ -257,17 +256,17 @@ def tokens(
         axes.legend(frameon=False, fontsize=8)
 
     def plot_overlap(axes) -> None:
-        shared = [row.metrics["neighbours share"] for row in table]
-        bars = axes.barh([row.label for row in table][::-1], shared[::-1])
+        shared = [row["neighbours share"] for row in table]
+        bars = axes.barh([row["row"] for row in table][::-1], shared[::-1])
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        axes.plot([row.metrics["union 1"] for row in table][::-1], range(len(table)), "k|", ms=14)
+        axes.plot([row["union 1"] for row in table][::-1], range(len(table)), "k|", ms=14)
         axes.set_xlabel("share of a token's blocks that the one before it used (line: by chance)")
 
     for name, title, draw in (
         ("unions", "Blocks that several tokens use together", plot),
         ("overlap", "Blocks that neighbouring tokens share", plot_overlap),
     ):
-        publish(
+        publish_records(
             f"sparsity-{name}-{study.lm.name}", f"{title}, {study.lm.name}", study.config, table,
             draw, seed=0, command=study.command("tokens"), folder=folder,
         )  # fmt: skip
@@ -299,12 +298,12 @@ def heads(
 
     def plot(axes) -> None:
         chosen = table[1:]
-        means = np.array([row.metrics["relative"] for row in chosen])
+        means = np.array([row["relative"] for row in chosen])
         error = [
-            means - [row.metrics["relative_low"] for row in chosen],
-            [row.metrics["relative_high"] for row in chosen] - means,
+            means - [row["relative_low"] for row in chosen],
+            [row["relative_high"] for row in chosen] - means,
         ]
-        x = [row.metrics["heads"] for row in chosen]
+        x = [row["heads"] for row in chosen]
         axes.errorbar(x, means, yerr=np.abs(np.nan_to_num(error)), marker="o")
         axes.set_xlabel("share of the groups of heads")
         axes.set_ylabel("perplexity over dense")
@@ -313,7 +312,7 @@ def heads(
     command += f"--shares {shares} --rows {rows} --tokens {tokens} --sources {sources}"
     config = study.config | {"method": method, "shares": shares}
     title = f"Perplexity of {study.lm.name} with some of its heads"
-    publish(
+    publish_records(
         f"sparsity-heads-{study.lm.name}", title, config, table, plot, seed=0, command=command,
         folder=folder,
     )  # fmt: skip
@@ -332,7 +331,6 @@ def speed(
     from bench.command import progress
     from bench.options import Options
     from bench.routines import sparsity as routine
-    from jaxinfer.eval.tables import Row
 
     options = Options(
         model=model, preset=preset, sparsity=sparsity, rounds=rounds, say=progress("sparsity")
@@ -341,18 +339,19 @@ def speed(
     for config, metrics in found:
         for label, ratios in metrics["ratios"].items():
             row = {
-                "batch": config["batch"], "speedup": ratios["median"], "slowest": ratios["min"],
-                "fastest": ratios["max"], "ms_per_step": metrics[label]["ms_per_step"]["median"],
+                "row": f"{label}, batch {config['batch']}", "batch": config["batch"],
+                "speedup": ratios["median"], "slowest": ratios["min"], "fastest": ratios["max"],
+                "ms_per_step": metrics[label]["ms_per_step"]["median"],
                 "dense_ms": metrics["dense"]["ms_per_step"]["median"],
                 "layers_that_list": metrics["lists"][label],
                 "same_tokens_as_masked": metrics["same_tokens_as_masked"][label],
             }  # fmt: skip
-            table.append(Row(f"{label}, batch {config['batch']}", "full", 0, 1.0, row))
+            table.append(row)
 
     def plot(axes) -> None:
-        labels = dict.fromkeys(row.label.split(",")[0] for row in table)
+        labels = dict.fromkeys(row["row"].split(",")[0] for row in table)
         for label in labels:
-            picked = [row.metrics for row in table if row.label.startswith(f"{label},")]
+            picked = [row for row in table if row["row"].startswith(f"{label},")]
             medians = np.array([row["speedup"] for row in picked])
             error = [
                 medians - [r["slowest"] for r in picked],
@@ -374,7 +373,7 @@ def speed(
         if value is not None
     )
     name = Path(model).name
-    publish(
+    publish_records(
         f"sparsity-speed-{name}", f"A decode step of {name}, dense over sparse",
         found[0][0] | {"batch": [config["batch"] for config, _ in found]}, table, plot, seed=0,
         command=command, folder=folder,

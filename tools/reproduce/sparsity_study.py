@@ -59,17 +59,15 @@ def label_of(row: dict[str, Any]) -> str:
     return row["method"] if density is None else f"{row['method']} {density:g}"
 
 
-def row_of(record: dict[str, Any], keys: Sequence[str] | None = None):
+def row_of(record: dict[str, Any], keys: Sequence[str] | None = None) -> dict[str, Any]:
     """A table's row; lists are kept beside it."""
-    from jaxinfer.eval.tables import Row
-
     metrics = {
         key: value
         for key, value in record.items()
         if key not in LISTS and (keys is None or key in keys)
     }
-    details = [{key: record[key] for key in LISTS if key in record}]
-    return Row(label_of(record), "full", 0, 1.0, metrics, details)
+    details = {key: record[key] for key in LISTS if key in record}
+    return {"row": label_of(record)} | metrics | {"details": [details]}
 
 
 def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
