@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.cache.context import StepContext, chain_context
 from jaxinfer.cache.policy import Cache, Policy
+from jaxinfer.cache.readback import Stored, stored_by_position
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.activations import Activations, check_dense, layer_weights, read_layer
 from jaxinfer.models.mixers import mixer_named
@@ -73,6 +74,7 @@ class LayerReader:
         self._first = [kinds.index(kind) for kind in kinds]
         self._read = jax.jit(self._read_one, static_argnums=0)
         self._weigh = jax.jit(self._weigh_some, static_argnums=(0, 1))
+        self._store = jax.jit(self._store_all, static_argnums=0)
         self._embed = jax.jit(self._embed_one)
 
     def embed(self, params: Params, tokens: Int[np.ndarray, "Q T"]) -> Float[np.ndarray, "Q T D"]:
@@ -139,12 +141,7 @@ class LayerReader:
         Raises:
           ValueError: the layer has no attention, or nothing is stored.
         """
-        check_dense(layer, index)
-        if "attn" not in layer or not self.stores:
-            raise ValueError(
-                f"layer {index} has a {self.cfg.mixer(index)} mixer, which gives no probabilities; "
-                "look at the attention layers, through a policy"
-            )
+        self._check_attention(index, layer)
         chunk = self.chunk
         if self.policies[index].chunk_invariant:
             chunk = min(chunk, block)
@@ -155,6 +152,26 @@ class LayerReader:
             x = np.pad(x, ((0, block - len(x)), (0, 0)))
             cache, found = self._weigh(self._first[index], chunk, layer, cache, x, length)
             yield np.asarray(found)[: length - first]
+
+    def stored(
+        self, index: int, layer: Params, before: Float[np.ndarray, "T D"], length: int
+    ) -> Stored:
+        """What the cache of layer `index` gives back of a text with the states `before`, for one
+        row.
+
+        Raises:
+          ValueError: the layer has no attention, or nothing is stored.
+        """
+        self._check_attention(index, layer)
+        return self._store(self._first[index], layer, self._cache(index, length), before, length)
+
+    def _check_attention(self, index: int, layer: Params) -> None:
+        check_dense(layer, index)
+        if "attn" not in layer or not self.stores:
+            raise ValueError(
+                f"layer {index} has a {self.cfg.mixer(index)} mixer, which gives no probabilities; "
+                "look at the attention layers, through a policy"
+            )
 
     def _cache(self, index: int, length: int) -> Cache:
         """An empty cache of the layer for one text."""
@@ -189,6 +206,16 @@ class LayerReader:
             return layer_weights(self.cfg, index, layer, cache, x, ctx, self.context)
 
         return self._in_chunks(index, chunk, layer, cache, x, length, look)
+
+    def _store_all(self, index: int, layer: Params, cache: Cache, x: Array, length: Array):
+        def look(cache: Cache, x: Array, ctx: StepContext, found: Activations) -> tuple:
+            return ()
+
+        cache, _ = self._in_chunks(index, self.chunk, layer, cache, x, length, look)
+        (state,), (policy,) = cache.layers, cache.policies
+        shape = self.cfg.num_kv_heads, self.cfg.head_dim
+        aux = layer["attn"].get("cache")
+        return stored_by_position(policy, state, aux, cache.length, shape, self.context)
 
     def _in_chunks(
         self, index: int, chunk: int, layer: Params, cache: Cache, x: Array, length: Array,

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from jaxinfer.arguments import one_of, whole
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.presets import PolicyLike, full, resolve
+from jaxinfer.cache.readback import Stored
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.activations import Activations
 from jaxinfer.models.layer_reader import CHUNK, LayerReader, valid_lengths
@@ -71,6 +72,18 @@ class LayerView(Activations):
         block, length = whole("block", block), self.lengths[text]
         yield from self.reader.weights(self.index, self.params, self.before[text], length, block)
 
+    def stored(self, text: int = 0) -> Stored:
+        """What the cache gives back of one text when all of it was read: keys, rotated by their
+        position, and values [K, T, H], and which tokens it holds [K, T]; zeros where it evicted.
+
+        Raises:
+          ValueError: the layer has no attention.
+        """
+        text = whole("text", text, least=0, most=len(self.lengths) - 1)
+        before, length = self.before[text], self.lengths[text]
+        found = self.reader.stored(self.index, self.params, before, length)
+        return jax.tree.map(lambda x: np.asarray(x)[0], found)
+
 
 def walk(
     model: HasParameters,
@@ -101,9 +114,9 @@ def walk(
         blocks are not dense, or numbers are not finite.
 
     Example:
-      >>> import jaxinfer as ji
       >>> from jaxinfer.models.walk import walk
-      >>> lm = ji.testing.tiny_model()
+      >>> from jaxinfer.testing import tiny_model
+      >>> lm = tiny_model()
       >>> [view.k.shape for view in walk(lm, [[3, 1, 4, 1, 5]])]
       [(1, 5, 2, 8), (1, 5, 2, 8)]
     """
@@ -125,17 +138,61 @@ def walk(
         layer = layer | {name: mixer.served(cfg, layer[name])}
         layer = with_aux(layer, None if aux is None else aux.layers[index])
         before = hidden.copy() if chosen is not None and inputs == "full" else hidden
-        found = [
-            jax.tree.map(np.asarray, one["all"]) for one in own.each(index, layer, before, counts)
-        ]
+        view = _view(own, stored, index, layer, before, counts)
         if before is not hidden:
             for _ in plain.each(index, layer, hidden, counts):
                 pass
-        stacked = {
-            name: _stacked([getattr(one, name) for one in found])
-            for name in Activations.__dataclass_fields__
-        }
-        yield LayerView(**stacked, index=index, params=layer, lengths=counts, reader=stored)
+        yield view
+
+
+def reread(
+    model: HasParameters, view: LayerView, policy: PolicyLike, *, chunk: int | None = None
+) -> LayerView:
+    """A layer of a walk once more, on the same states, through the cache of another policy.
+
+    What differs from `view` is the error of that layer alone, as with `inputs="full"`.
+
+    Args:
+      model: the one that was walked.
+      view: of `walk`, one of its layers.
+      policy: what the layer reads through.
+      chunk: tokens that are read at once; None: as `policy` says.
+
+    Raises:
+      ValueError: the policy does not suit the model.
+
+    Example:
+      >>> import jaxinfer as ji
+      >>> from jaxinfer.models.walk import reread, walk
+      >>> from jaxinfer.testing import tiny_model
+      >>> lm = tiny_model()
+      >>> view = next(walk(lm, [[3, 1, 4, 1, 5]]))
+      >>> reread(lm, view, ji.streaming(1, 2)).stored().kept[0].tolist()
+      [True, False, False, True, True]
+    """
+    cfg, size = model.config, view.before.shape[1]
+    chosen = resolve(policy).sized(_capacity(size))
+    dtype = str(model.params["embed"]["tokens"].dtype)
+    backend = Backend.of(getattr(model, "implementation", None))
+    reader = _through(cfg, model.params, chosen, size, chunk, dtype, backend)
+    aux = chosen.feature_maps
+    layer = with_aux(view.params, None if aux is None else aux.layers[view.index])
+    return _view(reader, reader, view.index, layer, view.before.copy(), view.lengths)
+
+
+def _view(
+    reads: LayerReader, stores: LayerReader, index: int, layer: Params, before: np.ndarray,
+    lengths: list[int],
+) -> LayerView:  # fmt: skip
+    """What the layer makes of the states `before`, which become those behind it."""
+    found = [
+        jax.tree.map(np.asarray, one["all"]) for one in reads.each(index, layer, before, lengths)
+    ]
+    stacked = {
+        name: _stacked([getattr(one, name) for one in found])
+        for name in Activations.__dataclass_fields__
+    }
+    return LayerView(**stacked, index=index, params=layer, lengths=lengths, reader=stores)
 
 
 def _everything(index: int, layer: Params, found: Activations) -> dict[str, Activations]:
@@ -147,7 +204,7 @@ def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray | None:
     return np.stack(kept) if kept else None
 
 
-@functools.lru_cache(maxsize=8)  # of programs: neither parameters nor texts are in it
+@functools.lru_cache(maxsize=16)  # of programs: neither parameters nor texts are in it
 def _reader(
     cfg: ModelConfig, size: int, policies: tuple[Policy, ...] | None, chunk: int, dtype: str,
     backend: Backend,

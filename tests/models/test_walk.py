@@ -13,7 +13,7 @@ from jaxinfer.models.params import init_params
 from jaxinfer.models.quantize import quantize_weights
 from jaxinfer.models.registry import config_from_hf
 from jaxinfer.models.stack import unembed
-from jaxinfer.models.walk import walk
+from jaxinfer.models.walk import reread, walk
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import linear
 from jaxinfer.nn.norm import norm
@@ -246,3 +246,40 @@ def test_policies_that_do_not_suit_the_model_are_refused():
     with pytest.raises(ValueError, match="exceed the 64 learned positions"):
         next(walk(lm_of("learned"), random_tokens(1, 65)))
     assert params_of("learned")  # the model itself is sound
+
+
+@pytest.mark.parametrize("name", [*POLICIES, "full", "mpt"])
+def test_what_a_cache_holds_is_read_back_by_position(name):
+    lm = lm_of("mpt" if name == "mpt" else "llama")
+    policy = POLICIES.get(name, "full")
+    for view in walk(lm, TOKENS[:1]):
+        again = reread(lm, view, policy)
+        found = again.stored()
+        for stored, given in ((found.k, view.k), (found.v, view.v)):
+            given = given[0].swapaxes(0, 1)
+            held = np.where(found.kept[..., None], given, 0)
+            if "kivi" in name:
+                assert 0 < np.abs(stored - held).max() < 0.5 and found.kept.all()
+                # The last block is not quantized yet, and neither are the last 8 values.
+                np.testing.assert_allclose(stored[:, 32:], held[:, 32:], atol=1e-5)
+            else:
+                np.testing.assert_allclose(stored, held, atol=1e-5)
+        if name == "kivi":  # half a step of 4 bits, of groups of 8 channels
+            groups = view.v[0].swapaxes(0, 1)[:, :31].reshape(2, 31, -1, 8)
+            step = np.ptp(groups, axis=3, keepdims=True) / 15
+            error = np.abs(found.v[:, :31].reshape(groups.shape) - groups) / step
+            assert 0.4 < error.max() < 0.51
+        share = {"full": SIZE, "kivi": SIZE, "kivi, rotated": SIZE, "h2o": 7, "mpt": SIZE}
+        share |= {"per layer": (SIZE, 14)[view.index]}
+        assert (found.kept.sum(axis=1) == share.get(name, 8)).all()
+        if name.startswith("streaming"):
+            assert found.kept[:, [0, 1, *range(33, 39)]].all()
+
+
+def test_a_layer_is_read_again_as_a_walk_with_full_inputs_reads_it():
+    lm, policy = lm_of("llama"), POLICIES["h2o"]
+    for plain, view in zip(walk(lm, TOKENS), walk(lm, TOKENS, policy, "full"), strict=True):
+        again = reread(lm, plain, policy)
+        np.testing.assert_array_equal(again.after, view.after)
+        np.testing.assert_array_equal(again.before, plain.before)
+        np.testing.assert_array_equal(again.stored(1).kept, view.stored(1).kept)
