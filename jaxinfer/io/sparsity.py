@@ -35,7 +35,9 @@ FORMAT, VERSION = "jaxinfer-sparsity", 1
 WHAT = "a sparsity artefact"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG = 4 * 2**20  # bytes; a config of 1000 layers has half a million
-NAMED = {name: f"checkpoints/{name}" for name in ("deja-vu-tiny-opt", "lte-tiny-opt")}
+NAMED = {
+    name: f"checkpoints/{name}" for name in ("deja-vu-tiny-opt", "lte-tiny-opt", "lte-tiny-llama")
+}
 """Artefacts that come with the library: their folders by name."""
 
 
