@@ -235,11 +235,16 @@ class ModelConfig:
 
     def first(self, layers: int) -> "ModelConfig":
         """The configuration of the first layers alone."""
+        return self.part(range(layers))
+
+    def part(self, layers: range) -> "ModelConfig":
+        """The configuration of a run of layers, which count from 0 in it."""
         each = ("sliding_windows", "mixers", "mlps")  # one entry per layer, or None
-        kept = {name: (getattr(self, name) or ())[:layers] or None for name in each}
+        some = slice(layers.start, layers.stop)
+        kept = {name: (getattr(self, name) or ())[some] or None for name in each}
         is_left = self.hyena is not None and "hyena" in (kept["mixers"] or ())
-        hyena = self.hyena.first(layers) if self.hyena is not None and is_left else None
-        return dataclasses.replace(self, num_layers=layers, hyena=hyena, **kept)
+        hyena = self.hyena.part(layers) if self.hyena is not None and is_left else None
+        return dataclasses.replace(self, num_layers=len(layers), hyena=hyena, **kept)
 
     def to_dict(self) -> Json:
         """A JSON-ready dictionary; `ModelConfig.from_dict` reads it back."""

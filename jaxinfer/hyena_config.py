@@ -101,9 +101,10 @@ class HyenaConfig:
                 f"hyena {name} must be from 0 to 4096, got {reprlib.repr(value)}",
             )
 
-    def first(self, layers: int) -> "HyenaConfig":
-        """That of the first layers of a model."""
-        kept = {name: (getattr(self, name) or ())[:layers] or None for name in ("modes", "taps")}
+    def part(self, layers: range) -> "HyenaConfig":
+        """That of a run of layers of a model."""
+        some = slice(layers.start, layers.stop)
+        kept = {name: (getattr(self, name) or ())[some] or None for name in ("modes", "taps")}
         return replace(self, **kept)
 
     def ends(self, layer: int) -> bool:

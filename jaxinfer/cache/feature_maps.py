@@ -10,7 +10,7 @@ gives them back bit for bit. Bytes: about one per parameter.
 """
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,10 @@ class LessFeatureMaps:
                 f"these LESS feature maps belong to {self.config.model or 'another model'} "
                 f"({'; '.join(wrong)}); train some for this model with `jaxinfer train less`"
             )
+
+    def part(self, layers: range) -> "LessFeatureMaps":
+        """Those of a run of layers."""
+        return replace(self, layers=self.layers[layers.start : layers.stop])
 
 
 def rounded(maps: Params) -> dict[str, np.ndarray]:

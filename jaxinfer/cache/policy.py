@@ -89,6 +89,11 @@ class Policy:
         """The policy of each layer."""
         return (self,) * layers
 
+    def part(self, layers: range) -> "Policy":
+        """The policy of a run of layers of a model."""
+        maps = self.feature_maps
+        return self if maps is None else replace(self, feature_maps=maps.part(layers))
+
     def sized(self, context: int) -> "Policy":
         """The policy with room for budgets that are shares of at most `context` tokens; each row
         takes them of its own (`Tier.budgeted`)."""
@@ -167,6 +172,9 @@ class PerLayer(Policy):
                 f"got {len(self.layers)} policies for {layers} layers; give one or one each"
             )
         return self.layers
+
+    def part(self, layers: range) -> "PerLayer":
+        return replace(self, layers=self.layers[layers.start : layers.stop])
 
     def sized(self, context: int) -> "PerLayer":
         return replace(self, layers=tuple(policy.sized(context) for policy in self.layers))

@@ -15,7 +15,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxinfer.config import ModelConfig
@@ -35,6 +34,7 @@ from jaxinfer.io.leaves import StoredLeaf, check_tree, dtypes_of, stored_leaves
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.io.weights import parameter_shapes
 from jaxinfer.models.params import named_leaves
+from jaxinfer.models.part import leaves_of_part
 from jaxinfer.models.registry import family_for
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.heads import arranged
@@ -112,8 +112,11 @@ def save_checkpoint(
         write_json(temporary / "config.json", config)
 
 
-def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoint:
-    """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default)."""
+def load_checkpoint_folder(
+    folder: str | Path, dtype: DType = None, layers: range | None = None
+) -> Checkpoint:
+    """The checkpoint in a folder of our format, cast to `dtype` (None: the backend's default); with
+    `layers` only the parameters that these need."""
     folder = Path(folder)
     data = _description(folder)
     config = _config(data.get("model"), folder)
@@ -121,8 +124,12 @@ def load_checkpoint_folder(folder: str | Path, dtype: DType = None) -> Checkpoin
         shapes, leaves = _expected(config, data, resolve_dtype(dtype))
     except ValueError as error:
         raise ValueError(f"{folder}: config.json is wrong: {one_line(error)}") from error
-    found = orbax.load_arrays(folder / "params", leaves)
-    params = jax.tree.unflatten(jax.tree.structure(shapes), found.values())
+    wanted, made = leaves_of_part(
+        config, shapes, range(config.num_layers) if layers is None else layers
+    )
+    names = list(leaves)
+    found = orbax.load_arrays(folder / "params", {names[i]: leaves[names[i]] for i in wanted})
+    params = made(list(found.values()))
     tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None
     path = folder / "provenance.json"
     provenance = read_json(path) if path.is_file() else {}

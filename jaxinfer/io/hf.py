@@ -19,9 +19,13 @@ from jaxinfer.typing import Json
 
 
 def load_hf_folder(
-    folder: str | Path, dtype: np.dtype, progress: Progress | None = None
+    folder: str | Path,
+    dtype: np.dtype,
+    progress: Progress | None = None,
+    layers: range | None = None,
 ) -> Checkpoint:
-    """The checkpoint in a Hugging Face folder, parameters cast to `dtype`."""
+    """The checkpoint in a Hugging Face folder, parameters (all, or what some layers need) cast to
+    `dtype`."""
     folder = Path(folder)
     hf = read_hf_config(folder)
     config = with_generation_ids(config_from_hf(hf), hf, folder)
@@ -36,7 +40,7 @@ def load_hf_folder(
     try:
         family = family_for(hf["model_type"])
         config = config_as_stored(config, family, store)
-        params = build_params(config, family, store, dtype, progress)
+        params = build_params(config, family, store, dtype, progress, layers)
     finally:
         store.close()
     provenance = {"source": folder.resolve().name, "source_format": "huggingface"}

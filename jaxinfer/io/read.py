@@ -20,7 +20,10 @@ from jaxinfer.models.registry import family_for
 
 
 def read_checkpoint(
-    path: str | Path, dtype: DType = None, progress: Progress | None = None
+    path: str | Path,
+    dtype: DType = None,
+    progress: Progress | None = None,
+    layers: range | None = None,
 ) -> Checkpoint:
     """Config, parameters (in `dtype`), tokenizer and provenance of the checkpoint at `path`.
 
@@ -28,16 +31,17 @@ def read_checkpoint(
       path: a file or folder that exists.
       dtype: "float32", "bfloat16" or "float16"; None is float32 on CPU, bfloat16 on a GPU.
       progress: called as `progress(done, total)` while parameters are read.
+      layers: read only the parameters that these need (`jaxinfer.models.part`); None reads all.
 
     Raises:
       ValueError: one line on what is wrong with the checkpoint and what to do.
     """
     path, wanted = Path(path), resolve_dtype(dtype)
     if path.is_file():
-        return _read_gguf(path, wanted, progress)
+        return _read_gguf(path, wanted, progress, layers)
     if is_checkpoint(path):
-        return load_checkpoint_folder(path, wanted)
-    return load_hf_folder(path, wanted, progress)
+        return load_checkpoint_folder(path, wanted, layers)
+    return load_hf_folder(path, wanted, progress, layers)
 
 
 def ending_with(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -47,7 +51,9 @@ def ending_with(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return dataclasses.replace(config, eos_token_ids=ends)
 
 
-def _read_gguf(path: Path, dtype: np.dtype, progress: Progress | None) -> Checkpoint:
+def _read_gguf(
+    path: Path, dtype: np.dtype, progress: Progress | None, layers: range | None
+) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise ValueError(
             f"{path} is a PyTorch pickle, which can run code when opened; save the model with "
@@ -66,7 +72,7 @@ def _read_gguf(path: Path, dtype: np.dtype, progress: Progress | None) -> Checkp
             tokenizer = tokenizer.with_eos(config.eos_token_ids)
             config = ending_with(config, tokenizer)
             compare_vocabularies(tokenizer, config.vocab_size, path)
-        params = build_params(config, family_for(config.family), file, dtype, progress)
+        params = build_params(config, family_for(config.family), file, dtype, progress, layers)
     finally:
         file.close()
     provenance = {"source": path.name, "source_format": "gguf"}

@@ -6,6 +6,7 @@ result plus one source tensor. On a CPU the finished buffer becomes the `jax.Arr
 """
 
 import contextlib
+import itertools
 import math
 import mmap
 import re
@@ -21,6 +22,7 @@ from jaxinfer.files import one_line, quoted
 from jaxinfer.io.tied_head import sources_as_stored
 from jaxinfer.models.family import Family, Path, Source
 from jaxinfer.models.params import abstract_params, leaf_path
+from jaxinfer.models.part import leaves_of_part
 from jaxinfer.runtime.memory import available_bytes, readable
 from jaxinfer.typing import Params
 
@@ -60,30 +62,36 @@ def build_params(
     store: TensorStore,
     dtype: np.dtype,
     progress: Progress | None = None,
+    layers: range | None = None,
 ) -> Params:
-    """The parameters of `cfg` from `store`; ValueError names a tensor that is missing or wrong.
+    """The parameters of `cfg` from `store`, or of some `layers` with the ends that they touch;
+    ValueError names a tensor that is missing or wrong.
 
     All names and sizes are compared before anything is allocated.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(parameter_shapes(cfg, dtype))
+    tree = parameter_shapes(cfg, dtype)
+    wanted, made = leaves_of_part(cfg, tree, range(cfg.num_layers) if layers is None else layers)
+    every = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = [every[number] for number in wanted]
     shapes = {leaf_path(path): leaf.shape for path, leaf in leaves}
     dtypes = {leaf_path(path): np.dtype(leaf.dtype) for path, leaf in leaves}
     sources = sources_as_stored(cfg, family, store)
     names = {path: family.locate(sources[path], store) for path in shapes}
     _check_sizes(store, shapes, names)
     check_room([leaf for _, leaf in leaves], store.where)
-    _warn_unused(cfg, family, store, set(names.values()))
+    if layers is None:
+        _warn_unused(cfg, family, store, set(names.values()))
     arrays: dict[Path, jax.Array] = {}
     # leaves of one fused tensor follow each other, so that the store reads it once
     first_use = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
     order = sorted(shapes, key=lambda path: first_use[names[path]])
-    for path, following in zip(order, [*order[1:], None], strict=True):
+    for path, following in itertools.zip_longest(order, order[1:]):
         arrays[path] = _read_leaf(store, names[path], sources[path], shapes[path], dtypes[path])
         if following is None or names[following] != names[path]:
             store.release(names[path])
         if progress is not None:
             progress(len(arrays), len(shapes))
-    return jax.tree.unflatten(tree, [arrays[path] for path in shapes])
+    return made([arrays[path] for path in shapes])
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

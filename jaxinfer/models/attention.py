@@ -14,8 +14,10 @@ from jaxinfer.models.deferred import Deferred, KeysOf, reading, uncommitted
 from jaxinfer.models.mixer import Mixer
 from jaxinfer.models.projections import output, project
 from jaxinfer.models.shapes import abstract_linear, abstract_norm
+from jaxinfer.nn.divided import own_part
 from jaxinfer.nn.heads import chosen
 from jaxinfer.ops.attention import AttentionSpec
+from jaxinfer.runtime.backend import Backend
 from jaxinfer.runtime.memory import attention_floats
 from jaxinfer.typing import Leaf, Params
 
@@ -24,6 +26,7 @@ class Attention(Mixer):
     """Softmax attention over the policy's tiers and the fresh tokens."""
 
     truncates = True
+    divides = True
     reads_norm = ("q", "k", "v")
 
     def abstract_params(self, cfg: ModelConfig, layer: int, dtype) -> Params:
@@ -70,7 +73,7 @@ class Attention(Mixer):
             k, v = project(cfg, params, x, ctx.backend, names="kv")
         else:
             q, k, v = project(cfg, params, x, ctx.backend)
-        spec = attention_spec(cfg, layer)
+        spec = attention_spec(cfg, layer, ctx.backend)
         selected = None if heads is None else heads.selected
         y, fresh = attend(policy, spec, state, aux, q, k, v, here, prepared, sink, selected)
         if deferred:
@@ -102,12 +105,12 @@ class Attention(Mixer):
         return [params[name]["weight"] for name in "qkv"]
 
 
-def attention_spec(cfg: ModelConfig, layer: int) -> AttentionSpec:
-    """The scores of layer `layer`."""
+def attention_spec(cfg: ModelConfig, layer: int, backend: Backend | None = None) -> AttentionSpec:
+    """The scores of layer `layer`; of the heads that this device has."""
     scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
     return AttentionSpec(
         scale=scale,
         softcap=cfg.attention_softcap,
         window=cfg.window(layer),
-        slopes=cfg.alibi_slopes,
+        slopes=own_part(cfg.alibi_slopes, backend),
     )

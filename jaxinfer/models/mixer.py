@@ -29,6 +29,8 @@ class Mixer:
     """
 
     truncates = False
+    divides = False
+    """Whether the devices of a stage divide its heads, so that their outputs are to be added."""
     reads_norm: tuple[str, ...] = ()
     """Names of the linear layers that read what the norm in front puts out, if only they do."""
 

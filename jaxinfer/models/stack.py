@@ -22,7 +22,8 @@ from jaxinfer.models.mixers import mixer_of, mixers_of
 from jaxinfer.models.offload import fetched
 from jaxinfer.models.params import abstract_params
 from jaxinfer.models.reach import check_positions
-from jaxinfer.nn.linear import product, rows
+from jaxinfer.nn.divided import gathered, looked_up, summed
+from jaxinfer.nn.linear import product
 from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.nn.norm import add_norm, norm, undivided
 from jaxinfer.runtime.backend import Backend
@@ -175,7 +176,7 @@ def embed(
     cfg: ModelConfig, params: Params, tokens: Int[Array, "B T"], ctx: StepContext
 ) -> Float[Array, "B T D"]:
     """Token embeddings, plus learned positions where the model has them."""
-    x = rows(params["embed"]["tokens"], tokens)
+    x = looked_up(params["embed"]["tokens"], tokens, ctx.backend)
     if cfg.positions == "learned":
         x = x + params["embed"]["positions"][ctx.positions + cfg.position_offset]
     return x
@@ -221,6 +222,7 @@ def blocks(
             )
             fresh.append(new)
             if not cfg.parallel_block:
+                mixed = summed(mixed, cache.backend) if mixer.divides else mixed
                 x, normed = normed_sum(layer["mlp_norm"], x, mixed)
             elif not cfg.shared_norm:
                 _, normed = normed_sum(layer["mlp_norm"], x, None)
@@ -230,7 +232,11 @@ def blocks(
                 fed = feed_forward(cfg, layer["mlp"], normed, index, cache.backend, sites)
             else:
                 fed = mlp(cfg, layer["mlp"], normed, index)
-            added = mixed + fed if cfg.parallel_block else fed
+            if cfg.parallel_block and mixer.divides:
+                added = summed(mixed + fed, cache.backend)
+            else:
+                fed = summed(fed, cache.backend)
+                added = mixed + fed if cfg.parallel_block else fed
     x = x if added is None else x + added
     return x, tuple(fresh)
 
@@ -243,10 +249,12 @@ def unembed(
 ) -> Float[Array, "B T V"]:
     """Logits in float32; `backend` is for a head that is stored in fewer bits."""
     if cfg.tie_embeddings:
-        return product(hidden, params["embed"]["tokens"], jnp.float32, backend)
+        logits = product(hidden, params["embed"]["tokens"], jnp.float32, backend)
+        return gathered(logits, cfg.vocab_size, backend)
     head = params["head"]
     logits = product(hidden, head["weight"], backend=backend)
-    return (logits + head["bias"] if "bias" in head else logits).astype(jnp.float32)
+    logits = logits + head["bias"] if "bias" in head else logits
+    return gathered(logits.astype(jnp.float32), cfg.vocab_size, backend)
 
 
 def logit_count(cfg: ModelConfig, params: Params) -> int:

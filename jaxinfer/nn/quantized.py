@@ -13,6 +13,7 @@ fast where the weight is the left operand: 8 rows then take the time of two (jax
 576 x 1536 and 576 x 49152), which is what trees of guesses need.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,16 @@ class StoredWeight:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Int8Weight(StoredWeight):
-    """w[o, i] = scale[o] * codes[o, i] / smooth[i], where there is a `smooth`."""
+    """w[o, i] = scale[o] * codes[o, i] / smooth[i], where there is a `smooth`.
+
+    `axis` names the devices that divide the inputs (`Backend.axis`): a row of activations is then
+    rounded by the largest of all of them.
+    """
 
     codes: Any  # s8[O, I]
     scale: Any  # f32[O]
     smooth: Any = None  # f32[I], by which inputs are divided before they are rounded
+    axis: str | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +74,7 @@ class Int8Weight(StoredWeight):
     def product(
         self, x: Float[Array, "... I"], backend: Backend | None = None
     ) -> Float[Array, "... O"]:
-        return _int8_product(x, self.codes, self.scale, self.smooth)
+        return _int8_product(x, self.codes, self.scale, self.smooth, self.axis)
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         wide = self.codes[indices].astype(jnp.float32) * self.scale[indices][..., None]
@@ -77,14 +83,16 @@ class Int8Weight(StoredWeight):
         return wide.astype(self.dtype)
 
 
-@jax.jit  # traced once for all layers
-def _int8_product(x: Array, weight: Array, weight_scale: Array, smooth: Array | None) -> Array:
+@functools.partial(jax.jit, static_argnums=4)  # traced once for all layers
+def _int8_product(
+    x: Array, weight: Array, weight_scale: Array, smooth: Array | None, axis: str | None
+) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)
     if count == 1:  # XLA CPU multiplies a vector many times slower than two rows, and rounds it
         rows = jnp.pad(rows, ((0, 1), (0, 0)))  # in another order
     wide = rows.astype(jnp.float32)
-    codes, scale = rounded_to_int8(wide if smooth is None else wide / smooth)
+    codes, scale = rounded_to_int8(wide if smooth is None else wide / smooth, axis)
     contract = (((1,), (1,)), ((), ()))
     sums = jax.lax.dot_general(weight, codes, contract, preferred_element_type=jnp.int32)
     # XLA would turn the operands round to save the transposition of this small result
@@ -150,8 +158,13 @@ def is_divisor(path: tuple[Any, ...]) -> bool:
     return bool(path) and getattr(path[-1], "key", None) == "divisor"
 
 
-def rounded_to_int8(x: Float[Array, "R I"]) -> tuple[Int[Array, "R I"], Float[Array, " R"]]:
-    """Codes from -127 to 127 and one scale per row, so that x is about codes * scale."""
+def rounded_to_int8(
+    x: Float[Array, "R I"], axis: str | None = None
+) -> tuple[Int[Array, "R I"], Float[Array, " R"]]:
+    """Codes from -127 to 127 and one scale per row, so that x is about codes * scale; of inputs
+    that devices divide (`Int8Weight.axis`) one scale for all."""
     largest = jnp.abs(x).max(axis=1)
+    if axis is not None:
+        largest = jax.lax.pmax(largest, axis)
     scale = jnp.maximum(largest, 1e-30) * (1 / 127)  # a quotient's last bit is not always the same
     return jnp.round(x / scale[:, None]).astype(jnp.int8), scale

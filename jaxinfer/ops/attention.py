@@ -27,7 +27,7 @@ class AttentionSpec:
     scale: float
     softcap: float | None = None
     window: int | None = None
-    slopes: tuple[float, ...] | None = None
+    slopes: tuple[float, ...] | Array | None = None
 
     @property
     def of_scores(self) -> dict[str, Any]:

@@ -17,12 +17,14 @@ class Backend:
     `block` slots at a time up to the live length; a GPU reads everything at once (None).
     `implementation` chooses between the Pallas kernels and their `jnp` references, see
     `pallas_kernels.dispatch.dispatch`. Kernels read keys in the layout "BKSH" only, and a CPU never
-    traces one, so that "BKHS" goes with "reference".
+    traces one, so that "BKHS" goes with "reference". `axis` names the mesh axis over which the
+    devices of a stage divide heads and widths (`jaxinfer.parallel.shard`), inside `jax.shard_map`.
     """
 
     layout: KeyLayout = "BKHS"
     block: int | None = CPU_BLOCK
     implementation: Implementation | None = "reference"
+    axis: str | None = None
 
     def __post_init__(self):
         check_layout(self.layout, self.implementation)
