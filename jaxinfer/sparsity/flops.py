@@ -1,5 +1,6 @@
 """The operations of one token by the rule of LTE's table 1 (arXiv 2402.06126): two per weight of
-the feed-forward blocks and of the attention's projections; no attention scores, no head.
+the feed-forward blocks and of the projections of attention or another mixer; no attention scores,
+no long convolutions, no head.
 
 Llama-7B gives 12.0625 Gi, of which 8.0625 are feed-forward: the paper's 12.06 GFLOPs are 2**30.
 """
@@ -7,7 +8,10 @@ Llama-7B gives 12.0625 Gi, of which 8.0625 are feed-forward: the paper's 12.06 G
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.params import abstract_params, is_weight
 
 GI = 2**30
 
@@ -17,7 +21,7 @@ class TokenFlops:
     """Operations of one token, in units of 2**30."""
 
     feed_forward: float
-    attention: float
+    attention: float  # or another mixer
     router: float
 
     @property
@@ -45,14 +49,20 @@ def token_flops(
     if block_size is not None and (block_size < 1 or neurons % block_size):
         raise ValueError(f"{neurons} neurons cannot be cut into blocks of {block_size}")
     matrices = [3 if cfg.mlp(layer) == "gated" else 2 for layer in range(cfg.num_layers)]
-    projections = 2 * width * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
     routed = 0 if block_size is None else width * (neurons // block_size)
     return TokenFlops(
         feed_forward=2 * width * neurons / GI
         * sum(count * share for count, share in zip(matrices, shares, strict=True)),
-        attention=2 * projections * cfg.num_layers / GI,
+        attention=2 * _projections(cfg) / GI,
         router=2 * routed * cfg.num_layers / GI,
     )  # fmt: skip
+
+
+def _projections(cfg: ModelConfig) -> int:
+    """The weights of the mixers of all layers."""
+    layers = enumerate(abstract_params(cfg)["layers"])
+    leaves = (jax.tree_util.tree_leaves_with_path(layer[cfg.mixer(i)]) for i, layer in layers)
+    return sum(leaf.size for each in leaves for path, leaf in each if is_weight(path))
 
 
 def density_of(cfg: ModelConfig, total: float, *, block_size: int | None = None) -> float:

@@ -126,6 +126,18 @@ def test_the_automatic_order_reaches_the_tolerance():
     assert 2 < sizes[0] < sizes[1] < 32
 
 
+def test_a_tighter_tolerance_never_takes_fewer_modes():
+    """Also where filters need more than there may be: three of noise under a window, which few
+    modes more bring to one tolerance and none to the next."""
+    random = np.random.default_rng(1)
+    faded = random.normal(size=(2, 60)) * 0.9 ** np.arange(60)
+    g = np.concatenate([faded, sums_of_modes(1, 2, 61)[2][:, 1:]])
+    found = []
+    for tolerance in (0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 1e-3, 1e-4):
+        found.append(grown_modes(g, spectral_modes(g, tolerance), tolerance))
+    assert found == sorted(found) and found[0] < 8 and 12 <= found[-1] <= 24
+
+
 def test_a_hopeless_filter_does_not_raise_the_order_of_others():
     _, _, h = sums_of_modes(3, 2, 240)
     g = np.concatenate([h[:, 1:], np.random.default_rng(0).normal(size=(1, 239))])

@@ -18,6 +18,7 @@ from jaxinfer.inspection.decode_step import decode_case, inspect_decode, step_by
 from jaxinfer.models.params import abstract_params, count_params, init_params
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.testing.decoding import assert_in_place
+from tests.models.hyena_models import MODES, MULTI
 from tests.policies import over, with_random_feature_maps
 from tools.kernels.inspect_steps import SPARSE, row_of
 
@@ -149,6 +150,15 @@ def case_of(name: str, dtype: str, backend: str):
 def test_no_policy_copies_its_cache_on_the_cpu(name, dtype):
     case = case_of(name, dtype, "cpu")
     assert_structure(case, case.program.prepare(*case.arguments).executable, 2, 2048, "cpu")
+
+
+def test_what_a_hyena_layer_keeps_is_counted():
+    """Stored inputs of three axes, and states of modes where nothing grows."""
+    stored = decode_case(MULTI, abstract_params(MULTI), full(), SMALL, 1, "cpu").cache_leaves
+    assert (1, SMALL, 2 * MULTI.hidden_size) in [leaf.shape for leaf in stored]
+    assert len(stored) == 3  # and keys and values of the attention
+    modal = decode_case(MODES, abstract_params(MODES), full(), SMALL, 1, "cpu").cache_leaves
+    assert [leaf.shape for leaf in modal] == 2 * [(1, 2, 96), *2 * [(1, 32, 1, 4)]]
 
 
 def test_one_row_of_kivi_is_written_in_place():

@@ -6,6 +6,7 @@ import pytest
 
 from jaxinfer.sparsity.flops import density_of, feed_forward_share, token_flops
 from tests.factories import CONFIGS
+from tests.models.hyena_models import MULTI
 
 LLAMA_7B = replace(
     CONFIGS["llama"], hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32,
@@ -37,6 +38,11 @@ def test_each_layer_has_its_density_and_its_kind():
     found = token_flops(cfg, [0.5, 0.25])
     assert found.feed_forward == pytest.approx((3 * 0.5 + 2 * 0.25) * one)
     assert token_flops(cfg, 0.5).attention == token_flops(cfg).attention
+
+
+def test_a_hyena_layer_has_its_own_projections():
+    assert token_flops(MULTI).attention == pytest.approx(2 * (4 + 4 + 3) * 32**2 / 2**30)
+    assert token_flops(MULTI).feed_forward == 3 * token_flops(MULTI.first(1)).feed_forward
 
 
 def test_bytes_of_a_token():

@@ -21,8 +21,12 @@ MOST_MODES = 128
 TAPS = (1, 2, 4, 8, 16, 32)
 """Of which an automatic number of taps is one."""
 
-GROWTH = (1.0, 1.25, 1.5, 2.0)
-"""Times the modes that the spectrum suggests."""
+LADDER = sorted({round(2 ** (step / 4)) for step in range(4 * 8 + 1)})
+"""Numbers of modes that are tried beyond what the spectrum suggests."""
+
+NOISE = 0.12
+"""The share of the first singular value above which the value behind `_most` modes is that of white
+noise, or of a delay (0.13 to 1 in matrices of 24 to 1,024 rows), and not of a filter that fades."""
 
 
 class Size(NamedTuple):
@@ -34,25 +38,33 @@ class Size(NamedTuple):
 
 def spectral_modes(g: Float64[np.ndarray, "F N"], tolerance: float) -> int:
     """The modes that singular values suggest: a filter needs about as many states as it has values
-    above the tolerance's share of the first. (The zero-padded matrix would count the cut of a
-    filter that has not faded.) One that needs more than `MOST_MODES`, or nearly as many as noise,
-    does not count."""
-    most = min(MOST_MODES, g.shape[1] // 5)
-    values = hankel_spectrum(g, half(g.shape[1]), 2 * most + 1).values
+    above the tolerance's share of the first, and gets `MOST_MODES` at most. (The zero-padded matrix
+    would count the cut of a filter that has not faded.) Noise does not count."""
+    values, fades = _spectrum(g)
     needed = -(-(values > tolerance * values[:, :1]).sum(axis=1) // 2)
-    return int(max(1, needed[needed <= most].max(initial=0)))
+    return int(max(1, np.minimum(needed, _most(g))[fades].max(initial=0)))
 
 
 def grown_modes(g: Float64[np.ndarray, "F N"], base: int, tolerance: float) -> int:
-    """The modes, from `base` to twice as many, behind which more bring no other filter's Hankel
-    start to the tolerance; the suggestion's error is one to two tolerances."""
-    counts = [min(g.shape[1] // 2, round(factor * base)) for factor in GROWTH]
-    cured = []
-    for count in counts:
-        cured.append(_errors(g, count) <= tolerance)
-        if cured[-1].all():
-            break
-    return next(count for count, done in zip(counts, cured, strict=False) if done[cured[-1]].all())
+    """The fewest modes, from `base` to twice as many, whose Hankel start is within the tolerance
+    for every filter but noise; as many as that if none is. The suggestion's error is one to two
+    tolerances. As all tolerances share `LADDER`, a tighter one never gets fewer modes."""
+    g = g[_spectrum(g)[1]]
+    most = min(g.shape[1] // 2, 2 * base)
+    counts = [count for count in LADDER if base <= count <= most] or [min(base, most)]
+    fits = (count for count in counts if (_errors(g, count) <= tolerance).all())
+    return next(fits, counts[-1])
+
+
+def _spectrum(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values, and which filters fade rather than being noise, whatever the tolerance."""
+    values = hankel_spectrum(g, half(g.shape[1]), 2 * _most(g) + 1).values
+    return values, values[:, -1] <= NOISE * values[:, 0]
+
+
+def _most(g: np.ndarray) -> int:
+    """Noise of N samples is as good as determined by N / 2 states."""
+    return max(1, min(MOST_MODES, g.shape[1] // 5))
 
 
 def choose_taps(g: Float64[np.ndarray, "F N"], count: int, tolerance: float) -> int:

@@ -19,7 +19,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.fields import known_fields
 from jaxinfer.models.mixers import mixer_named
 from jaxinfer.models.params import abstract_params, is_weight
-from jaxinfer.models.stack import cache_geometry
+from jaxinfer.models.stack import cache_geometry, layer_policies
 from jaxinfer.typing import Json
 
 MOST_LAYERS = 1024
@@ -115,7 +115,7 @@ class ModelSizes:
             mlp_bytes=weight * max(part[1] for part in parts),
             attention_flops=2.0 * max(part[2] for part in parts),
             mlp_flops=2.0 * max(part[3] for part in parts),
-            score_flops=4.0 * config.num_heads * config.head_dim,
+            score_flops=max(_score_flops(config, i) for i in range(config.num_layers)),
             cache_bytes_per_token=slope,
             cache_bytes_per_row=fixed,
             embed_bytes=weight * embed,
@@ -166,6 +166,15 @@ def _layer_numbers(config: ModelConfig, index: int, layer) -> tuple[int, int, in
     return found[0], found[1], found[2], found[3]
 
 
+def _score_flops(config: ModelConfig, layer: int) -> float:
+    """Operations of a token for each one before it."""
+    own = config.hyena
+    if config.mixer(layer) != "hyena" or own is None:
+        return 4.0 * config.num_heads * config.head_dim
+    is_convolution = own.ends(layer)
+    return 2.0 * own.filters(config.hidden_size) * own.head_size**2 * is_convolution
+
+
 def _cache_line(config: ModelConfig, policy: Policy, dtype: str) -> tuple[float, float]:
     """Bytes per token and per row of the layer whose cache is largest.
 
@@ -173,7 +182,7 @@ def _cache_line(config: ModelConfig, policy: Policy, dtype: str) -> tuple[float,
     its residual KIVI grows by as much for every group, a window does not grow.
     """
     rows = []
-    pairs = zip(policy.layer_policies(config.num_layers), range(config.num_layers), strict=True)
+    pairs = zip(layer_policies(config, policy), range(config.num_layers), strict=True)
     for one, mixer in dict.fromkeys((one, config.mixer(i)) for one, i in pairs):
         few, many = (
             mixer_named(mixer).bytes_per_row(config, one, cache_geometry(config, n, dtype))

@@ -11,6 +11,7 @@ from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry
 from jaxinfer.parallel.hexgen.costs import GIB, Assumptions, Costs
 from jaxinfer.parallel.hexgen.inventory import Cluster, Gpu, Link, Machine
 from jaxinfer.parallel.hexgen.sizes import ModelSizes
+from tests.models.hyena_models import MODES, MULTI
 from tests.parallel.hexgen.clusters import cluster
 
 LLAMA_70B = ModelConfig(
@@ -95,6 +96,17 @@ def test_a_cache_is_a_line_in_its_tokens(policy: Policy, tokens):
     exact = cache_bytes_per_row(SMALL, policy, geometry)
     line = sizes.layers * (sizes.cache_bytes_per_row + tokens * sizes.cache_bytes_per_token)
     assert line == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_model_of_long_convolutions_has_sizes():
+    """MultiHyena stores keys and values in one of three layers; modes do not grow."""
+    sizes = ModelSizes.of(MULTI, dtype="float32")
+    assert sizes.cache_bytes_per_token == 2 * MULTI.hidden_size * 4
+    modal = ModelSizes.of(MODES, dtype="float32")
+    assert modal.cache_bytes_per_token == modal.score_flops == 0
+    assert modal.cache_bytes_per_row == cache_bytes_per_row(
+        MODES.first(1), ji.full(), cache_geometry(MODES, 64)
+    )
 
 
 def test_parameters_are_all_of_the_model_but_the_final_norm():
