@@ -182,6 +182,39 @@ def sparsity_section(records: Sequence[Record]) -> str:
     return explained + table((*columns, "layers that list"), rows) + "\n" + bullets(notes)
 
 
+def recurrence_section(records: Sequence[Record]) -> str:
+    rows, notes = [], []
+    for record in sorted(records, key=lambda r: (r.config["model"], r.config["batch"])):
+        config, metrics = record.config, record.metrics
+        for point in sorted(metrics["points"], key=lambda p: p["prompt"]):
+            rows.append(
+                (
+                    config["model"],
+                    config["batch"],
+                    point["prompt"],
+                    point["form"],
+                    spread(point["ms_per_step"]),
+                    f"{point['tokens_per_s']['median']:.0f}",
+                    f"{point['cache_bytes'] / 1e6:.2f}",
+                )
+            )
+        label = f"{config['model']}, batch {config['batch']}"
+        if metrics["flat"] is not None:
+            notes.append(
+                f"{label}: a step by modes behind the longest prompt takes {metrics['flat']:.2f} "
+                "times one behind the shortest."
+            )
+        for what, key in (("time", "crossover_prompt"), ("bytes", "crossover_bytes")):
+            if metrics[key] is not None:
+                notes.append(f"{label}: from prompts of {metrics[key]} modes take less {what}.")
+    columns = ("model", "batch", "prompt", "form", "ms/step", "tokens/s", "MB a row")
+    explained = (
+        "Long convolutions by modes and exactly, beside the model that they stand next to with a "
+        "full and a 2-bit cache. Filters are random: time and memory without quality.\n\n"
+    )
+    return explained + table(columns, rows) + "\n" + bullets(notes)
+
+
 def peer_name(peer: str, metrics: dict[str, Any]) -> str:
     threads = metrics.get("peer_facts", {}).get(peer, {}).get("threads")
     return peer if threads is None else f"{peer}, {threads} thread{'s' * (threads > 1)}"
@@ -224,6 +257,14 @@ def headline(record: Record) -> str:
     elif record.name == "sparsity":
         ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
         text = f"batch {record.config['batch']}: dense over sparse {', '.join(ratios)}"
+    elif record.name == "recurrence":
+        last = max(point["prompt"] for point in metrics["points"])
+        times = [
+            f"{p['form']} {p['ms_per_step']['median']:.2f} ms"
+            for p in metrics["points"]
+            if p["prompt"] == last
+        ]
+        text = f"batch {record.config['batch']}, prompt {last}: {', '.join(times)}"
     else:
         ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
         rate = metrics["jaxinfer"]["tokens_per_s"]["median"]
@@ -250,6 +291,7 @@ SECTIONS = (
     ("Context scaling", "context-scaling", context_section),
     ("Start-up", "startup", startup_section),
     ("Sparse blocks", "sparsity", sparsity_section),
+    ("Recurrences", "recurrence", recurrence_section),
 )
 PLOTS = {"decode": _plot_decode, "context-scaling": _plot_context}
 

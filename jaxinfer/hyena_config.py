@@ -7,6 +7,9 @@ from typing import Literal
 from jaxinfer.fields import check_types, require
 
 FilterKind = Literal["implicit", "explicit", "modal", "real", "undelayed"]
+Prefill = Literal["chunked", "scan", "recurrence", "vandermonde", "fft"]
+PromptForm = Literal["modal", "exact"]
+ExactForm = Literal["cached", "tiled", "epoched"]
 FilterInit = Literal["normal", "uniform", "xavier"]
 
 
@@ -72,8 +75,14 @@ class HyenaConfig:
     keys and values under one filter, so there are hidden_size / N filters. `short_taps` is the
     width of the filter in front of the gates.
 
-    `modes[i]` above 0: layer i also has its filters as so many modes (and `taps[i]` taps), by which
-    it then computes: it was distilled.
+    `modes[i]` or `taps[i]` above 0: layer i also has its filters as so many modes behind so many
+    taps, by which it then computes: it was distilled. `exact` says how the others decode, all to
+    the same numbers: "cached" sums over all stored inputs for each token, "tiled" and "epoched" do
+    so ahead and in blocks (`jaxinfer.models.hyena_ahead`).
+
+    `prefill` is how a prompt becomes the state of modes (`jaxinfer.models.hyena_prefill`). With
+    `prompt` "exact" the outputs of a prompt's tokens come from the filters that modes were made
+    from, for each chunk that is read at once, and only the text behind it is the modes'.
     """
 
     order: int = 2
@@ -82,6 +91,9 @@ class HyenaConfig:
     filter: FilterConfig = FilterConfig()
     modes: tuple[int, ...] | None = None
     taps: tuple[int, ...] | None = None
+    exact: ExactForm = "cached"
+    prefill: Prefill = "chunked"
+    prompt: PromptForm = "modal"
 
     def __post_init__(self):
         check_types(self)
@@ -110,7 +122,7 @@ class HyenaConfig:
     def ends(self, layer: int) -> bool:
         """Whether a layer's filters end with the model's positions, as those of no mode do."""
         own = self.filter.kind in ("implicit", "explicit")
-        return own and not (self.modes and self.modes[layer])
+        return own and not any(each and each[layer] for each in (self.modes, self.taps))
 
     def filters(self, hidden_size: int) -> int:
         """F, long filters of a layer; of higher orders channel c has c * (order - 1) + o."""

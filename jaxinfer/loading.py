@@ -49,8 +49,9 @@ def load(
       sparsity: makes the blocks sparse as `LM.sparsified` does, before `weights` stores them; there
         is no dense model then.
       filters: of a distilled model of long convolutions, "modal" computes by its modes in constant
-        memory, as None does, and "exact" by the filters that they were made from; or a list with
-        one for each layer.
+        memory, as None does, and "exact" by the filters that they were made from; "tiled" and
+        "epoched" do so too, for long texts in less time and without drafts; or a list with one for
+        each layer.
       progress: called as `progress(done, total)` while parameters are read.
 
     Returns:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bench.options import Options
-from bench.routines import context_scaling, decode, prefill, sparsity, startup
+from bench.routines import context_scaling, decode, prefill, recurrence, sparsity, startup
 from jaxinfer.environment import environment
 from jaxinfer.plugins import meant
 from jaxinfer.records import Record
@@ -17,6 +17,7 @@ ROUTINES: dict[str, Routine] = {
     "context-scaling": context_scaling.run,
     "startup": startup.run,
     "sparsity": sparsity.run,
+    "recurrence": recurrence.run,
 }
 
 

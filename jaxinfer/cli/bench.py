@@ -17,7 +17,9 @@ import typer
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="decode, prefill, context-scaling, startup, sparsity, all, or report."),
+        typer.Argument(
+            help="decode, prefill, context-scaling, startup, sparsity, recurrence, all, or report."
+        ),
     ],
     model: Annotated[
         str,

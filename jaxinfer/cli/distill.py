@@ -19,8 +19,8 @@ def distill(
     method: Annotated[
         str,
         typer.Option(
-            help="hankel+adam; to compare with: paper, balanced, modal, prony, rational (up to 8 "
-            "modes), dictionary."
+            help="hankel+adam; to compare with: paper, balanced, modal, prony, rational (up to 4 "
+            "modes), dictionary, fir (samples of as many bytes)."
         ),
     ] = "hankel+adam",
     tolerance: Annotated[

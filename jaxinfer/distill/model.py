@@ -23,8 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinfer.arguments import flag, of_kind, one_of
-from jaxinfer.distill.filters.distill import DEFAULT, check_options, distill_filters
-from jaxinfer.distill.filters.methods import METHODS
+from jaxinfer.distill.filters.distill import DEFAULT, NAMES, check_options, distill_filters
 from jaxinfer.distill.filters.report import DistillReport
 from jaxinfer.distill.report import LayerReport, ModelReport
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
@@ -78,8 +77,8 @@ def distill(
       lm: a model with Hyena layers (arXiv 2302.10866, 2310.18780), alone or beside attention.
       order: K, complex modes of each filter, or "auto": in each layer as many as its filters need
         for the tolerance.
-      method, taps, steps, seed: as in `ji.distill_filters`, but for method "fir", which has no
-        modes.
+      method, taps, steps, seed: as in `ji.distill_filters`. Method "fir" copies as many samples
+        as have inputs of the bytes of K modes' states, of heads too.
       tolerance: relative l2 error of a filter behind lag 0 above which its layer stays exact.
       all_modal: give also such layers modes; the report says what they lose.
       run: a folder from which a run that was killed goes on.
@@ -101,7 +100,7 @@ def distill(
       ValueError: model 'llama' has no long filters to distil; give one with Hyena layers
     """
     of_kind("lm", lm, LM, "an LM")
-    one_of("method", method, METHODS)
+    one_of("method", method, NAMES)
     is_forced = flag("all_modal", all_modal)
     responses = _responses(lm)
     options = {
@@ -111,6 +110,8 @@ def distill(
     for h in responses:
         if h is not None:
             check_options(h.shape[1] - 1, **options)
+    if method == "fir":
+        options["taps"] = _taps_of_equal_bytes(lm, order, taps)
     layers = None if run is None else _started(Path(run), lm, responses, options)
     modes: list[ModalFilter | None] = [None] * len(responses)
     found: list[LayerReport] = []
@@ -144,6 +145,15 @@ def _responses(lm: LM) -> Sequence[Float[Array, "F L"] | None]:
             + ("its filters are modes already" if are_modes else "give one with Hyena layers")
         )
     return found
+
+
+def _taps_of_equal_bytes(lm: LM, order: object, taps: object) -> object:
+    """Beside the 2 K samples that `distill_filters` copies: K modes of a head of N channels have
+    8 N^2 K bytes, the keys and values of a token 8 N."""
+    if lm.config.hyena is None or taps != "auto" or not isinstance(order, int):
+        return taps
+    size = lm.config.hyena.head_size
+    return max(0, min((size - 2) * order, lm.config.max_positions - 1 - 2 * order))
 
 
 def _of_layer(

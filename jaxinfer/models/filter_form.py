@@ -9,24 +9,27 @@ from jaxtyping import Array, Float
 
 from jaxinfer.arguments import one_of, shown
 from jaxinfer.config import ModelConfig
+from jaxinfer.hyena_config import ExactForm
 from jaxinfer.models.hyena_params import MODAL_KINDS, values
+from jaxinfer.nn.hyena import sizes
 from jaxinfer.nn.modal import ModalFilter
 from jaxinfer.typing import Params
 
-FilterForm = Literal["modal", "exact"]
+FilterForm = Literal["modal", "exact", "tiled", "epoched"]
 FilterForms: TypeAlias = FilterForm | Sequence[FilterForm] | None
-FORMS: tuple[FilterForm, ...] = ("modal", "exact")
+FORMS: tuple[FilterForm, ...] = ("modal", "exact", "tiled", "epoched")
 
 
 def with_filters(
     cfg: ModelConfig, params: Params, filters: FilterForms
 ) -> tuple[ModelConfig, Params]:
     """The model with its long filters in the form asked for, one for all layers or one each; None
-    leaves all as they are. "exact" drops a layer's modes: it convolves its stored inputs then.
+    leaves all as they are. "exact" drops a layer's modes: it convolves its stored inputs then; so
+    do "tiled" and "epoched", in blocks ahead of the text (`jaxinfer.models.hyena_ahead`).
 
     Raises:
-      ValueError: an unknown form, another number of them than of layers, or modes where there are
-        none.
+      ValueError: an unknown form, another number of them than of layers, modes where there are
+        none, or layers that would be exact in different forms.
     """
     if filters is None:
         return cfg, params
@@ -34,17 +37,42 @@ def with_filters(
         raise ValueError(f"filters={shown(filters)} is for models with long filters; leave it out")
     each = [filters] * cfg.num_layers if isinstance(filters, str) else list(filters)
     forms = [one_of("filters", form, FORMS) for form in each]
+    ends = [cfg.hyena.ends(i) for i in range(cfg.num_layers)]
     if len(forms) != cfg.num_layers:
         raise ValueError(f"filters has {len(forms)} entries for {cfg.num_layers} layers")
+    exact: dict[FilterForm, ExactForm] = {"exact": "cached", "tiled": "tiled", "epoched": "epoched"}
+    ways = {exact[form] for form in forms if form != "modal"}
+    if len(ways) > 1:
+        raise ValueError(
+            f"filters names {' and '.join(sorted(set(forms) - {'modal'}))}; all layers that are "
+            "not modal take one of them"
+        )
+    cfg = replace(cfg, hyena=replace(cfg.hyena, exact=next(iter(ways), "cached")))
     layers = []
     for i, (form, layer) in enumerate(zip(forms, params["layers"], strict=True)):
         own = layer.get("hyena")
-        if form == "modal" and own is not None and cfg.hyena.ends(i):
+        if form == "modal" and own is not None and ends[i]:
             raise ValueError(f"layer {i} has no modes; distil the model first, or ask for 'exact'")
-        if form == "exact" and own is not None and "modal" in own:
+        if form != "modal" and own is not None and "modal" in own:
             layer = layer | {"hyena": {name: x for name, x in own.items() if name != "modal"}}
         layers.append(layer)
     return _described(cfg, params | {"layers": tuple(layers)})
+
+
+def check_drafts(cfg: ModelConfig) -> None:
+    """Refuses drafts for a model whose layers sum ahead: a rejected token would be in their sums.
+
+    Raises:
+      ValueError: the form is "tiled" or "epoched".
+    """
+    own = cfg.hyena
+    if own is None or own.exact == "cached":
+        return
+    if any(own.ends(i) for i in range(cfg.num_layers) if cfg.mixer(i) == "hyena"):
+        raise ValueError(
+            f"{own.exact} filters take one token at a time and no drafts; load the model with "
+            "filters='exact' or 'modal'"
+        )
 
 
 def long_filters(cfg: ModelConfig, params: Params) -> tuple[Float[Array, "F L"] | None, ...]:
@@ -84,7 +112,7 @@ def distilled(
                 )
             modal.check(f"layer {i}")
             leaves = {one.name: getattr(modal, one.name) for one in fields(modal)}
-            leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+            leaves = {name: x for name, x in leaves.items() if x is not None and x.size}
             layer = layer | {"hyena": own | {"modal": leaves}}
         layers.append(layer)
     return _described(cfg, params | {"layers": tuple(layers)})
@@ -94,9 +122,8 @@ def _described(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """The configuration of these parameters, as to modes beside a layer's own filters."""
     if cfg.hyena is None:
         return cfg, params
-    parts = [layer.get("hyena", {}).get("modal") for layer in params["layers"]]
-    modes = tuple(0 if part is None else part["nu"].shape[1] for part in parts)
-    taps = tuple(0 if "taps" not in (part or {}) else part["taps"].shape[1] for part in parts)
+    owns = [layer.get("hyena", {}) for layer in params["layers"]]
+    modes, taps = zip(*(sizes(own) if "modal" in own else (0, 0) for own in owns), strict=True)
     hyena = replace(
         cfg.hyena, modes=modes if any(modes) else None, taps=taps if any(taps) else None
     )

@@ -20,6 +20,7 @@ from jaxinfer.cache.context import CommitContext
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.slots import load
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.hyena_ahead import looked_ahead
 from jaxinfer.models.hyena_call import Call, seen_by
 from jaxinfer.models.hyena_params import (
     abstract_layer,
@@ -79,7 +80,8 @@ class Hyena(Mixer):
             past = load(text.short).astype(p.dtype)
         window, seen = jnp.concatenate([past, p], axis=1), seen_by(ctx, depth, past.shape[1])
         s = short_filter(params["short"], window, seen, size)
-        call = Call.of(cfg, params, text, ctx, depth)
+        assert isinstance(policy, HyenaPolicy) or text is None
+        call = Call.of(cfg, policy, params, text, ctx, depth)
         y, inputs = operator(own, s, call.convolve)
         if waiting is not None:
             inputs = jnp.concatenate([waiting.inputs, inputs], axis=1)
@@ -87,13 +89,22 @@ class Hyena(Mixer):
         return linear(params["out"], y.astype(x.dtype), ctx.backend), fresh
 
     def commit(self, cfg, policy, params, state, fresh: HyenaFresh, ctx: CommitContext):
-        return committed(cfg, params, state, fresh, ctx)
+        state = committed(cfg, params, state, fresh, ctx)
+        if state.ahead is None:
+            return state
+        assert isinstance(policy, HyenaPolicy)
+        return looked_ahead(cfg, policy, params, state, ctx, fresh.p.shape[1])
 
     def grow(self, policy: Policy, state: HyenaState, capacity: int) -> HyenaState:
         if state.inputs is None:
             return state
         more = max(capacity - state.inputs.shape[1], 0)
-        return replace(state, inputs=jnp.pad(state.inputs, [(0, 0), (0, more), (0, 0)]))
+        inputs = jnp.pad(state.inputs, [(0, 0), (0, more), (0, 0)])
+        assert isinstance(policy, HyenaPolicy)
+        if policy.exact != "tiled" or not more:
+            return replace(state, inputs=inputs)
+        ahead = jnp.pad(state.ahead, [(0, 0), (0, more), (0, 0), (0, 0)])
+        return replace(state, inputs=inputs, ahead=ahead, start=jnp.full_like(state.start, -1))
 
     def bytes_per_row(self, cfg: ModelConfig, policy: Policy, geometry: Geometry) -> int:
         assert isinstance(policy, HyenaPolicy)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.cache.context import StepContext
+from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.slots import load
 from jaxinfer.config import ModelConfig
+from jaxinfer.models.hyena_ahead import from_ahead
 from jaxinfer.models.hyena_params import config_of
 from jaxinfer.models.hyena_past import from_inputs, from_modes
-from jaxinfer.models.hyena_state import HyenaFresh, HyenaState
+from jaxinfer.models.hyena_state import HyenaFresh, HyenaPolicy, HyenaState
 from jaxinfer.nn.hyena import response
 from jaxinfer.ops.long_convolution import (
     Seen,
@@ -31,6 +33,7 @@ class Call:
     """What the stages of one layer's operator have in common; `convolve` is one of them."""
 
     cfg: ModelConfig
+    policy: Policy
     params: Params
     text: HyenaState | None
     waiting: HyenaFresh | None
@@ -42,17 +45,18 @@ class Call:
 
     @classmethod
     def of(
-        cls, cfg: ModelConfig, params: Params, text: HyenaState | None, ctx: StepContext,
-        depth: Int[Array, "B A"],
+        cls, cfg: ModelConfig, policy: Policy, params: Params, text: HyenaState | None,
+        ctx: StepContext, depth: Int[Array, "B A"],
     ) -> "Call":  # fmt: skip
         size = ctx.offset.shape[1]
         delayed = 0 if text is None or text.delayed is None else text.delayed.shape[1]
         levels = size if ctx.levels is None else len(ctx.levels) - 1
         lags = depth.shape[1] - size + levels
         return cls(
-            cfg=cfg, params=params, text=text, waiting=ctx.pending, length=ctx.length,
+            cfg=cfg, policy=policy, params=params, text=text, waiting=ctx.pending,
+            length=ctx.length,
             depth=depth[:, depth.shape[1] - size :], seen=seen_by(ctx, depth, delayed), lags=lags,
-            h=response(config_of(cfg), params, delayed + lags, cfg.max_positions),
+            h=_own_response(cfg, params, ctx, delayed + lags),
         )  # fmt: skip
 
     def convolve(
@@ -75,14 +79,20 @@ class Call:
                 found = outer_convolution(query, k, v, h)
             else:
                 found = seen_outer(query, k, v, h, self.seen)
-        return found if self.text is None else found + self._past(self.text, stage, query)
+        if self.text is None or self.text.past_is_delayed:
+            return found
+        return found + self._past(self.text, stage, query)
 
     def _past(self, text: HyenaState, stage: int, query: Array) -> Array:
         own = config_of(self.cfg)
         depth = None if self.seen is None else self.depth
         if text.inputs is None:
             return from_modes(own, self.params, text, stage, query, self.lags, depth)
-        h = response(own, self.params, self.cfg.max_positions, self.cfg.max_positions)
+        if text.ahead is not None and self.lags == 1:
+            assert isinstance(self.policy, HyenaPolicy)
+            return from_ahead(self.cfg, self.policy, self.params, text, self.length, stage, query)
+        positions = self.cfg.max_positions
+        h = response(own, self.params, positions, positions, skip=False)
         inputs = self._of(stage, load(text.inputs))
         h = h[stage :: own.order - 1]
         return from_inputs(own, h, inputs, self.length, query, self.lags, depth)
@@ -91,6 +101,16 @@ class Call:
         """A stage's among the inputs of all."""
         own = config_of(self.cfg)
         return inputs if own.head_size > 1 else inputs[..., stage :: own.order - 1]
+
+
+def _own_response(
+    cfg: ModelConfig, params: Params, ctx: StepContext, lags: int
+) -> Float[Array, "F L"]:
+    """Of a call's tokens among themselves."""
+    own = config_of(cfg)
+    if own.prompt == "exact" and ctx.is_prompt and "modal" in params and "skip" in params:
+        params = {name: params[name] for name in ("filter", "skip")}
+    return response(own, params, lags, cfg.max_positions)
 
 
 def seen_by(ctx: StepContext, depth: Int[Array, "B A"], before: int) -> Seen | None:

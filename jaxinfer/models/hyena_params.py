@@ -35,10 +35,8 @@ def abstract_layer(cfg: ModelConfig, layer: int, dtype: DTypeLike) -> Params:
     if own.filter.kind not in MODAL_KINDS:
         params["skip"] = _array(filters)
     modes, taps = (0 if x is None else x[layer] for x in (own.modes, own.taps))
-    if modes:
+    if modes or taps:
         params["modal"] = _abstract_modes(filters, modes, taps)
-    elif taps:
-        raise ValueError(f"hyena taps of layer {layer} stand before modes, and it has none")
     return params
 
 
@@ -61,8 +59,8 @@ def _abstract_filter(cfg: ModelConfig, filters: int) -> Params:
 
 
 def _abstract_modes(filters: int, modes: int, taps: int) -> Params:
-    params = {name: _array(filters, modes) for name in ("nu", "theta", "a", "b")}
-    params["h0"] = _array(filters)
+    names = ("nu", "theta", "a", "b") if modes else ()
+    params = {name: _array(filters, modes) for name in names} | {"h0": _array(filters)}
     return params | ({"taps": _array(filters, taps)} if taps else {})
 
 
@@ -113,7 +111,8 @@ def _decaying(key: jax.Array, shape: tuple[int, ...]) -> Array:
 def with_made_filters(cfg: ModelConfig, params: Params) -> Params:
     """The layer with an implicit filter as its values, which no step need compute again."""
     own = params["filter"]
-    if "last" not in own or "modal" in params:
+    unread = "modal" in params and config_of(cfg).prompt == "modal"
+    if "last" not in own or unread:
         return params
     if isinstance(own["last"], jax.ShapeDtypeStruct):
         return params | {"filter": {"h": _array(*params["skip"].shape, cfg.max_positions)}}

@@ -50,7 +50,7 @@ def from_modes(
         w = w[..., w.shape[-1] - query.shape[1] :]
     else:
         w = jnp.take_along_axis(w, depth[:, None, None], axis=-1)
-    return _contracted(cfg, w, query)
+    return contracted(cfg, w, query)
 
 
 def from_inputs(
@@ -103,7 +103,7 @@ def _by_fft(cfg: HyenaConfig, h: Array, inputs: Array, length: Array, query: Arr
     return jnp.take_along_axis(fft_outer(queries, k, v, h), index, axis=1)
 
 
-def _contracted(cfg: HyenaConfig, w: Array, query: Array) -> Float[Array, "B T C"]:
+def contracted(cfg: HyenaConfig, w: Array, query: Array) -> Float[Array, "B T C"]:
     """Sums the key index of w f32[B, F, E, T] with the queries."""
     if cfg.head_size == 1:
         return w[:, :, 0].swapaxes(1, 2)

@@ -1,17 +1,20 @@
 """What a Hyena layer keeps of a text, and how accepted tokens enter it.
 
 A layer that computes by modes keeps K complex numbers a channel, whatever the length: constant
-memory and time a token. Any other keeps the inputs of its convolutions, from which the past is
-convolved again in each step: exact, and memory grows.
+memory and time a token; one that computes by P taps keeps its last P inputs. Any other keeps the
+inputs of its convolutions, from which the past is convolved again in each step: exact, and memory
+grows. `jaxinfer.models.hyena_ahead` sums these inputs in less time.
 
 Bytes of a row: `short` (S - 1) P itemsize; modes 8 F E K, with E = N^2 entries of a head's outer
-product, that is 8 D N K; behind P taps `4 P I`; inputs `S I itemsize` for S tokens.
+product, that is 8 D N K; behind P taps `4 P I`; inputs `S I itemsize` for S tokens, and what is
+summed ahead of them `4 Q F E + 4`, with Q = S + 1 outputs of tiles, or those of an epoch.
 
 Axis letters: F filters, E entries under each, K modes, I inputs of the convolutions a token (F, or
 2D of heads), A accepted tokens, S taps or stored tokens, P projections' width.
 """
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +25,12 @@ from jaxinfer.cache.context import CommitContext
 from jaxinfer.cache.policy import Policy
 from jaxinfer.cache.slots import storage_dtype, store
 from jaxinfer.config import ModelConfig
+from jaxinfer.hyena_config import ExactForm
 from jaxinfer.models.hyena_params import config_of
+from jaxinfer.models.hyena_prefill import state_of
 from jaxinfer.nn.hyena import modal_part, sizes
 from jaxinfer.nn.modal import ModalFilter, powers
 from jaxinfer.typing import Leaf, Params
-
-CHUNK = 128  # tokens whose effect on the state is one product
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +43,13 @@ class HyenaState:
     im: Leaf = None  # f32[B, F, E, K]
     delayed: Leaf = None  # f32[B, P, I], inputs that have not reached the modes behind P taps
     inputs: Leaf = None  # [B, S, I], of all tokens
+    ahead: Leaf = None  # f32[B, Q, F, E], what they give to outputs to come
+    start: Leaf = None  # i32[B], tokens that all of `ahead` has seen; -1: some of it is missing
+
+    @property
+    def past_is_delayed(self) -> bool:
+        """Whether `delayed` is all that filters reach: they are taps alone."""
+        return self.re is None and self.inputs is None
 
 
 @jax.tree_util.register_dataclass
@@ -57,10 +67,11 @@ class HyenaPolicy(Policy):
     """How a layer keeps its state. Policies of the cache concern attention; this stands in their
     place."""
 
-    modes: int = 0  # 0: it keeps its inputs
-    delay: int = 0
+    modes: int = 0
+    delay: int = 0  # with no modes either it keeps its inputs
     filters: int = 0
     bounded: bool = False  # positions of the embedding end
+    exact: ExactForm = "cached"  # how its inputs are summed
 
     @classmethod
     def of(cls, cfg: ModelConfig, params: Params) -> "HyenaPolicy":
@@ -71,11 +82,12 @@ class HyenaPolicy(Policy):
             delay=delay,
             filters=config_of(cfg).filters(cfg.hidden_size),
             bounded=cfg.positions == "learned",
+            exact=config_of(cfg).exact if modes + delay == 0 else "cached",
         )
 
     @property
     def fixed_size(self) -> bool:
-        return self.modes > 0
+        return self.modes + self.delay > 0
 
     @property
     def endless(self) -> bool:
@@ -88,28 +100,33 @@ def empty_state(
     own = config_of(cfg)
     stored, width = storage_dtype(geometry), inputs_width(cfg)
     short = jnp.zeros((batch, own.short_taps - 1, (own.order + 1) * cfg.hidden_size), stored)
+    if not policy.fixed_size:
+        inputs = jnp.zeros((batch, geometry.capacity, width), stored)
+        if policy.exact == "cached":
+            return HyenaState(short=short, inputs=inputs)
+        shape = (batch, outputs_ahead(policy, geometry.capacity), policy.filters, own.head_size**2)
+        ahead, start = jnp.zeros(shape, jnp.float32), jnp.zeros(batch, jnp.int32)
+        return HyenaState(short=short, inputs=inputs, ahead=ahead, start=start)
+    delayed = jnp.zeros((batch, policy.delay, width), jnp.float32) if policy.delay else None
     if not policy.modes:
-        return HyenaState(short=short, inputs=jnp.zeros((batch, geometry.capacity, width), stored))
+        return HyenaState(short=short, delayed=delayed)
     shape = (batch, policy.filters, own.head_size**2, policy.modes)
     re, im = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)  # two, to be donated
-    delayed = jnp.zeros((batch, policy.delay, width), jnp.float32) if policy.delay else None
     return HyenaState(short=short, re=re, im=im, delayed=delayed)
+
+
+def outputs_ahead(policy: HyenaPolicy, capacity: int) -> int:
+    """Q: of tiles one more than there are tokens, so that a full cache that grows has the next; of
+    an epoch a power of two near sqrt(S log S)."""
+    if policy.exact == "tiled":
+        return capacity + 1
+    return 1 << round(0.5 * math.log2(capacity * max(math.log2(capacity), 1)))
 
 
 def inputs_width(cfg: ModelConfig) -> int:
     """I."""
     own = config_of(cfg)
     return 2 * cfg.hidden_size if own.head_size > 1 else own.filters(cfg.hidden_size)
-
-
-def entries(cfg: ModelConfig, inputs: Float[Array, "B A I"]) -> Float[Array, "B A F E"]:
-    """What the filters convolve: the outer products of keys and values, or the inputs."""
-    own = config_of(cfg)
-    if own.head_size == 1:
-        return inputs[..., None]
-    split = (*inputs.shape[:2], 2, -1, own.head_size)
-    k, v = (x[:, :, 0] for x in jnp.split(inputs.reshape(split), 2, axis=2))
-    return (k[..., None] * v[..., None, :]).reshape(*k.shape[:-1], -1)
 
 
 def committed(
@@ -127,13 +144,15 @@ def committed(
         p, inputs = (jnp.take_along_axis(x, order, axis=1) for x in (fresh.p, fresh.inputs))
     short = _last(state.short, store(p, state.short.dtype), ctx.count)
     if state.inputs is not None:
-        return HyenaState(short=short, inputs=_stored(state.inputs, inputs, ctx))
+        return replace(state, short=short, inputs=_stored(state.inputs, inputs, ctx))
     modal = modal_part(params)
     assert modal is not None
     arriving, delayed = inputs, None
     if state.delayed is not None:
         arriving = jnp.concatenate([state.delayed, inputs], axis=1)[:, : inputs.shape[1]]
         delayed = _last(state.delayed, inputs, ctx.count)
+    if state.re is None:
+        return HyenaState(short=short, delayed=delayed)
     re, im = _absorbed(cfg, modal, state.re, state.im, arriving, ctx.count)
     return HyenaState(short=short, re=re, im=im, delayed=delayed)
 
@@ -174,7 +193,7 @@ def _absorbed(
         index = jnp.arange(size) - (size - count[:, None])
         arrived = jnp.take_along_axis(inputs, jnp.maximum(index, 0)[..., None], axis=1)
         arrived = jnp.where(index[..., None] >= 0, arrived, 0)
-    new_re, new_im = _effect(cfg, modal, arrived, re, im)
+    new_re, new_im = state_of(cfg, modal, arrived)
     decay_re, decay_im = decay_re[:, :, None], decay_im[:, :, None]
     return decay_re * re - decay_im * im + new_re, decay_im * re + decay_re * im + new_im
 
@@ -184,34 +203,6 @@ def _power_of_rows(modal: ModalFilter, count: Int[Array, " B"]) -> tuple[Array, 
     found = powers(modal.nu, modal.theta, count)
     re, im = (jnp.moveaxis(x, -1, 0) for x in found)
     return re, im
-
-
-def _effect(
-    cfg: ModelConfig, modal: ModalFilter, inputs: Array, re: Array, im: Array
-) -> tuple[Array, Array]:
-    """`sum_j lambda^(A-1-j) u_j`, a chunk after the other."""
-    size = inputs.shape[1]
-    if size == 1:
-        u = entries(cfg, inputs)[:, 0, ..., None]
-        return jnp.broadcast_to(u, re.shape), jnp.zeros_like(im)
-    chunk = min(size, CHUNK)
-    count = -(-size // chunk)
-    inputs = jnp.pad(inputs, [(0, 0), (count * chunk - size, 0), (0, 0)])
-    tables = powers(modal.nu, modal.theta, jnp.arange(chunk)[::-1])
-    whole_re, whole_im = (
-        x[:, None, :, 0] for x in powers(modal.nu, modal.theta, jnp.array([chunk]))
-    )
-
-    def add(carry: tuple[Array, Array], part: Array) -> tuple[tuple[Array, Array], None]:
-        u = entries(cfg, part)
-        new = [jnp.einsum("fkj,bjfe->bfek", table, u, precision="highest") for table in tables]
-        old_re, old_im = carry
-        re = whole_re * old_re - whole_im * old_im + new[0]
-        return (re, whole_im * old_re + whole_re * old_im + new[1]), None
-
-    parts = jnp.stack(jnp.split(inputs, count, axis=1))
-    found, _ = jax.lax.scan(add, (jnp.zeros_like(re), jnp.zeros_like(im)), parts)
-    return found
 
 
 def bytes_per_row(cfg: ModelConfig, policy: HyenaPolicy, geometry: Geometry) -> int:

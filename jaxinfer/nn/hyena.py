@@ -65,37 +65,42 @@ def short_filter(
     return total
 
 
-def response(cfg: HyenaConfig, params: Params, length: int, positions: int) -> Float[Array, "F L"]:
-    """The filters of a layer at lags 0 to `length` - 1, skip connection included, in float32;
-    `positions` are those of the model. Shorter filters are filled up with zeros."""
+def response(
+    cfg: HyenaConfig, params: Params, length: int, positions: int, *, skip: bool = True
+) -> Float[Array, "F L"]:
+    """The filters of a layer at lags 0 to `length` - 1, in float32; `positions` are those of the
+    model. Shorter filters are filled up with zeros. Without `skip` lag 0 may lack the skip
+    connection, and an array that is there need not be copied."""
     modal = modal_part(params)
     if modal is not None:
         return impulse_response(modal, length)
-    own, skip = params["filter"], params["skip"]
+    own = params["filter"]
     if "h" in own:
         h = own["h"][:, :length]
     else:
         from jaxinfer.nn.filters import ImplicitFilter  # flax is slow to import
 
-        module = ImplicitFilter(len(skip), positions, cfg.filter)
+        module = ImplicitFilter(len(params["skip"]), positions, cfg.filter)
         h = module.apply({"params": own}, min(length, positions))
     assert isinstance(h, jax.Array)
     h = jnp.pad(h, [(0, 0), (0, length - h.shape[1])])
-    return h.at[:, 0].add(skip)
+    return h.at[:, 0].add(params["skip"]) if skip else h
 
 
 def sizes(params: Params) -> tuple[int, int]:
-    """Modes by which a layer computes (0: by its filter), and taps in front of them; of shapes, or
-    arrays."""
+    """Modes by which a layer computes, and taps in front of them; of shapes, or arrays. Neither: it
+    computes by its filter."""
     own = params.get("modal", params["filter"])
-    leaf = own.get("nu", own.get("pole_re"))
-    return (0, 0) if leaf is None else (leaf.shape[1], own["taps"].shape[1] if "taps" in own else 0)
+    found = (own.get("nu", own.get("pole_re")), own.get("taps"))
+    modes, taps = (0 if leaf is None else leaf.shape[1] for leaf in found)
+    return modes, taps
 
 
 def modal_part(params: Params) -> ModalFilter | None:
     """The modes by which a layer computes, if it has any."""
     if "modal" in params:
-        return ModalFilter(**params["modal"])
+        none = jnp.zeros((len(params["modal"]["h0"]), 0), jnp.float32)  # behind taps alone
+        return ModalFilter(**(dict.fromkeys(("nu", "theta", "a", "b"), none) | params["modal"]))
     own = params["filter"]
     if "nu" in own:
         zeros = jnp.zeros_like(own["nu"])  # real poles turn by no angle and have real residues

@@ -20,6 +20,7 @@ from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.scoring import Score
 from jaxinfer.decode.speculation import Planned
 from jaxinfer.decode.stream import Stream
+from jaxinfer.models.filter_form import check_drafts
 from jaxinfer.models.recurrent import RecurrentDraft
 from jaxinfer.speculative.drafters import Drafter, Method
 from jaxinfer.speculative.drafts import drafter_for
@@ -57,6 +58,9 @@ class Speculator:
         Raises:
             ValueError: as `speculate`.
         """
+        for model in (target, draft):
+            if isinstance(model, Model):
+                check_drafts(model.config)
         drafter = drafter_for(target, draft, method, support)
         if isinstance(topology, Topology):
             drafter.check(topology)

@@ -4,6 +4,7 @@ import pytest
 
 from bench.harness import summarise
 from bench.report import headline, write_report
+from bench.routines import recurrence
 from jaxinfer.records import Record, append
 
 
@@ -55,7 +56,23 @@ def records():
         "same_tokens_as_masked": {"density 0.25": False},
         "missing": {},
     }
+    timed = [
+        {"form": form, "prompt": prompt, "cache_bytes": size, "ms_per_step": summarise([ms])}
+        | {"tokens_per_s": summarise([1e3 / ms])}
+        for form, prompt, ms, size in (
+            ("full", 512, 1.0, 2e6), ("full", 2048, 3.0, 8e6), ("full", 8192, 9.0, 32e6),
+            ("modal", 512, 2.0, 3e6), ("modal", 2048, 2.0, 3e6), ("modal", 8192, 2.1, 3e6),
+        )
+    ]  # fmt: skip
+    recurrent = {
+        "points": timed,
+        "flat": recurrence.flat(timed),
+        "crossover_prompt": recurrence.crossover(timed, lambda p: p["ms_per_step"]["median"]),
+        "crossover_bytes": recurrence.crossover(timed[:2] + timed[3:], lambda p: 1),
+        "missing": {},
+    }
     found = [
+        ("recurrence", {"batch": 1}, recurrent),
         ("decode", {"batch": 1}, peers | floor | {"same_tokens_as_torch": 1.0}),
         ("decode", {"batch": 8}, peers | {"gain_over_first_batch": 3.7}),
         ("prefill", {"tokens": 512}, peers),
@@ -84,6 +101,9 @@ def test_report_states_medians_ratios_commands_and_versions(folder):
     assert "no llama.cpp: node not installed" in text
     assert "| m | 1 | density 0.25 | 50.00 | 100.00 | 2.10 (2.00-2.20) | 6 |" in text
     assert "m: other tokens than masked: density 0.25." in text
+    assert "| m | 1 | 8192 | modal | 2.10 (2.10-2.10) | 476 | 3.00 |" in text
+    assert "longest prompt takes 1.05 times one behind the shortest." in text
+    assert "from prompts of 2048 modes take less time." in text and "less bytes" not in text
     assert "`run startup`" in text and "A CPU" in text and "jax 0.0" in text
 
 

@@ -12,10 +12,10 @@ from jaxinfer.cache.base import bytes_of
 from jaxinfer.cli import main
 from jaxinfer.cli.distill import distill as command_of
 from jaxinfer.distill import model as distillation
-from jaxinfer.distill.filters.methods import METHODS
+from jaxinfer.distill.filters.distill import NAMES
 from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
 from jaxinfer.models.filter_form import long_filters
-from tests.distill.toy_hyena import DELAYED, LAGS, MODES, NOISY, filters, toy_lm
+from tests.distill.toy_hyena import DELAYED, LAGS, MODES, NOISY, SIZE, filters, toy_lm
 from tests.factories import lm_of, random_tokens
 
 QUICK = {"order": MODES, "steps": 100, "tolerance": 1e-3}
@@ -79,6 +79,29 @@ def test_all_modal_gives_up_exactness_and_says_what_it_loses(run, errors):
         for capacity in (64, 96)
     ]
     assert sizes[0] == sizes[1]
+
+
+def test_fir_filters_of_equal_bytes_are_the_first_samples(distilled, tmp_path):
+    found = ji.distill(toy_lm(), MODES, method="fir", all_modal=True)
+    taps = SIZE * MODES  # keys and values of a token take a quarter of a mode's bytes
+    assert found.config.hyena.taps == (taps, 0, taps, taps) and found.config.hyena.modes is None
+    ours, theirs = (lm.engine.new_cache(ji.full(), 1, 64).layers[0] for lm in (found, distilled))
+    assert bytes_of(ours) == bytes_of(theirs) and ours.inputs is ours.re is None
+    found.save(tmp_path / "fir")
+    again = ji.load(tmp_path / "fir", dtype="float32")
+    assert again.config == found.config
+    params, layers = toy_lm().params, []
+    for layer in params["layers"]:
+        if "hyena" in layer:
+            h = layer["hyena"]["filter"]["h"].at[:, taps + 1 :].set(0)
+            layer = layer | {"hyena": layer["hyena"] | {"filter": {"h": h}}}
+        layers.append(layer)
+    cut = ji.LM(toy_lm().config, params | {"layers": tuple(layers)})
+    texts = again.generate(PROMPTS, max_new_tokens=30)
+    tokens = np.asarray([[*p, *one.tokens] for p, one in zip(PROMPTS, texts, strict=True)])
+    logits = np.asarray(cut.logits(tokens))[:, 10:-1]
+    chosen = np.take_along_axis(logits, tokens[:, 11:, None], axis=2)[..., 0]
+    assert (logits.max(axis=2) - chosen < 1e-4 * np.abs(logits).max()).all()
 
 
 def test_an_automatic_order_takes_what_the_layer_needs():
@@ -153,7 +176,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(distilled, tmp_path, monkeypatch)
         ({"order": 48}, "order 48 means 96 states, but the filters have 95 samples"),
         ({"order": 0}, "order must be a number of modes from 1 or 'auto', got 0"),
         ({"tolerance": 0}, "tolerance must be a number from 1e-09 to 1, got 0"),
-        ({"method": "fir"}, "method must be one of 'hankel"),
+        ({"method": "adam"}, "method must be one of 'hankel"),
         ({"order": 3, "taps": 90}, "taps must be a whole number from 0 to 89, got 90"),
         ({"seed": -1}, "seed must be a whole number from 0"),
     ],
@@ -236,4 +259,4 @@ def test_the_command_refuses_bad_input_in_one_line(folder, tmp_path, capsys):
 
 def test_help_names_the_methods():
     text = command_of.__annotations__["method"].__metadata__[0].help
-    assert all(name in text for name in METHODS)
+    assert all(name in text for name in NAMES)

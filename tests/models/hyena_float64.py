@@ -7,6 +7,8 @@ One line per check of laughing_hyena.md 5.3 and 5.4; it exits with an error wher
 """
 
 import functools
+import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,16 @@ import numpy as np
 
 from jaxinfer import full
 from jaxinfer.cache.context import CommitContext, StepContext, chain_context
+from jaxinfer.hyena_config import FilterConfig, HyenaConfig
 from jaxinfer.models.hyena import Hyena
-from jaxinfer.models.hyena_state import HyenaFresh, HyenaState, committed
+from jaxinfer.models.hyena_ahead import from_ahead
+from jaxinfer.models.hyena_state import (
+    HyenaFresh,
+    HyenaPolicy,
+    HyenaState,
+    committed,
+    empty_state,
+)
 from jaxinfer.models.stack import cache_geometry
 from jaxinfer.nn.modal import check_stable, impulse_response, modal_filter, powers
 from jaxinfer.ops.long_convolution import Seen, fft_convolution, fft_outer, seen_outer
@@ -80,9 +90,13 @@ def check_multihyena_is_a_recurrence_and_masked_attention():
 
 
 def check_the_state_behind_a_prompt():
-    """Chunks of 128, in rows of unequal length; in float32 to 1e-6 of the largest."""
+    """In rows of unequal length; in float32 chunks of 128 to 1e-6 of the largest, other ways to
+    5e-5. A token behind a prompt is a prompt of one more."""
     f, u = some_modes(MODES.hidden_size, 4, (0.9, 0.999)), RNG.standard_normal((2, 300, 32))
-    for dtype, most in ((jnp.float64, 1e-12), (jnp.float32, 1e-6)):
+    ways = "chunked", "scan", "recurrence", "vandermonde", "fft"
+    for dtype, way in itertools.product((jnp.float64, jnp.float32), ways):
+        most = 1e-12 if dtype == jnp.float64 else 1e-6 if way == "chunked" else 5e-5
+        cfg = replace(MODES, hyena=replace(MODES.hyena, prefill=way))
         params = {"filter": {name: jnp.asarray(getattr(f, name), dtype) for name in
                              ("nu", "theta", "a", "b", "h0")}}  # fmt: skip
         zeros = jnp.zeros((2, 32, 1, 4), dtype)
@@ -92,13 +106,60 @@ def check_the_state_behind_a_prompt():
         fresh = HyenaFresh(p=p, inputs=inputs, depth=jnp.zeros((2, 300), jnp.int32))
         count = jnp.asarray([300, 131], jnp.int32)
         ctx = CommitContext(length=count, accepted=None, count=count, after=count)
-        found = jit(committed, static_argnums=0)(MODES, params, state, fresh, ctx)
+        push = jit(committed, static_argnums=0)
+        found = push(cfg, params, state, fresh, ctx)
         for row, size in enumerate((300, 131)):
             _, expected = recurrence(f, np.asarray(inputs[row, :size], np.float64))
             error = found.re[row, :, 0].T + 1j * found.im[row, :, 0].T - expected
             relative = float(np.abs(error).max() / np.abs(expected).max())
-            assert relative < most, (dtype, relative)
+            assert relative < most, (way, dtype, relative)
+        shorter = CommitContext(length=count, accepted=None, count=count - 1, after=count)
+        before = push(cfg, params, state, fresh, shorter)
+        last = HyenaFresh(p=p[:, :1], inputs=jnp.stack([inputs[:1, 299], inputs[1:, 130]]),
+                          depth=jnp.zeros((2, 1), jnp.int32))  # fmt: skip
+        after = push(cfg, params, before, last, replace(ctx, count=count // count))
+        scale = float(np.abs(found.re).max())
+        close(after.re, np.asarray(found.re), (most if dtype == jnp.float64 else 1e-5) * scale)
     return ()
+
+
+def check_sums_ahead_are_direct():
+    """1,024 tokens behind a prompt of 21, in float64 to 1e-12 and in float32 to 1e-5."""
+    filters, size, found = FilterConfig(kind="explicit"), 1024, []
+    u = RNG.standard_normal((1, size + 21, 32))
+    h = RNG.standard_normal((32, size + 64)) * 0.995 ** np.arange(size + 64)
+    direct = np.stack([np.convolve(u[0, :, c], h[c])[21 : size + 21] for c in range(32)], axis=1)
+    for form, dtype in itertools.product(("tiled", "epoched"), (jnp.float64, jnp.float32)):
+        cfg = replace(MODES, max_positions=size + 64, hyena=HyenaConfig(filter=filters, exact=form))
+        params = {"filter": {"h": jnp.asarray(h, dtype)}, "skip": jnp.zeros(32, dtype)}
+        policy = HyenaPolicy.of(cfg, params)
+        state = jax.tree.map(
+            lambda x, dtype=dtype: x.astype(dtype) if x.dtype != jnp.int32 else x,
+            empty_state(cfg, policy, cache_geometry(cfg, size + 64), 1),
+        )
+
+        def pushed(state, u, length, cfg=cfg, params=params, policy=policy):
+            count = jnp.full(1, u.shape[1], jnp.int32)
+            ctx = CommitContext(length=length, accepted=None, count=count, after=length)
+            p = jnp.zeros((1, u.shape[1], 96), u.dtype)
+            fresh = HyenaFresh(p=p, inputs=u, depth=jnp.zeros(u.shape[:2], jnp.int32))
+            return Hyena().commit(cfg, policy, params, state, fresh, ctx)
+
+        @jit
+        def run(state, u, cfg=cfg, params=params, policy=policy, pushed=pushed):
+            def step(carry, u):
+                state, length = carry
+                y = from_ahead(cfg, policy, params, state, length, 0, u[:, None])
+                y = y[:, 0] + params["filter"]["h"][:, 0] * u
+                return (pushed(state, u[:, None], length), length + 1), y[0]
+
+            state = pushed(state, u[:, :21], jnp.zeros(1, jnp.int32))
+            return jax.lax.scan(step, (state, jnp.full(1, 21, jnp.int32)), u[:, 21:].swapaxes(0, 1))
+
+        _, y = run(state, jnp.asarray(u, dtype))
+        most = 1e-12 if dtype == jnp.float64 else 1e-5
+        found.append(close(y, direct, most * np.abs(direct).max()))
+    return tuple(found)
 
 
 def check_a_tree_is_each_of_its_paths():

@@ -254,8 +254,15 @@ def test_a_layer_takes_modes_and_goes_back_to_its_own_filter(tmp_path):
         ji.load(tmp_path / "model", filters="modal")
     with pytest.raises(ValueError, match="filters has 2 entries for 3 layers"):
         ji.load(tmp_path / "model", filters=asked[:2])
-    with pytest.raises(ValueError, match="filters must be one of 'modal', 'exact'; got 'tiled'"):
-        ji.load(tmp_path / "model", filters="tiled")
+    with pytest.raises(ValueError, match="filters must be one of 'modal', 'exact', .*; got 'fast'"):
+        ji.load(tmp_path / "model", filters="fast")
+    tiled = ji.load(tmp_path / "model", filters=["modal", "tiled", "tiled"])
+    assert tiled.config.hyena == replace(MULTI.hyena, exact="tiled")
+    with pytest.raises(ValueError, match="names epoched and exact; all layers that are not modal"):
+        ji.load(tmp_path / "model", filters=["epoched", "modal", "exact"])
+    with pytest.raises(ValueError, match="tiled filters take one token at a time and no drafts"):
+        ji.speculate(tiled, "prompt-lookup", TREE)
+    assert found.config.hyena.exact == "cached" and "modal" not in found.params["layers"][2]
     with pytest.raises(ValueError, match="filters='exact' is for models with long filters"):
         ji.load("tiny-llama", filters="exact")
 
@@ -356,4 +363,4 @@ def test_identities_hold_in_float64():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("passed") == 6
+    assert done.stdout.count("passed") == 7
