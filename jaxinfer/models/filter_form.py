@@ -40,7 +40,7 @@ def with_filters(
     ends = [cfg.hyena.ends(i) for i in range(cfg.num_layers)]
     if len(forms) != cfg.num_layers:
         raise ValueError(f"filters has {len(forms)} entries for {cfg.num_layers} layers")
-    exact: dict[FilterForm, ExactForm] = {"exact": "cached", "tiled": "tiled", "epoched": "epoched"}
+    exact: dict[str, ExactForm] = {"exact": "cached", "tiled": "tiled", "epoched": "epoched"}
     ways = {exact[form] for form in forms if form != "modal"}
     if len(ways) > 1:
         raise ValueError(

@@ -72,13 +72,13 @@ def records():
         "missing": {},
     }
     found = [
-        ("recurrence", {"batch": 1}, recurrent),
         ("decode", {"batch": 1}, peers | floor | {"same_tokens_as_torch": 1.0}),
         ("decode", {"batch": 8}, peers | {"gain_over_first_batch": 3.7}),
         ("prefill", {"tokens": 512}, peers),
         ("context-scaling", {}, scaling),
         ("startup", {}, start),
         ("sparsity", {"batch": 1}, sparse),
+        ("recurrence", {"batch": 1}, recurrent),
     ]
     return [
         Record(name=name, config=model | config, metrics=metrics, command=f"run {name}", **common)

@@ -112,8 +112,8 @@ def orders(lm: Any, quick: bool) -> Figure:
         f"Errors of {len(h)} filters against the order ({lm.name})",
         rows,
         plot,
-        "The bound holds for every filter of 2 K states; that of fir is of its 2 K taps. fir copies "
-        "2 K samples, whose inputs take the same bytes.",
+        "The bound holds for every filter of 2 K states; that of fir is of its 2 K taps. fir copies"
+        " 2 K samples, whose inputs take the same bytes.",
     )
 
 
@@ -191,6 +191,7 @@ def cut(lm: Any, lag: int) -> Any:
     from jaxinfer.models.filter_form import long_filters, with_filters
 
     config, params = with_filters(lm.config, lm.params, "exact")
+    assert config.hyena is not None
     filters = replace(config.hyena.filter, kind="explicit")
     made = []
     for layer, h in zip(params["layers"], long_filters(lm.config, lm.params), strict=True):
@@ -219,8 +220,10 @@ def quality(lm: Any, quick: bool) -> Figure:
         options = {"all_modal": True, "taps": 0, "method": "balanced" if quick else "hankel+adam"}
         forms[f"modes, K = {k}"] = k, ji.distill(lm, k, **options)
         forms[f"fir of K = {k}"] = k, ji.distill(lm, k, method="fir", all_modal=True)
-    rows = [{"form": form, "K or lag": k} | lost(exact, log_probs(one, tokens), tokens)
-            for form, (k, one) in forms.items()]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"form": form, "K or lag": k} | lost(exact, log_probs(one, tokens), tokens)
+        for form, (k, one) in forms.items()
+    ]
     worst = rows[0]["nats more"]
     for row in rows:
         row["given back of cut at lag 0"] = 1 - row["nats more"] / worst if worst > 0 else None
@@ -297,8 +300,8 @@ def crossover(lm: Any, quick: bool) -> Figure:
         f"Recurrences beside attention, in the shape of {peer.name}",
         rows,
         plot,
-        "Random long convolutions of the transformer's width and depth; one run each, see `jaxinfer "
-        "bench recurrence` for rounds.",
+        "Random long convolutions of the transformer's width and depth; one run each; `jaxinfer "
+        "bench recurrence` has rounds.",
     )
 
 
