@@ -1,10 +1,11 @@
 """Cache policies by name, as users choose them.
 
 Every preset is a function that returns a frozen `Policy`; `resolve` also takes the names of the
-command line, mappings such as `{"name": "streaming", "window": 252}` and lists with one policy per
-layer.
+command line, mappings such as `{"name": "streaming", "window": 252}`, lists with one policy per
+layer and files of such lists.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,14 +21,15 @@ from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.kivi_preset import kivi
 from jaxinfer.cache.lowrank import LowRank
 from jaxinfer.cache.policy import PerLayer, Policy
+from jaxinfer.cache.policy_file import is_policy_file, read_policy_file
 from jaxinfer.cache.ring import Ring, Sinks, check_tokens
 from jaxinfer.plugins import Factories
 
 PolicyLike: TypeAlias = (
     Policy | str | Mapping[str, object] | Sequence[Policy | str | Mapping[str, object]] | None
 )
-"""How users write a policy: itself, a name, a mapping with "name" and arguments, or a list with one
-of these per layer; None is `full()`."""
+"""How users write a policy: itself, a name, a mapping with "name" and arguments, a list with one of
+these per layer, or the file of one (NAME.json); None is `full()`."""
 
 
 def full() -> Policy:
@@ -169,13 +171,20 @@ def _absorbing(base: Policy, maps: LessFeatureMaps) -> Policy:
     )
 
 
-def per_layer(policies: Sequence[PolicyLike]) -> Policy:
-    """Layer i uses `policies[i]`; it promises what all of them promise."""
+def per_layer(policies: Sequence[PolicyLike] | str | Path) -> Policy:
+    """Layer i uses `policies[i]`; it promises what all of them promise. `policies` may be the file
+    that `jaxinfer diagnose --save` writes."""
+    if isinstance(policies, str | Path):
+        policies = _of_file(path_text("policies", policies))
     if not isinstance(policies, list | tuple) or not policies:
-        raise ValueError(f"policies must be a list with one per layer, got {shown(policies)}")
+        raise ValueError(
+            f"policies must be a list with one per layer, or a file of one, got {shown(policies)}"
+        )
     if any(isinstance(policy, list | tuple) for policy in policies):
         raise ValueError("policies must be a list with one per layer, got lists in it")
     layers = tuple(resolve(policy) for policy in policies)
+    if any(isinstance(policy, PerLayer) for policy in layers):
+        raise ValueError("a layer has one policy, got a file or list of several for one")
     maps = [policy.feature_maps for policy in layers if policy.feature_maps is not None]
     if any(other.config != maps[0].config for other in maps):
         raise ValueError("all layers with LESS must share one set of feature maps, got several")
@@ -188,6 +197,18 @@ def per_layer(policies: Sequence[PolicyLike]) -> Policy:
         lossless_under_tree=all(policy.lossless_under_tree for policy in layers),
         positions="in_cache" if all(p.positions == "in_cache" for p in layers) else "absolute",
     )
+
+
+def _of_file(path: str) -> list[Policy]:
+    """The policies in a file; equal ones are one, as LESS's are read from files of their own."""
+    made: dict[str, Policy] = {}
+    found = []
+    for written in read_policy_file(path):
+        key = json.dumps(written, sort_keys=True)
+        if key not in made:
+            made[key] = resolve(written)
+        found.append(made[key])
+    return found
 
 
 POLICIES: Factories[Policy] = Factories(
@@ -239,6 +260,13 @@ def resolve(policy: PolicyLike) -> Policy:
         return policy
     if isinstance(policy, list | tuple):
         return per_layer(policy)
+    name = policy.get("name") if isinstance(policy, Mapping) else policy
+    if isinstance(name, str) and is_policy_file(name):
+        if isinstance(policy, Mapping) and len(policy) > 1:
+            raise ValueError(
+                f"{shown(name)} has the arguments of its policies in it; give no others"
+            )
+        return per_layer(name)
     if not isinstance(policy, str | Mapping):
         raise ValueError(
             "policy must be a Policy, a name, a mapping with 'name' and arguments, or a list with "

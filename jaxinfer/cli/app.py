@@ -17,6 +17,7 @@ import typer
 from jaxinfer.cli.bench import bench
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
+from jaxinfer.cli.diagnose import diagnose
 from jaxinfer.cli.distill import distill
 from jaxinfer.cli.dynamics import dynamics
 from jaxinfer.cli.env import env
@@ -36,7 +37,7 @@ from jaxinfer.cli.tree import tree
 BAD_INPUT, BROKEN_PIPE = 2, 141
 VERBS = (
     generate, chat, serve, score, convert, info, tree, plan, simulate, bench, distill, dynamics,
-    transport, env,
+    transport, diagnose, env,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -29,7 +29,8 @@ MODELS = (
 DEFAULT_MODEL = f"{MODELS} Left out: smollm2-135m."
 POLICIES = (
     "Cache policy: full, kivi or kivi2 (2 bits), kivi4, streaming (a window), h2o (heavy hitters), "
-    "less (h2o with a low-rank state), or one that an installed package offers."
+    "less (h2o with a low-rank state), one that an installed package offers, or a file of one per "
+    "layer (jaxinfer diagnose --save POLICY.json)."
 )
 POLICY_ARGUMENTS = (
     "Arguments of the policy. kivi, kivi2, kivi4: bits, group, residual, key_bits, value_bits, "

@@ -13,7 +13,8 @@ from jaxinfer.cache.kivi import Kivi
 from jaxinfer.cache.policy import PerLayer, Policy
 from jaxinfer.cache.presets import PolicyLike, h2o, resolve, streaming
 from jaxinfer.decode.model import Model
-from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry
+from jaxinfer.models.mixers import mixers_of
+from jaxinfer.models.stack import cache_bytes_per_row, cache_geometry, layer_policies
 
 SINKS = 4
 
@@ -26,6 +27,14 @@ def policy_bytes(lm: Model, policy: PolicyLike, length: int, dtype: str | None =
     policy = resolve(policy).sized(length)
     geometry = cache_geometry(lm.config, length, dtype or lm.engine.dtype, lm.engine.backend)
     return cache_bytes_per_row(lm.config, policy, geometry, lm.params)
+
+
+def layer_bytes(lm: Model, policy: PolicyLike, length: int) -> list[int]:
+    """`policy_bytes` layer by layer."""
+    policy = resolve(policy).sized(length)
+    geometry = cache_geometry(lm.config, length, lm.engine.dtype, lm.engine.backend)
+    pairs = zip(mixers_of(lm.config), layer_policies(lm.config, policy, lm.params), strict=True)
+    return [mixer.bytes_per_row(lm.config, one, geometry) for mixer, one in pairs]
 
 
 def kept_in_full(policy: PolicyLike, length: int) -> int | None:

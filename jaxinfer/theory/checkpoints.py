@@ -24,6 +24,7 @@ from jaxinfer.io.checkpoint import checkpoint_config, is_checkpoint, load_checkp
 from jaxinfer.io.tokenizer import Tokenizer, has_tokenizer
 from jaxinfer.progress import Report, silent
 from jaxinfer.theory.measures.model import Measures, measure_model
+from jaxinfer.theory.windows import spread_windows
 from jaxinfer.train.run_folder import check_options, read_arrays, write_arrays
 from jaxinfer.typing import Params
 
@@ -223,12 +224,4 @@ def _windows(folder: Path, text: str, window: int, windows: int) -> Int[np.ndarr
             f"checkpoint {quoted(folder.name)} has no tokenizer to read the text with; put the "
             "model's tokenizer.json there"
         )
-    tokens = np.asarray(Tokenizer.load(folder).encode(text), np.int32)
-    count = len(tokens) // window
-    if count < 1:
-        raise ValueError(
-            f"the text has {len(tokens)} tokens, less than a window of {window}; give a longer "
-            "text or a shorter window"
-        )
-    chosen = np.unique(np.linspace(0, count - 1, min(windows, count)).round().astype(int))
-    return tokens[: count * window].reshape(count, window)[chosen]
+    return spread_windows(Tokenizer.load(folder).encode(text), window, windows)

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+from jaxinfer.cache.policy_file import write_policy_file
 from jaxinfer.cache.presets import resolve
 from jaxinfer.cli.options import make_policy
 from jaxinfer.decode.capacity import capacity_for, check_fits
@@ -41,6 +42,14 @@ def parse_mappings(folder: Path) -> None:
         use(mapping)
 
 
+def make_file(folder: Path) -> None:
+    write_policy_file(folder / "policy.json", [MAPPINGS[1], MAPPINGS[3]], {"model": "x"})
+
+
+def parse_file(folder: Path) -> None:
+    use(str(folder / "policy.json"))
+
+
 def use(mapping: object) -> None:
     """The policy, as far as generation checks it before it compiles."""
     lm, policy = random_lm(), resolve(mapping).sized(64)  # type: ignore[arg-type]
@@ -73,5 +82,6 @@ def parse_arguments(folder: Path) -> None:
 
 TARGETS = (
     Target("policy", make_mappings, parse_mappings, ("*.json",)),
+    Target("policy-file", make_file, parse_file, ("policy.json",)),
     Target("policy-args", make_arguments, parse_arguments, mutate=mutate_arguments),
 )
