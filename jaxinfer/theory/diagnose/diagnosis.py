@@ -92,7 +92,7 @@ def diagnose(
     lm: LM,
     tokens: Int[np.ndarray, "Q T"],
     candidates: Sequence[Candidate],
-    run: Path,
+    run: str | Path,
     *,
     points: int = POINTS,
     rho: float = RHO,
