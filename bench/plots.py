@@ -12,6 +12,9 @@ COLOURS = {
     "torch": "#d9822b",
     "llama.cpp": "#7a5195",
     "dots-only": "#9aa5b1",
+    "jaxinfer int8": "#57a0d3",
+    "transformers": "#d9822b",
+    "generate": "#9aa5b1",
 }
 
 
@@ -77,6 +80,47 @@ def context_scaling(records: Sequence[Record], path: Path) -> None:
     models = {record.config["model"] for record in records}
     axes.set_title(f"{title}, {models.pop()}" if len(models) == 1 else title)
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def serving(records: Sequence[Record], path: Path) -> None:
+    """Tokens per second, and the time to the first token, against the number of clients, a panel
+    each; then the first token's time against the rate at which requests come."""
+    figure = _figure()[0]
+    figure.clear()
+    figure.set_size_inches(10, 3.6)
+    panels = figure.subplots(1, 3)
+    closed = sorted(
+        (r for r in records if r.config["loop"] == "closed"), key=lambda r: r.config["clients"]
+    )
+    for name, colour in COLOURS.items():
+        found = [(r.config["clients"], r.metrics[name]) for r in closed if name in r.metrics]
+        for axes, key in zip(panels, ("tokens_per_s", "first_p50_ms"), strict=False):
+            points = [(count, one[key]["median"]) for count, one in found if key in one]
+            if points:
+                axes.plot(*zip(*points, strict=True), "-o", ms=4, color=colour, label=name)
+    for axes, label in zip(panels, ("tokens per second", "first token, ms (p50)"), strict=False):
+        axes.set_xlabel("clients")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7)
+    opened = sorted(
+        ((r.metrics["rate"], r) for r in records if r.config["loop"] == "open"),
+        key=lambda pair: pair[0],
+    )
+    for key, style in (("first_p50_ms", "-o"), ("first_p95_ms", "--s")):
+        points = [(rate, r.metrics["jaxinfer"][key]) for rate, r in opened]
+        label = f"first token, {key[6:9]}"
+        panels[2].plot(
+            *zip(*points, strict=True), style, ms=4, color=COLOURS["jaxinfer"], label=label
+        )
+    panels[2].set_xlabel("requests a second, at random times")
+    panels[2].set_ylabel("ms")
+    panels[2].set_ylim(bottom=0)
+    panels[2].legend(frameon=False, fontsize=7)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
     _save(figure, path)
 
 

@@ -215,6 +215,51 @@ def recurrence_section(records: Sequence[Record]) -> str:
     return explained + table(columns, rows) + "\n" + bullets(notes)
 
 
+def serving_section(records: Sequence[Record]) -> str:
+    rows, notes = [], []
+    for record in sorted(records, key=lambda r: (r.config["model"], r.config.get("clients", 0))):
+        config, metrics = record.config, record.metrics
+        label = f"{config['model']}, {config['loop']}"
+        if config["loop"] == "closed":
+            rows += [
+                (config["model"], config["clients"], name, *_times(one), _against(metrics, name))
+                for name, one in metrics.items()
+                if isinstance(one, dict) and "tokens_per_s" in one
+            ]
+        elif config["loop"] == "open":
+            ours = metrics["jaxinfer"]
+            notes.append(
+                f"{label} loop, {metrics['rate']:.2f} requests a second ({config['share']:.0%} of "
+                f"the closed loop's rate): first token after {ours['first_p50_ms']:.0f} ms, 95 % "
+                f"within {ours['first_p95_ms']:.0f} ms; between pieces {ours['between_p50_ms']:.0f}"
+                f" and {ours['between_p95_ms']:.0f} ms."
+            )
+        else:
+            notes.append(
+                f"{label} of {metrics['prompt_tokens']:.0f} tokens: {metrics['read_share']:.1%} of "
+                f"them are read, and the first token comes {metrics['sooner']:.1f} times sooner "
+                "than behind prompts with nothing in common."
+            )
+        notes += missing(label, metrics)
+    columns = ("model", "clients", "server", "tokens/s", "first token, ms (p50)", "p95")
+    columns += ("between pieces, ms (p50)", "p95", "ratio")
+    explained = (
+        "The ratio is our rate over that row's: float32 against transformers and `lm.generate` "
+        "with all prompts at once, int8 against llama.cpp's 4-bit file.\n\n"
+    )
+    return explained + table(columns, rows) + "\n" + bullets(notes)
+
+
+def _times(one: dict[str, Any]) -> list[str]:
+    keys = ("first_p50_ms", "first_p95_ms", "between_p50_ms", "between_p95_ms")
+    times = [f"{one[key]['median']:.0f}" if key in one else "" for key in keys]
+    return [f"{one['tokens_per_s']['median']:.1f}", *times]
+
+
+def _against(metrics: dict[str, Any], name: str) -> str:
+    return spread(metrics["ratios"][name]) if name in metrics["ratios"] else ""
+
+
 def peer_name(peer: str, metrics: dict[str, Any]) -> str:
     threads = metrics.get("peer_facts", {}).get(peer, {}).get("threads")
     return peer if threads is None else f"{peer}, {threads} thread{'s' * (threads > 1)}"
@@ -265,12 +310,26 @@ def headline(record: Record) -> str:
             if p["prompt"] == last
         ]
         text = f"batch {record.config['batch']}, prompt {last}: {', '.join(times)}"
+    elif record.name == "serving":
+        text = _served(record)
     else:
         ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
         rate = metrics["jaxinfer"]["tokens_per_s"]["median"]
         batch = f"batch {record.config['batch']}: " if "batch" in record.config else ""
         text = f"{batch}{rate:.1f} tokens/s; against {', '.join(ratios)}"
     return f"{record.name} {record.config['model']}: {text}"
+
+
+def _served(record: Record) -> str:
+    config, metrics = record.config, record.metrics
+    if config["loop"] == "shared prompt":
+        return f"shared prompt: first token {metrics['sooner']:.1f} times sooner"
+    ours = metrics["jaxinfer"]
+    if config["loop"] == "open":
+        return f"{metrics['rate']:.2f} requests/s: first token {ours['first_p50_ms']:.0f} ms"
+    ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
+    rate = ours["tokens_per_s"]["median"]
+    return f"{config['clients']} clients: {rate:.1f} tokens/s; against {', '.join(ratios)}"
 
 
 def _plot_context(records: Sequence[Record], path: Path) -> None:
@@ -285,6 +344,12 @@ def _plot_decode(records: Sequence[Record], path: Path) -> None:
     decode(records, path)
 
 
+def _plot_serving(records: Sequence[Record], path: Path) -> None:
+    from bench.plots import serving
+
+    serving(records, path)
+
+
 SECTIONS = (
     ("Decode", "decode", decode_section),
     ("Prefill", "prefill", prefill_section),
@@ -292,8 +357,9 @@ SECTIONS = (
     ("Start-up", "startup", startup_section),
     ("Sparse blocks", "sparsity", sparsity_section),
     ("Recurrences", "recurrence", recurrence_section),
+    ("Serving", "serving", serving_section),
 )
-PLOTS = {"decode": _plot_decode, "context-scaling": _plot_context}
+PLOTS = {"decode": _plot_decode, "context-scaling": _plot_context, "serving": _plot_serving}
 
 
 if __name__ == "__main__":

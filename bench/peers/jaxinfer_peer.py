@@ -43,6 +43,10 @@ class Peer:
     def export(self, folder: str) -> None:
         export_llama(self.lm, folder)
 
+    def export_with_tokenizer(self, folder: str) -> None:
+        self.export(folder)
+        self.lm.tokenizer.save(folder)
+
     def save(self, folder: str) -> None:
         """The converted checkpoint from which the start-up routine loads."""
         from jaxinfer.io.checkpoint import Checkpoint, save_checkpoint
@@ -63,6 +67,16 @@ class Peer:
             "compile_s": stats["compile_s"],
             "tokens": [row.tokens for row in done],
         }
+
+    def batch(self, prompts: list[str], new: int, rows: int) -> dict[str, Any]:
+        """The prompts in batches of `rows`, with reading them."""
+        seconds, _ = timed(
+            lambda: [
+                self.lm.generate(prompts[first : first + rows], max_new_tokens=new, ignore_eos=True)
+                for first in range(0, len(prompts), rows)
+            ]
+        )
+        return {"seconds": seconds}
 
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
         seconds, done = timed(lambda: self.lm.generate([prompt], max_new_tokens=1, ignore_eos=True))
@@ -104,9 +118,5 @@ class Peer:
 
 if __name__ == "__main__":
     peer = Peer()
-    serve(
-        {
-            name: getattr(peer, name)
-            for name in ("load", "export", "save", "generate", "prefill", "context", "bandwidth")
-        }
-    )
+    names = ("load", "export", "export_with_tokenizer", "save", "generate", "batch", "prefill")
+    serve({name: getattr(peer, name) for name in (*names, "context", "bandwidth")})

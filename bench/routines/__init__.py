@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bench.options import Options
-from bench.routines import context_scaling, decode, prefill, recurrence, sparsity, startup
+from bench.routines import context_scaling, decode, prefill, recurrence, serving, sparsity, startup
 from jaxinfer.environment import environment
 from jaxinfer.plugins import meant
 from jaxinfer.records import Record
@@ -18,6 +18,7 @@ ROUTINES: dict[str, Routine] = {
     "startup": startup.run,
     "sparsity": sparsity.run,
     "recurrence": recurrence.run,
+    "serving": serving.run,
 }
 
 
