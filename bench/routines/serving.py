@@ -11,6 +11,7 @@ server reached with the most clients. Last, requests with one long prompt in com
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from bench import clients, peers
@@ -46,7 +47,13 @@ def run(options: Options) -> list[tuple[dict, dict]]:
         found.append(_shared(options, sizes, running[OURS]))
         for _, metrics in found:
             metrics |= {"device": facts["device"], "missing": dict(started.missing)}
+            metrics["peer_facts"] = {name: _version(name) for name in running}
     return found
+
+
+def _version(name: str) -> dict[str, str]:
+    package = {"transformers": "transformers", "llama.cpp": "xllamacpp"}.get(name)
+    return {} if package is None else {package: version(package)}
 
 
 def _ours(model: str, sizes: Mapping[str, Any], weights: str | None = None):

@@ -18,8 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="decode, prefill, context-scaling, startup, sparsity, recurrence, serving, all, or "
-            "report."
+            help="decode, prefill, context-scaling, startup, sparsity, recurrence, serving, all, "
+            "or report."
         ),
     ],
     model: Annotated[
