@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinfer.config import Activation
 from jaxinfer.nn.activation import activate
-from jaxinfer.nn.linear import product
+from jaxinfer.nn.linear import input_major_product, product
 from jaxinfer.nn.quantized import rounded_to_int8
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf
@@ -184,7 +184,7 @@ def _down(w: BlockWeights, hidden: Array) -> Array:
     hidden, down = (
         (hidden, down.astype(jnp.float32)) if w.is_int8 else (hidden.astype(down.dtype), down)
     )
-    return jnp.matmul(hidden, down, preferred_element_type=jnp.float32)
+    return input_major_product(hidden, down)
 
 
 def _outputs(w: BlockWeights, y: Array) -> Array:

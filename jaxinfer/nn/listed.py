@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxinfer.nn.block_mlp import union_list
-from jaxinfer.nn.linear import product
+from jaxinfer.nn.linear import input_major_product, product
 from jaxinfer.nn.quantized import StoredWeight
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Leaf, Params
@@ -58,7 +58,8 @@ class InputMajor(StoredWeight):
     def product(
         self, x: Float[Array, "... I"], backend: Backend | None = None
     ) -> Float[Array, "... O"]:
-        return jnp.matmul(x, self.weight, preferred_element_type=jnp.float32)
+        y = input_major_product(x.reshape(-1, x.shape[-1]), self.weight)
+        return y.reshape(*x.shape[:-1], -1)
 
     def rows(self, indices: Any) -> Float[Array, "... I"]:
         return self.weight.T[indices]

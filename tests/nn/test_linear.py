@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.nn.linear import CACHED_BYTES, FEW_ROWS, SINGLE_ROWS, linear, product
+from jaxinfer.nn import linear as module
+from jaxinfer.nn.linear import (
+    CACHED_BYTES,
+    FEW_ROWS,
+    PART_ROWS,
+    SINGLE_ROWS,
+    input_major_product,
+    linear,
+    product,
+)
 
 INPUTS, OUTPUTS = 24, 40
 
@@ -55,3 +64,22 @@ def test_a_cpu_multiplies_a_small_weight_with_each_of_a_few_rows(rows):
     text = jax.jit(product).lower(x, weight).as_text()
     each = f"(tensor<{INPUTS}xf32>, tensor<{OUTPUTS}x{INPUTS}xf32>) ->"
     assert text.count(each) == (rows if rows <= SINGLE_ROWS else 0)
+
+
+@pytest.mark.parametrize("inputs, parts", [(48, 6), (40, 5), (47, 1), (16, 2)])
+@pytest.mark.parametrize("rows", [1, 3, PART_ROWS, PART_ROWS + 1])
+def test_a_weight_of_inputs_is_multiplied_in_parts_that_a_cache_holds(
+    inputs, parts, rows, monkeypatch
+):
+    monkeypatch.setattr(module, "PART_BYTES", 8 * OUTPUTS * 4)
+    x = jax.random.normal(jax.random.key(0), (rows, inputs))
+    weight = jax.random.normal(jax.random.key(1), (inputs, OUTPUTS))
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
+    np.testing.assert_allclose(jax.jit(input_major_product)(x, weight), expected, atol=1e-4)
+    traced = jax.jit(input_major_product).trace(x, weight)
+    texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
+    part = f"tensor<{parts}x{inputs // parts}x{OUTPUTS}xf32>"
+    assert (part in texts["cpu"]) == (parts > 1 and rows <= PART_ROWS)
+    assert part not in texts["cuda"]
+    slope = jax.grad(lambda x: jnp.square(input_major_product(x, weight)).sum())(x)
+    np.testing.assert_allclose(slope, 2 * expected @ np.asarray(weight).T, rtol=1e-4, atol=1e-2)
