@@ -13,7 +13,7 @@ from jaxinfer.fields import LARGEST, check_types, known_fields, require
 from jaxinfer.hyena_config import HyenaConfig
 from jaxinfer.typing import Json
 
-Norm = Literal["rms", "layer"]
+Norm = Literal["rms", "rms_outside", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["rope", "learned", "alibi", "none"]
 MlpKind = Literal["gated", "plain"]

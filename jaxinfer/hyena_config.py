@@ -73,7 +73,8 @@ class HyenaConfig:
     `order` gates a channel with `order - 1` long filters between them. With `head_size` N above 1
     it is MultiHyena (arXiv 2310.18780, section 4): a head of N channels is the outer product of
     keys and values under one filter, so there are hidden_size / N filters. `short_taps` is the
-    width of the filter in front of the gates.
+    width of the filter in front of the gates, which has a bias with `short_bias`. A StripedHyena
+    checkpoint stores the rows of its projections in `heads_split` runs; ours never are.
 
     `modes[i]` or `taps[i]` above 0: layer i also has its filters as so many modes behind so many
     taps, by which it then computes: it was distilled. `exact` says how the others decode, all to
@@ -88,6 +89,8 @@ class HyenaConfig:
     order: int = 2
     head_size: int = 1
     short_taps: int = 3
+    short_bias: bool = True
+    heads_split: int = 1
     filter: FilterConfig = FilterConfig()
     modes: tuple[int, ...] | None = None
     taps: tuple[int, ...] | None = None
@@ -97,7 +100,11 @@ class HyenaConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name, least, most in (("order", 2, 16), ("head_size", 1, 1024), ("short_taps", 1, 64)):
+        limits = {
+            "order": (2, 16), "head_size": (1, 1024), "short_taps": (1, 64),
+            "heads_split": (1, 65536),
+        }  # fmt: skip
+        for name, (least, most) in limits.items():
             value = getattr(self, name)
             require(
                 least <= value <= most, f"hyena {name} must be from {least} to {most}, got {value}"

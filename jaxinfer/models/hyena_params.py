@@ -28,10 +28,12 @@ def abstract_layer(cfg: ModelConfig, layer: int, dtype: DTypeLike) -> Params:
     filters, width = own.filters(d), (own.order + 1) * d
     params: Params = {
         "in": abstract_linear(d, width, True, dtype),
-        "short": {"taps": _array(width, own.short_taps), "bias": _array(width)},
+        "short": {"taps": _array(width, own.short_taps)},
         "filter": _abstract_filter(cfg, filters),
         "out": abstract_linear(d, d, True, dtype),
     }
+    if own.short_bias:
+        params["short"]["bias"] = _array(width)
     if own.filter.kind not in MODAL_KINDS:
         params["skip"] = _array(filters)
     modes, taps = (0 if x is None else x[layer] for x in (own.modes, own.taps))
@@ -69,7 +71,7 @@ def initialised(cfg: ModelConfig, params: Params, key: jax.Array) -> Params:
     own = config_of(cfg)
     keys = iter(jax.random.split(key, 4))
     bound = own.short_taps**-0.5
-    shapes = {name: params["short"][name].shape for name in ("taps", "bias")}
+    shapes = {name: leaf.shape for name, leaf in params["short"].items()}
     params = params | {
         "short": {
             name: jax.random.uniform(next(keys), shape, jnp.float32, -bound, bound)

@@ -65,8 +65,8 @@ def from_inputs(
     """The convolution of the first `length` inputs, at so many lags behind them."""
     inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     stored = jnp.arange(inputs.shape[1])
-    inputs = jnp.where((stored < length[:, None])[..., None], inputs, 0)
     if depth is None and lags > FEW:
+        inputs = jnp.where((stored < length[:, None])[..., None], inputs, 0)
         return _by_fft(cfg, h, inputs, length, query)
     if depth is None:
         depth = jnp.broadcast_to(jnp.arange(lags)[lags - query.shape[1] :], query.shape[:2])
@@ -76,13 +76,16 @@ def from_inputs(
 
 
 def _at_lag(cfg, h: Array, inputs: Array, lag: Array, query: Array, depth: Array, step: int):
-    """What tokens of depth `step` get, zero for the others."""
+    """What tokens of depth `step` get, zero for the others.
+
+    Of slots that hold no token of the text only the weights are zero: no copy of all inputs.
+    """
     at = lag + step
-    known = (at >= 0) & (at < h.shape[1])
+    known = (lag > 0) & (at < h.shape[1])
     weights = jnp.where(known, h[:, jnp.clip(at, 0, h.shape[1] - 1)], 0)  # [F, B, S]
     here = (depth == step)[..., None]
     if cfg.head_size == 1:
-        found = jnp.einsum("cbs,bsc->bc", weights, inputs, precision="highest")
+        found = (jnp.moveaxis(weights, 0, -1) * inputs).sum(axis=1)
         return jnp.where(here, found[:, None], 0)
     k, v = (_heads(cfg, x) for x in jnp.split(inputs, 2, axis=-1))
     w = jnp.einsum("fbs,bsfi,bsfj->bfij", weights, k, v, precision="highest")

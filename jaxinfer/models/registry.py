@@ -10,7 +10,18 @@ from typing import NoReturn
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.files import quoted
-from jaxinfer.models import falcon, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
+from jaxinfer.models import (
+    falcon,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mpt,
+    opt,
+    qwen2,
+    qwen3,
+    stripedhyena,
+)
 from jaxinfer.models.family import Family
 from jaxinfer.models.nearest import nearest
 from jaxinfer.plugins import Registry
@@ -32,6 +43,7 @@ FAMILIES: tuple[Family, ...] = (
     gpt_neox.FAMILY,
     falcon.FAMILY,
     mpt.FAMILY,
+    stripedhyena.FAMILY,
 )
 _WITHOUT_LAYOUT = Family(
     name="hyena", model_types=("hyena",), config_from_hf=_no_layout, sources=_no_layout

@@ -52,7 +52,7 @@ def short_filter(
     """`bias + sum_j taps[:, S - 1 - j] p_(t-j)` for the last `size` of A tokens, of which the first
     S - 1 are those before the text; along `seen`, or in a chain."""
     taps = params["taps"].astype(jnp.promote_types(params["taps"].dtype, jnp.float32))
-    count, total = taps.shape[1], params["bias"].astype(taps.dtype)
+    count, total = taps.shape[1], params.get("bias", jnp.zeros(len(taps))).astype(taps.dtype)
     for j in range(count):
         if seen is None:
             first = p.shape[1] - size - j

@@ -33,7 +33,7 @@ def add_norm(
     Args:
       x, delta: float[..., D]; R are all rows.
       scale, bias: float[D], of the normalised rows.
-      kind: "rms" or "layer".
+      kind: "rms", "layer", or "rms_outside", which adds eps to the root of the mean square.
       config: the tiling; None takes what `pallas_kernels.tuned.choose` gives.
       implementation: see `pallas_kernels.dispatch.dispatch`.
 
@@ -45,8 +45,8 @@ def add_norm(
     for name, one in (("scale", scale), ("bias", bias)):
         if one is not None:
             expect(name, one, x.shape[-1:])
-    if kind not in ("rms", "layer"):
-        raise ValueError(f"kind must be 'rms' or 'layer', got {kind!r}")
+    if kind not in ("rms", "rms_outside", "layer"):
+        raise ValueError(f"kind must be 'rms', 'rms_outside' or 'layer', got {kind!r}")
     config = config or choose("add_norm", heuristic, x.size // x.shape[-1], x.shape[-1])
     y, normed = dispatch(
         implementation,

@@ -12,7 +12,8 @@ def normalised(
     y = x.astype(jnp.float32)
     if kind == "layer":
         y = y - y.mean(axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    square = jnp.mean(y * y, axis=-1, keepdims=True)
+    y = y / (jnp.sqrt(square) + eps) if kind == "rms_outside" else y * jax.lax.rsqrt(square + eps)
     y = y * scale.astype(jnp.float32)
     if bias is not None:
         y = y + bias.astype(jnp.float32)

@@ -41,7 +41,11 @@ def _kernel(*refs, has_delta, has_bias, kind, eps):
     wide = y.astype(jnp.float32)
     if kind == "layer":
         wide = jnp.where(here, wide - jnp.sum(wide) / width, 0.0)
-    wide = wide * jax.lax.rsqrt(jnp.sum(wide * wide) / width + eps)
+    square = jnp.sum(wide * wide) / width
+    if kind == "rms_outside":
+        wide = wide / (jnp.sqrt(square) + eps)
+    else:
+        wide = wide * jax.lax.rsqrt(square + eps)
     wide = wide * load(scale_ref.at[column], mask=here, other=0.0).astype(jnp.float32)
     if bias_ref is not None:
         wide = wide + load(bias_ref.at[column], mask=here, other=0.0).astype(jnp.float32)

@@ -39,7 +39,7 @@ def test_the_kernel_agrees_with_its_reference(seed):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "interpret"])
-@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("kind", ["rms", "rms_outside", "layer"])
 def test_it_is_the_norm_of_the_sum_as_torch_computes_it(kind, implementation):
     rng = np.random.default_rng(5)
     x, delta = rng.normal(size=(2, 3, 24)).astype(np.float32)
@@ -47,15 +47,18 @@ def test_it_is_the_norm_of_the_sum_as_torch_computes_it(kind, implementation):
     bias = bias if kind == "layer" else None
     y, normed = add_norm(
         *(None if z is None else jnp.asarray(z) for z in (x, delta, scale, bias)),
-        kind=kind, eps=1e-5, implementation=implementation,
+        kind=kind, eps=0.1, implementation=implementation,
     )  # fmt: skip
     total = torch.from_numpy(x + delta)
     if kind == "layer":
         wanted = torch.nn.functional.layer_norm(
-            total, (24,), torch.from_numpy(scale), torch.from_numpy(bias), 1e-5
+            total, (24,), torch.from_numpy(scale), torch.from_numpy(bias), 0.1
         )
+    elif kind == "rms":
+        wanted = torch.nn.functional.rms_norm(total, (24,), torch.from_numpy(scale), 0.1)
     else:
-        wanted = torch.nn.functional.rms_norm(total, (24,), torch.from_numpy(scale), 1e-5)
+        root = total.norm(dim=-1, keepdim=True) / 24**0.5
+        wanted = total / (root + 0.1) * torch.from_numpy(scale)
     np.testing.assert_array_equal(y, x + delta)
     np.testing.assert_allclose(normed, wanted, rtol=1e-5, atol=1e-5)
 

@@ -156,6 +156,23 @@ def test_the_loop_writes_what_the_model_s_own_convolutions_predict(name):
 
 
 @pytest.mark.slow
+def test_many_prompts_of_unequal_length_are_continued_as_by_convolutions():
+    """laughing_hyena.md 5.6: 64 prompts, 256 tokens, far beyond the filters' own positions."""
+    lm, random = lm_of("modes"), np.random.default_rng(5)
+    prompts = [random.integers(0, 60, random.integers(1, 30)).tolist() for _ in range(64)]
+    with pytest.warns(UserWarning, match="exceed the model's 160 positions"):
+        texts = lm.generate(prompts, max_new_tokens=256)
+    whole = np.zeros((64, 288), np.int32)
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        whole[row, : len(prompt) + 256] = [*prompt, *text.tokens]
+    for row, prompt in enumerate(prompts):
+        logits = np.asarray(plain(lm.config, lm.params, whole[row : row + 1]))[0]
+        logits = logits[len(prompt) - 1 : len(prompt) + 255]
+        chosen = logits[np.arange(256), texts[row].tokens]
+        assert (logits.max(axis=1) - chosen < TOLERANCE).all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_is_target_and_draft(name):
     """Every guess is right only if each node stepped on from the state of its own parent."""

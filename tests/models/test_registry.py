@@ -27,6 +27,15 @@ MINIMAL = {
     "gpt_neox": SIZES | {"rotary_pct": 0.5},
     "falcon": SIZES,
     "mpt": {"vocab_size": 32, "d_model": 12, "n_layers": 2, "n_heads": 3},
+    "stripedhyena": {
+        "vocab_size": 32,
+        "hidden_size": 12,
+        "num_layers": 2,
+        "num_attention_heads": 3,
+        "attn_layer_idxs": [1],
+        "hyena_layer_idxs": [0, 2],
+        "state_size": 2,
+    },
 }
 
 
