@@ -23,6 +23,7 @@ from jaxinfer.cache.presets import full, h2o, kivi, streaming
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.decode.engine import Engine, make_requests
 from jaxinfer.decode.sampling import Sampler
+from jaxinfer.hyena_config import FilterConfig, HyenaConfig
 from jaxinfer.inspection.decode_step import step_bytes
 from jaxinfer.inspection.roofline import timings
 from jaxinfer.models.params import abstract_params
@@ -49,6 +50,29 @@ MODELS = {
     "smollm2-135m": llama(30, 576, 9, 3, 1536, 49152, True),
     "llama-2-7b": llama(32, 4096, 32, 32, 11008, 32000, False),
 }
+
+
+def hyena(layers: int, d: int, f: int, vocab: int, positions: int, filters: FilterConfig):
+    """The shape of the published Hyena models (arXiv 2302.10866, table A.4)."""
+    return ModelConfig(
+        family="hyena", vocab_size=vocab, hidden_size=d, intermediate_size=f, num_layers=layers,
+        num_heads=d // 64, num_kv_heads=d // 64, head_dim=64, max_positions=positions, norm="layer",
+        norm_bias=True, activation="gelu_tanh", gated_mlp=False, mlp_bias=True, positions="none",
+        tie_embeddings=True, mixers=("hyena",) * layers, hyena=HyenaConfig(filter=filters),
+    )  # fmt: skip
+
+
+LONGEST = 1024  # prompts of 512, as in Laughing Hyena's figures, and room behind them
+MODAL, EXPLICIT = FilterConfig(kind="modal", modes=16), FilterConfig(kind="explicit")
+RECURRENT = {
+    "gpt-1.3b": llama(24, 2048, 16, 16, 5504, 50264, True),
+    "hyena-1.3b, 16 modes": hyena(36, 2048, 4096, 50264, LONGEST, MODAL),
+    "hyena-1.3b, exact": hyena(36, 2048, 4096, 50264, LONGEST, EXPLICIT),
+}
+"""Random weights of the shapes that Laughing Hyena (arXiv 2310.18780) compares."""
+
+RECURRENT_SHAPES = tuple((LONGEST, batch) for batch in (1, 64, 256, 1024))
+TINY_RECURRENT = {"tiny hyena": hyena(1, 128, 256, 512, 512, MODAL)}
 TINY = {"tiny": llama(2, 128, 4, 2, 256, 512, True)}
 SHAPES = ((32768, 1), (32768, 4), (32768, 8), (4096, 1), (131072, 1), (4096, 8), (131072, 8))
 TINY_SHAPES = ((512, 2),)
@@ -173,6 +197,13 @@ def steps(run: Run) -> list[Any]:
     cases += [
         (name, context, batch, policy, "reference", "reference", {}) for name, policy in first
     ]
+    recurrent = TINY_RECURRENT if run.quick else RECURRENT
+    cases += [
+        (name, context, batch, "full", "kernel", implementation, {})
+        for context, batch in (TINY_SHAPES if run.quick else RECURRENT_SHAPES)
+        for name in recurrent
+    ]
+    models = models | recurrent
     for name, context, batch, policy, peer, implementation, more in cases:
         config = common | {"op": "decode", "peer": peer, "model": name, "policy": policy}
         config |= {"context": context, "batch": batch} | more

@@ -17,6 +17,7 @@ from jaxinfer.hyena_config import FilterConfig, HyenaConfig
 from jaxinfer.inspection import gpu_target, hlo
 from jaxinfer.inspection.decode_step import decode_case
 from jaxinfer.models.params import abstract_params
+from tools.kernels.inspect_steps import row_of
 
 CAPACITY = 4096
 MODAL = ModelConfig(
@@ -77,3 +78,9 @@ def test_exact_decoding_on_an_h200_writes_its_inputs_in_place(name):
     most = {"cached": 3, "tiled": 20, "epoched": 10}[name]  # measured: 2, 16 and 8
     assert hlo.memory(executable).temp_bytes < most * inputs
     assert len(case.cache_leaves) == (4 if name == "tiled" else 2)
+
+
+@pytest.mark.slow
+def test_a_layer_of_hyena_1_3b_takes_few_launches_on_an_h200():
+    row = row_of("hyena-1.3b", "full", "bfloat16", batch=1, target="h200")
+    assert row["launches_per_layer"] <= 14 and row["unaliased_leaves"] == 0

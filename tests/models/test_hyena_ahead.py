@@ -129,3 +129,15 @@ def counted_in(jaxpr, tile: int) -> float:
             found += 2 * tile * np.log2(2 * tile)
         found += sum(counted_in(x, tile) for x in jax.extend.core.jaxprs_in_params(eqn.params))
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_session_forks_and_comes_back_from_a_file(form, tmp_path):
+    lm = lm_of("multi", form)
+    session = lm.session()
+    session.append([1, 2, 3, 4, 5, 6, 7])
+    session.save(tmp_path / "kept")
+    expected = lm.generate([[1, 2, 3, 4, 5, 6, 7, 8]], max_new_tokens=8)[0].tokens
+    for one in (session.fork(), lm.restore(tmp_path / "kept"), session):
+        assert one.generate([8], max_new_tokens=8).tokens == expected

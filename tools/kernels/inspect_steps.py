@@ -7,12 +7,11 @@ whatever a GPU is started for: a fusion, a call of a kernel or a library, a copy
     python tools/kernels/inspect_steps.py --save bench/results/steps.jsonl
     python tools/kernels/inspect_steps.py --model llama-2-7b --policy kivi
 
-The exit status is 1 where a step copies a cache.
+The exit status is 1 where a step copies a cache that grows; recurrences copy their small states.
 """
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxinfer.config import ModelConfig, RopeConfig
 from jaxinfer.files import write_text
+from jaxinfer.hyena_config import FilterConfig, HyenaConfig
 
 CAPACITY = 32768
 SPARSE = "sparse"  # a quarter of the blocks of neurons, by a router in every layer
@@ -37,7 +37,14 @@ LLAMA_2_7B = ModelConfig(
     num_heads=32, num_kv_heads=32, head_dim=128, max_positions=4096,
     rope=RopeConfig(rotary_dim=128),
 )  # fmt: skip
-SHAPES = {"smollm2-135m": SMOLLM2, "llama-2-7b": LLAMA_2_7B}
+HYENA_1_3B = ModelConfig(
+    family="hyena", vocab_size=50264, hidden_size=2048, intermediate_size=4096, num_layers=36,
+    num_heads=32, num_kv_heads=32, head_dim=64, max_positions=CAPACITY, norm="layer",
+    norm_bias=True, activation="gelu_tanh", gated_mlp=False, mlp_bias=True, positions="none",
+    tie_embeddings=True, hyena=HyenaConfig(filter=FilterConfig(kind="modal", modes=16)),
+    mixers=("hyena",) * 36,
+)  # fmt: skip
+SHAPES = {"smollm2-135m": SMOLLM2, "llama-2-7b": LLAMA_2_7B, "hyena-1.3b": HYENA_1_3B}
 
 
 def policies(cfg: ModelConfig) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def row_of(name: str, policy: str, weights: str, batch: int, target: str) -> dic
 
     found = []
     for layers in (2, 3):
-        cfg = replace(SHAPES[name], num_layers=layers)
+        cfg = SHAPES[name].first(layers)
         params = params_of(cfg, weights)
         facts = inspect_decode(cfg, params, policies(cfg)[policy], CAPACITY, batch, target)
         found.append(facts["decode"])
@@ -146,7 +153,8 @@ def main(
     """Launches per layer and cache copies of whole decode steps."""
     rows = []
     for name in model or SHAPES:
-        for kind in policy or policies(SHAPES[name]):
+        has_policies = SHAPES[name].hyena is None  # which concern attention
+        for kind in policy or (policies(SHAPES[name]) if has_policies else ["full"]):
             for kept in weights or ["bfloat16", *(["int4", SPARSE] if kind == "full" else [])]:
                 row = row_of(name, kind, kept, batch, target)
                 rows.append(row)
@@ -157,7 +165,8 @@ def main(
         for row in rows:
             row |= {"jax": jax.__version__, "command": "python tools/kernels/inspect_steps.py"}
         write_text(save, "".join(json.dumps(row) + "\n" for row in rows))
-    raise typer.Exit(int(any(row["cache_copies"] for row in rows)))
+    growing = [row for row in rows if SHAPES[row["model"]].hyena is None]
+    raise typer.Exit(int(any(row["cache_copies"] for row in growing)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 Hankel spectra, a report per layer, what a distilled model's predictions lose, and where recurrences
 overtake attention.
 
-    python tools/reproduce/reproduce_laughing_hyena.py figures --model my-hyena [--quick]
-    python tools/reproduce/reproduce_laughing_hyena.py figures --only orders,spectra
+    python tools/reproduce/reproduce_laughing_hyena.py --model my-hyena [--quick]
+    python tools/reproduce/reproduce_laughing_hyena.py --only orders,spectra
 
 The model "random" has four layers of random implicit filters with the initialisation that a
 language model trains from, whose errors are larger than those of trained filters. "quality" reads
@@ -342,7 +342,7 @@ def figures(
             caveat=found.caveat,
             seed=SEED,
             folder=folder,
-            command=f"python tools/reproduce/reproduce_laughing_hyena.py figures "
+            command=f"python tools/reproduce/reproduce_laughing_hyena.py "
             f"--model {Path(model).name} --only {name}" + (" --quick" if quick else ""),
         )
 
