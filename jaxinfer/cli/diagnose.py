@@ -34,14 +34,14 @@ def diagnose(
         typer.Option("--text", metavar="FILE", help="What the model reads; - is standard input."),
     ],
     budget: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--budget",
             metavar="BYTES|SHARE",
             help="Of the cache of one text of --window tokens: bytes, or a share of the full one "
             "such as 0.3.",
         ),
-    ],
+    ] = None,
     candidates: Annotated[
         str | None, typer.Option("--candidates", metavar="NAME,...", help=CANDIDATES)
     ] = None,
@@ -66,6 +66,15 @@ def diagnose(
             help="Working folder, from which a killed run goes on; default: in the cache folder.",
         ),
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="Instead: say how far this text is from --text in the model's eyes; repeatable, "
+            "the nearest is the one to calibrate or train on.",
+        ),
+    ] = None,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -76,7 +85,7 @@ def diagnose(
 
     Example: jaxinfer diagnose tiny-llama --text essay.txt --budget 0.3 --save policy.json
 
-    Example: jaxinfer generate "Water is" --model tiny-llama --policy policy.json
+    Example: jaxinfer diagnose tiny-llama --text mail.txt --calibration a.txt --calibration b.txt
     """
     from jaxinfer.arguments import one_of
     from jaxinfer.cache.policy_file import is_policy_file
@@ -92,6 +101,12 @@ def diagnose(
     from jaxinfer.theory.windows import spread_windows
 
     one_of("--by", by, SCORES)
+    if calibration:
+        if budget is not None or save is not None:
+            raise ValueError("--calibration goes without --budget and --save; run it by itself")
+        return _show_nearest(model, text, calibration, window, windows, points, as_json)
+    if budget is None:
+        raise ValueError("give --budget, or texts to compare with --calibration FILE")
     wanted_bytes = _budget(budget)
     if save is not None:
         if not is_policy_file(save.name):
@@ -128,6 +143,32 @@ def diagnose(
     _show(found, losses, choice, record)
     if save is not None:
         note(f"wrote {save}; use it with --policy {save}")
+
+
+def _show_nearest(
+    model: str, text: str, others: list[str], window: int, windows: int, points: int, as_json: bool
+) -> None:
+    """Which of some texts is the nearest."""
+    import dataclasses
+
+    from jaxinfer.cli.models import open_model
+    from jaxinfer.cli.text_input import read_text
+    from jaxinfer.theory.diagnose import nearest_texts
+    from jaxinfer.theory.windows import spread_windows
+
+    if len(set(others)) < len(others):
+        raise ValueError("a text is given to --calibration twice; give each once")
+    words = {name: read_text(name) for name in [text, *others]}
+    lm = open_model(model)
+    tokens = {name: spread_windows(lm.encode(x), window, windows) for name, x in words.items()}
+    points = min(points, *(x.size // 2 for x in tokens.values()))
+    found = nearest_texts(lm, tokens[text], {name: tokens[name] for name in others}, points=points)
+    if as_json:
+        ranked = [dataclasses.asdict(one) for one in found]
+        return o.print_json({"model": lm.name, "points": points, "nearest": ranked})
+    for one in found:
+        print(f"{one.value:8.4f}  p {one.p_value:.3g}  {one.name}")
+    note("debiased R_rho over the text's own spread, the nearest first; about 0: of one kind")
 
 
 def _budget(text: str) -> int | float:

@@ -10,7 +10,7 @@ from jaxinfer.cli import options as o
 from jaxinfer.cli.notices import note
 from jaxinfer.cli.train_dejavu import dejavu
 from jaxinfer.cli.train_lte import lte
-from jaxinfer.cli.train_options import SourceOption, TextsOption
+from jaxinfer.cli.train_options import LikeOption, SourceOption, TextsOption, sources_for
 
 if TYPE_CHECKING:
     from jaxinfer.cache.feature_maps import LessFeatureMaps
@@ -39,6 +39,7 @@ def less(
     learning_rate: Annotated[float, typer.Option(help="Halved after every quarter.")] = 3e-3,
     texts: TextsOption = None,
     source: SourceOption = None,
+    like: LikeOption = None,
     seed: o.SeedOption = 0,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
@@ -69,9 +70,8 @@ def less(
     )
     check_destination(out, is_less, WHAT, overwrite=force)  # before hours of work
     lm = open_model(model, "float32")
-    tokens = text_windows(
-        lm.encode, sequences, context, seed=seed, sources=source or None, folder=texts
-    )
+    sources = sources_for(lm, source, like, texts)
+    tokens = text_windows(lm.encode, sequences, context, seed=seed, sources=sources, folder=texts)
     note(f"{tokens.size} tokens in {sequences} windows, {lm.config.num_layers} layers")
     with bars(transient=False) as report:
         maps = train_less(

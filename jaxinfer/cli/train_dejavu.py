@@ -7,7 +7,7 @@ import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.cli.notices import note
-from jaxinfer.cli.train_options import SourceOption, TextsOption
+from jaxinfer.cli.train_options import LikeOption, SourceOption, TextsOption, sources_for
 
 
 def dejavu(
@@ -43,6 +43,7 @@ def dejavu(
     learning_rate: Annotated[float, typer.Option(help="Constant.")] = 1e-3,
     texts: TextsOption = None,
     source: SourceOption = None,
+    like: LikeOption = None,
     seed: o.SeedOption = 0,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
@@ -69,9 +70,8 @@ def dejavu(
     check_destination(out, is_sparsity, WHAT, overwrite=force)  # before minutes of work
     lm = open_model(model, "float32")
     recipe.check(lm.config)
-    tokens = text_windows(
-        lm.encode, sequences, context, seed=seed, sources=source or None, folder=texts
-    )
+    sources = sources_for(lm, source, like, texts)
+    tokens = text_windows(lm.encode, sequences, context, seed=seed, sources=sources, folder=texts)
     note(f"{tokens.size} tokens in {sequences} windows, {lm.config.num_layers} layers")
     with bars(transient=False) as report:
         artefact = train_dejavu(

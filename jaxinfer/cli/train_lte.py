@@ -7,7 +7,7 @@ import typer
 
 from jaxinfer.cli import options as o
 from jaxinfer.cli.notices import note
-from jaxinfer.cli.train_options import SourceOption, TextsOption
+from jaxinfer.cli.train_options import LikeOption, SourceOption, TextsOption, sources_for
 
 HELD_OUT_SEED = 1
 
@@ -47,6 +47,7 @@ def lte(
     router_rate: Annotated[float, typer.Option(help="The routers', times that.")] = 1.0,
     texts: TextsOption = None,
     source: SourceOption = None,
+    like: LikeOption = None,
     seed: o.SeedOption = 0,
     force: o.ForceOption = False,
     as_json: o.JsonOption = False,
@@ -72,7 +73,7 @@ def lte(
     check_out(out, recipe, overwrite=force)  # before hours of work
     lm = open_model(model, "float32")
     check_model(lm.config, lm.params, recipe)
-    sources = source or None
+    sources = sources_for(lm, source, like, texts)
     tokens = text_windows(lm.encode, windows, context, seed=seed, sources=sources, folder=texts)
     others = text_windows(
         lm.encode, held_out, context, seed=HELD_OUT_SEED, sources=sources, folder=texts,

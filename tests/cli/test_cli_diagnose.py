@@ -2,6 +2,7 @@
 line."""
 
 import json
+import random
 
 import pytest
 
@@ -80,3 +81,25 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     assert result.code == 2 and not result.out and len(lines) == 1 and message in lines[0]
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["text"]
     assert not (tmp_path / "cache" / "diagnose").exists()
+
+
+def test_calibration_ranks_texts(plain_model, run, tmp_path):
+    letters = {"own": "abc ", "near": "abc d", "far": "XYZ0123"}
+    for seed, (name, some) in enumerate(letters.items()):
+        (tmp_path / name).write_text("".join(random.Random(seed).choices(some, k=200)))
+    own, near, far = (str(tmp_path / name) for name in letters)
+    command = ["diagnose", plain_model, "--text", own, "--window", "40", "--points", "32"]
+    both = ["--calibration", far, "--calibration", near]
+    found = run(*command, *both, "--json")
+    assert found.code == 0, found.err
+    ranked = json.loads(found.out)["nearest"]
+    assert [one["name"] for one in ranked] == [near, far]
+    assert ranked[0]["value"] < ranked[1]["value"] and 0 < ranked[1]["p_value"] <= 1
+    for options, message in (
+        ([], "give --budget, or texts to compare with --calibration"),
+        ([*both, "--budget", "0.5"], "--calibration goes without --budget"),
+        ([*both, "--calibration", far], "given to --calibration twice"),
+        (["--calibration", str(tmp_path / "none")], "No such file"),
+    ):
+        refused = run(*command, *options)
+        assert refused.code == 2 and message in refused.err and not refused.out
