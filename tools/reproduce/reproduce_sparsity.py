@@ -289,11 +289,13 @@ def heads(
     study = Study(model, "oracle", "1", 1, rows, tokens, 1, sources)
     none = Tasks(recall_rows=0, prompts=0)
     evaluation = SparsityEvaluation(study.lm, study.rows, none)
-    table = [row_of(evaluation.judge())]
+    keys = ("heads", "layer_products", "perplexity", "low", "high", "relative", "relative_low",
+            "relative_high")  # fmt: skip
+    table = [row_of(evaluation.judge() | {"heads": 1.0}, keys)]
     for share in (float(x) for x in shares.split(",")):
         chosen = sparsity_of({"name": method, "density": 1.0, "heads": share}, study.lm.name)
         record = evaluation.judge(chosen) | {"method": f"heads {share:g}", "density": None}
-        table.append(row_of(record | {"heads": share}))
+        table.append(row_of(record | {"heads": share}, keys))
         print(f"heads {share:g}: {record['relative']:.4f}", file=sys.stderr)
 
     def plot(axes) -> None:
