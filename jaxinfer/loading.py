@@ -17,9 +17,8 @@ from jaxinfer.models.recurrent import RecurrentConfig, RecurrentDraft
 from jaxinfer.names import SparsityLike, sparsity_of
 from jaxinfer.nn.quantized import size_of
 from jaxinfer.plugins import meant
-from jaxinfer.runtime.backend import Backend
+from jaxinfer.runtime.backend import Backend, Implementation, check_implementation
 from jaxinfer.speculative.drafts import PROMPT_LOOKUP, early_exit
-from pallas_kernels.dispatch import Implementation, check_implementation
 
 DRAFTS = {name: f"checkpoints/{name}" for name in ("draft-smollm2-135m", "draft-tiny-llama")}
 """Drafts that come with the library and borrow their target's embedding and head, by name."""
@@ -45,7 +44,8 @@ def load(
       weights: "int8" or "int4" stores the weights of layers and head in so many bits; norms, biases
         and all arithmetic keep `dtype`. On a CPU "int8" is for speed (activations are rounded to 8
         bits too) and "int4" for memory alone. The floating weights are in memory until then.
-      implementation: of what a decode step computes, see `LM`; None takes Pallas kernels on a GPU.
+      implementation: of what a decode step computes, see `LM`; None takes Pallas kernels on a GPU
+        and those of `jaxinfer.cpu_kernels` on a CPU.
       sparsity: makes the blocks sparse as `LM.sparsified` does, before `weights` stores them; there
         is no dense model then.
       filters: of a distilled model of long convolutions, "modal" computes by its modes in constant

@@ -1,7 +1,7 @@
 """The choice between a kernel and its reference; imports no kernel language."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -55,10 +55,10 @@ def kernel_name(triton: Callable[..., Any]) -> str:
     return triton.__module__.split(".")[-2] if "." in triton.__module__ else triton.__module__
 
 
-def check_implementation(name: str | None) -> None:
-    """Raises unless `name` is None or an `Implementation`."""
-    if name is not None and (not isinstance(name, str) or name not in get_args(Implementation)):
-        names = ", ".join(map(repr, get_args(Implementation)))
+def check_implementation(name: str | None, known: Sequence[str] = get_args(Implementation)) -> None:
+    """Raises unless `name` is None or `known`."""
+    if name is not None and (not isinstance(name, str) or name not in known):
+        names = ", ".join(map(repr, known))
         given = ascii(name)[:60] if isinstance(name, str) else f"a {type(name).__name__}"
         raise ValueError(f"implementation must be None, {names}, got {given}")
 

@@ -26,7 +26,10 @@ EXTRAS = {
     "hexgen": ("ray", "scipy", "networkx"),
     "cuda": ("jax_cuda13_plugin",),
 }
-VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "JAXINFER_CACHE", "XDG_CACHE_HOME")
+VARIABLES = (
+    *("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "JAXINFER_CACHE", "XDG_CACHE_HOME"),
+    *("JAXINFER_CPU_KERNELS", "JAXINFER_CPU_LIBRARY"),
+)
 
 
 CheckOption = Annotated[
@@ -113,6 +116,7 @@ def environment() -> Json:
         "threads": cores(),
         "memory_available_bytes": host_available_bytes(),
         "kernels": _kernels(),
+        "cpu_kernels": _cpu_kernels(),
         "gpu_compiler": gpu_target.unavailable_reason() or "available",
         "model_cache": str(models),
         "program_cache": None if programs is None else str(programs),
@@ -135,6 +139,17 @@ def _kernels() -> str:
         return "not checked yet; the first use does, or `jaxinfer env --check`"
     failed = sorted({result.kernel for result in results if not result.passed})
     return f"replaced by references: {', '.join(failed)}" if failed else "all checked"
+
+
+def _cpu_kernels() -> str:
+    """Which CPU kernels are in use, or why none is."""
+    from jaxinfer.cpu_kernels import loading
+
+    found = loading.state()
+    if found.library is None:
+        return f"off, XLA computes: {found.reason}"
+    names = ", ".join(name.removeprefix("jaxinfer_") for name in loading.HANDLERS)
+    return f"{names}, with {found.reason} of {', '.join(loading.instruction_sets())}"
 
 
 def _is_here(name: str) -> bool:

@@ -10,8 +10,8 @@ from jaxinfer.cli.notices import note
 if TYPE_CHECKING:
     from jaxinfer.lm import LM
     from jaxinfer.models.recurrent import RecurrentDraft
+    from jaxinfer.runtime.backend import Implementation
     from jaxinfer.sparsity.method import Sparsity
-    from pallas_kernels.dispatch import Implementation
 
 
 def open_model(

@@ -16,11 +16,10 @@ from jaxinfer.arguments import shown
 from jaxinfer.config import ModelConfig
 from jaxinfer.decode.engine import Engine
 from jaxinfer.models.stack import forward
-from jaxinfer.runtime.backend import Backend
+from jaxinfer.runtime.backend import Backend, Implementation
 from jaxinfer.runtime.kernel_check import ensure_checked
 from jaxinfer.sparsity.method import Sparsity
 from jaxinfer.typing import Message, Params, Tokenizer
-from pallas_kernels.dispatch import Implementation
 
 Prompt: TypeAlias = str | Sequence[int] | np.ndarray | jax.Array
 """A text, or the ids of its tokens."""

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxinfer.arguments import of_kind, shown
 from jaxinfer.config import ModelConfig
+from jaxinfer.cpu_kernels.loading import say_once_if_missing
 from jaxinfer.models.calibrate import NO_SMOOTHING, Smoothing, calibration_tokens, smoothing
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.models.params import is_weight
@@ -49,6 +50,7 @@ def quantize_params(
         raise ValueError(f"params must be a model's parameters, got {shown(params)}")
     origin, smooth = fingerprint(params), NO_SMOOTHING
     if weights == "int8" and not _for_kernels(backend):
+        say_once_if_missing()
         params, smooth = smoothing(cfg, params, calibration_tokens(cfg, tokenizer))
     return quantize_weights(params, weights, backend, smooth=smooth, origin=origin)
 

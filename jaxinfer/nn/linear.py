@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.nn.quantized import PackedWeight, StoredWeight, packed_products
+from jaxinfer.nn.quantized import (
+    Int8Weight,
+    PackedWeight,
+    StoredWeight,
+    int8_weight_products,
+    packed_products,
+)
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.typing import Params
 from pallas_kernels.skinny_matmul import skinny_matmul
@@ -81,8 +87,11 @@ def products(
 ) -> tuple[Float[Array, "... _"], ...]:
     """`product` of each."""
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    rounded = [weight for weight in weights if isinstance(weight, Int8Weight)]
     if len(packed) == len(weights):
         return tuple(y.astype(x.dtype) for y in packed_products(x, packed, backend))
+    if len(rounded) == len(weights):
+        return tuple(y.astype(x.dtype) for y in int8_weight_products(x, rounded, backend))
     return tuple(product(x, weight, backend=backend) for weight in weights)
 
 

@@ -10,7 +10,8 @@ Two forms, because the machines differ:
 
 XLA CPU multiplies int8
 fast where the weight is the left operand: 8 rows then take the time of two (jax 0.10.2, AVX2,
-576 x 1536 and 576 x 49152), which is what trees of guesses need.
+576 x 1536 and 576 x 49152), which is what trees of guesses need. Up to 16 rows are multiplied by
+the kernel `jaxinfer.cpu_kernels.int8_product` where a backend has it, with equal results.
 """
 
 import functools
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.cpu_kernels.int8_product import fits, int8_products
 from jaxinfer.runtime.backend import Backend
 from pallas_kernels.weight_matmul import dequantize_rows, dequantize_weight, weight_matmuls
 
@@ -74,7 +76,7 @@ class Int8Weight(StoredWeight):
     def product(
         self, x: Float[Array, "... I"], backend: Backend | None = None
     ) -> Float[Array, "... O"]:
-        return _int8_product(x, self.codes, self.scale, self.smooth, self.axis)
+        return int8_weight_products(x, (self,), backend)[0]
 
     def rows(self, indices: Int[Array, "..."]) -> Float[Array, "... I"]:
         wide = self.codes[indices].astype(jnp.float32) * self.scale[indices][..., None]
@@ -83,7 +85,27 @@ class Int8Weight(StoredWeight):
         return wide.astype(self.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=4)  # traced once for all layers
+def int8_weight_products(
+    x: Float[Array, "... I"], weights: Sequence[Int8Weight], backend: Backend | None = None
+) -> tuple[Float[Array, "... _"], ...]:
+    """`product` of each; all that divide the inputs by nothing share a call of the kernel."""
+    has_kernel = backend is not None and backend.cpu_kernels
+    has_kernel = has_kernel and fits(math.prod(x.shape[:-1]), x.shape[-1])
+    if not has_kernel or any(weight.axis is not None for weight in weights):
+        return tuple(_int8_product(x, w.codes, w.scale, w.smooth, w.axis) for w in weights)
+    if len(weights) > 1 and any(weight.smooth is not None for weight in weights):
+        return tuple(weight.product(x, backend) for weight in weights)
+    return _int8_products(x, weights[0].smooth, [(w.codes, w.scale) for w in weights])
+
+
+@jax.jit  # traced once for all layers
+def _int8_products(x: Array, smooth: Array | None, weights: list[tuple[Array, Array]]):
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    found = int8_products(rows if smooth is None else rows / smooth, weights)
+    return tuple(y.reshape(*x.shape[:-1], y.shape[1]) for y in found)
+
+
+@functools.partial(jax.jit, static_argnums=4)
 def _int8_product(
     x: Array, weight: Array, weight_scale: Array, smooth: Array | None, axis: str | None
 ) -> Array:

@@ -22,6 +22,11 @@ def test_every_kernel_is_listed():
     assert listed("kernels.md", "The list") == folders
 
 
+def test_every_cpu_kernel_is_listed():
+    folders = {path.parent.name for path in (ROOT / "jaxinfer" / "cpu_kernels").glob("*/api.py")}
+    assert listed("kernels.md", "On a CPU") == folders
+
+
 def test_every_family_is_listed():
     assert listed("models.md", "Families") == {family.name for family in FAMILIES}
 

@@ -191,11 +191,11 @@ def test_the_feature_maps_of_the_library_are_found_outside_a_checkout(monkeypatc
 
 
 def test_the_wheel_contains_every_committed_checkpoint_that_has_a_name():
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     models = [model.folder for model in MODELS.values() if isinstance(model, FolderModel)]
     learned = [*LESS.values(), *DRAFTS.values(), *SPARSITY.values()]
     expected = {folder: f"jaxinfer/{folder}" for folder in models + learned}
-    assert wheel["targets"]["wheel"]["force-include"] == expected
+    assert tools["scikit-build"]["wheel"]["force-include"] == expected
 
 
 HOSTILE = """

@@ -1,0 +1,39 @@
+// What every instruction set provides: one table of functions over plain pointers.
+//
+// The functions compute a range of outputs each, so that threads can share a product, and an output
+// is always the same sum in the same order, whatever the range. Only this header crosses the border
+// between files that are compiled for different instruction sets: it has no inline function, of
+// which the linker would keep one copy, perhaps one that this CPU cannot run.
+#pragma once
+
+#include <stdint.h>
+
+namespace jaxinfer {
+
+constexpr int MOST_ROWS = 16;
+constexpr int64_t MOST_INPUTS = 65536;  // sums of so many products of 8 bits fit into 32
+constexpr int64_t STRIDE = 64;          // rows of codes are padded with zeros to a multiple
+
+// Rows that were rounded to 8 bits: x[r, i] is about scale[r] * codes[r, i].
+struct RoundedRows {
+  int rows;
+  int64_t inputs, stride;
+  int8_t* codes;  // [rows, stride]
+  float* scale;   // [rows]
+  int32_t* sums;  // [rows], of the codes
+};
+
+struct Int8Weight {
+  const int8_t* codes;  // [outputs, inputs]
+  const float* scale;   // [outputs]
+  float* result;        // [rows, outputs]
+  int64_t outputs;
+};
+
+struct Kernels {
+  const char* name;
+  void (*round_rows)(const float* x, const RoundedRows& rounded);
+  void (*int8_product)(const RoundedRows& x, const Int8Weight& weight, int64_t first, int64_t last);
+};
+
+}  // namespace jaxinfer
