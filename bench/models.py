@@ -2,7 +2,7 @@
 
 "tiny-random" is a small Llama with random weights, for trying the benchmarks out, "opt-random" an
 OPT of width 1024 with 8 layers, for the time of sparse blocks; any other name or path goes to
-`jaxinfer.load`. Everything is float32.
+`jaxinfer.load`. Everything is float32, but for weights that are asked for in fewer bits.
 """
 
 import json
@@ -14,19 +14,24 @@ import numpy as np
 TINY, OPT = "tiny-random", "opt-random"
 
 
-def load_model(source: str) -> Any:
-    """An `LM` in float32."""
+def load_model(source: str, weights: str | None = None) -> Any:
+    """An `LM` in float32, its weights in `weights` ("int8", "int4") if given."""
     if source not in (TINY, OPT):
         from jaxinfer.loading import load
 
-        return load(source, dtype="float32")
+        return load(source, dtype="float32", weights=weights)
     import jax
 
     from jaxinfer.lm import LM
     from jaxinfer.models.params import init_params
 
     config = _tiny() if source == TINY else _opt()
-    return LM(config, init_params(config, jax.random.key(0)), name=source)
+    params = init_params(config, jax.random.key(0))
+    if weights is not None:
+        from jaxinfer.models.quantize import quantize_params
+
+        params = quantize_params(config, params, weights)
+    return LM(config, params, name=source)
 
 
 def _tiny() -> Any:

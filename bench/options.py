@@ -27,6 +27,7 @@ class Options:
     preset: str = "standard"
     gguf: str | None = None
     sparsity: str | None = None
+    weights: str | None = None
     rounds: int | None = None
     torch: bool = True
     seed: int = 0
@@ -62,6 +63,8 @@ class Options:
             words += ["--gguf", Path(self.gguf).name]
         if self.sparsity is not None:
             words += ["--sparsity", Path(self.sparsity).name]
+        if self.weights is not None:
+            words += ["--weights", self.weights]
         if self.rounds is not None:
             words += ["--rounds", str(self.rounds)]
         if not self.torch:

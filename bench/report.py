@@ -4,7 +4,7 @@ Every table row states what was run, our median, the peer's median and the ratio
 the rounds; below the tables stand command, device and versions of each record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,22 +164,29 @@ def startup_section(records: Sequence[Record]) -> str:
 
 def sparsity_section(records: Sequence[Record]) -> str:
     rows, notes = [], []
-    for record in sorted(records, key=lambda r: (r.config["model"], r.config["batch"])):
+    order = lambda r: (r.config["model"], r.config.get("tree") or 0, r.config["batch"])  # noqa: E731
+    for record in sorted(records, key=order):
         config, metrics = record.config, record.metrics
         for label, ratios in metrics["ratios"].items():
             ours, dense = (metrics[name]["ms_per_step"]["median"] for name in (label, "dense"))
             times = f"{ours:.2f}", f"{dense:.2f}", spread(ratios), metrics["lists"][label]
-            rows.append((config["model"], config["batch"], label, *times))
+            model = " ".join(filter(None, [config["model"], config.get("weights")]))
+            rows.append((model, _rows_of_step(config), label, *times))
         differ = [name for name, same in metrics["same_tokens_as_masked"].items() if not same]
         if differ:
             notes.append(f"{config['model']}: other tokens than masked: {', '.join(differ)}.")
-    columns = ("model", "batch", "sparsity", "ms/step", "dense, ms/step", "ratio")
+    columns = ("model", "step", "sparsity", "ms/step", "dense, ms/step", "ratio")
     explained = (
         "The ratio is dense over sparse time of a step. Layers that list their blocks read only "
         "those that are used; the others take the dense products. Densities without a name are "
         "those of random routers: time without quality.\n\n"
     )
     return explained + table((*columns, "layers that list"), rows) + "\n" + bullets(notes)
+
+
+def _rows_of_step(config: Mapping[str, Any]) -> str:
+    tree = config.get("tree")
+    return f"batch {config['batch']}" if tree is None else f"tree of {tree}"
 
 
 def recurrence_section(records: Sequence[Record]) -> str:
@@ -301,7 +308,7 @@ def headline(record: Record) -> str:
         text = "; ".join(points)
     elif record.name == "sparsity":
         ratios = [f"{name} {r['median']:.2f}x" for name, r in metrics["ratios"].items()]
-        text = f"batch {record.config['batch']}: dense over sparse {', '.join(ratios)}"
+        text = f"{_rows_of_step(record.config)}: dense over sparse {', '.join(ratios)}"
     elif record.name == "recurrence":
         last = max(point["prompt"] for point in metrics["points"])
         times = [

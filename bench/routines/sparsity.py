@@ -5,7 +5,8 @@ without, random routers choose the preset's shares of blocks of 32 neurons, so t
 but no quality. `opt-random` is an OPT of width 1024 with 8 layers and random weights. Dense and
 sparse take turns in one process, and a ratio is dense time over sparse time in the same round:
 above 1 sparse is faster. Where a step would read so many blocks that dense is faster, the method
-reads all of them, so that a ratio near 1 is expected of large batches.
+reads all of them, so that a ratio near 1 is expected of large batches. A tree is a chain of so many
+nodes that prompt lookup proposes to one text: a step of so many tokens, whatever is accepted.
 """
 
 from collections.abc import Mapping
@@ -20,29 +21,35 @@ from bench.options import Options
 KEYS = "ms_per_step", "tokens_per_s"
 
 
-def run(options: Options) -> list[tuple[dict, dict]]:
+def run(options: Options, trees: bool | None = None) -> list[tuple[dict, dict]]:
+    """Batches, then trees; with `trees` one of the two."""
     import jax
 
-    sizes, lm = options.settings("sparsity"), load_model(options.model)
+    sizes = options.settings("sparsity")
+    lm = load_model(options.model, options.weights)
     forms = {label: lm.sparsified(one) for label, one in methods(options, lm, sizes).items()}
     agree = {label: same_tokens(form, options.seed, sizes) for label, form in forms.items()}
     found = []
-    for batch, rounds in zip(sizes["batches"], sizes["rounds"], strict=True):
+    steps = [(batch, None) for batch in sizes["batches"]] + [(1, tree) for tree in sizes["trees"]]
+    for (batch, tree), rounds in zip(steps, sizes["rounds"], strict=True):
+        if trees is not None and trees is (tree is None):
+            continue
         given = prompts(options.seed, batch, sizes["prompt"], lm.config.vocab_size)
-        measures: dict[str, Measure] = {"dense": partial(generate, lm, given, sizes["new"])}
-        for label, form in forms.items():
-            measures[label] = partial(generate, form, given, sizes["new"])
-        say = lambda text, batch=batch: options.say(f"batch {batch}, {text}")  # noqa: E731
-        samples = interleave(measures, rounds, say)
+        measures: dict[str, Measure] = {
+            label: partial(generate, decoder(form, tree), given, sizes["new"])
+            for label, form in {"dense": lm, **forms}.items()
+        }
+        where = f"batch {batch}" if tree is None else f"tree of {tree}"
+        samples = interleave(measures, rounds, lambda text, at=where: options.say(f"{at}, {text}"))
         metrics: dict[str, Any] = {name: one.summary(*KEYS) for name, one in samples.items()}
         metrics["ratios"] = {
             label: ratio(samples["dense"], samples[label], "ms_per_step") for label in forms
         }
-        metrics |= {"same_tokens_as_masked": agree, "lists": listing(forms, batch)}
+        metrics |= {"same_tokens_as_masked": agree, "lists": listing(forms, batch * (tree or 1))}
         metrics |= {"device": jax.devices()[0].device_kind, "missing": {}}
-        config = {"batch": batch, "rounds": rounds, "sparsity": options.sparsity}
+        config = {"batch": batch, "tree": tree, "rounds": rounds, "sparsity": options.sparsity}
         config |= {key: sizes[key] for key in ("prompt", "new", "densities", "block_size")}
-        found.append((options.config(config), metrics))
+        found.append((options.config(config | {"weights": options.weights}), metrics))
     return found
 
 
@@ -67,11 +74,21 @@ def methods(options: Options, lm: Any, sizes: Mapping[str, Any]) -> dict[str, An
     return {own.name: own} | dict(zip(labels, (method for _, method in found), strict=True))
 
 
-def generate(lm: Any, given: list[list[int]], new: int) -> dict[str, float]:
+def decoder(lm: Any, tree: int | None) -> Any:
+    """What generates: the model, or it behind trees of so many nodes."""
+    if tree is None:
+        return lm
+    from jaxinfer.speculative.speculate import speculate
+    from jaxinfer.speculative.topology import Topology
+
+    return speculate(lm, "prompt-lookup", Topology.chain(tree))
+
+
+def generate(decoder: Any, given: list[list[int]], new: int) -> dict[str, float]:
     """The time of a greedy generation's steps, without the prompt."""
-    stats = lm.generate(given, max_new_tokens=new, ignore_eos=True)[0].stats
-    seconds = stats.decode_s
-    return {"ms_per_step": 1e3 * seconds / new, "tokens_per_s": len(given) * new / seconds}
+    stats = decoder.generate(given, max_new_tokens=new, ignore_eos=True)[0].stats
+    seconds, steps = stats.decode_s, sum(stats.step_tokens) or new
+    return {"ms_per_step": 1e3 * seconds / steps, "tokens_per_s": len(given) * new / seconds}
 
 
 def same_tokens(form: Any, seed: int, sizes: Mapping[str, Any]) -> bool:

@@ -43,6 +43,9 @@ def bench(
             "random routers."
         ),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="sparsity: int8 or int4, of the dense model too.")
+    ] = None,
     torch: Annotated[bool, typer.Option(help="Compare with transformers on torch.")] = True,
     results: Annotated[
         Path | None,
@@ -66,6 +69,7 @@ def bench(
         preset="quick" if quick else preset,
         gguf=gguf,
         sparsity=sparsity,
+        weights=weights,
         rounds=rounds,
         torch=torch,
         seed=seed,

@@ -8,6 +8,7 @@ import statistics
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.config import ModelConfig
@@ -73,15 +74,16 @@ def _steps(
     steps: Int[Array, ""],
     backend: Backend,
 ) -> Float[Array, "R D"]:
-    """`steps` times all blocks, each feeding the next; the first `live` of each, None for all."""
+    """`steps` times all blocks, each feeding the next; `live` of each in turn, None for all."""
     units = blocks[0].selector.units
     every = jnp.ones((len(x), units), bool)
-    selection = every
-    if live is not None:
-        own = None if len(x) == 1 else every
-        selection = Listed(jnp.arange(units, dtype=jnp.int32), live, own)
+    places, order = jnp.arange(units), np.random.default_rng(0).permutation(units)
 
-    def step(_: Array, x: Array) -> Array:
+    def step(index: Array, x: Array) -> Array:
+        selection = every
+        if live is not None:  # others than the step before, as a cache would hold those
+            listed = jnp.asarray(order, jnp.int32)[(places + index * live) % units]
+            selection = Listed(listed, live, None if len(x) == 1 else every)
         for block in blocks:
             y = block_mlp(
                 block.weights, x, selection, block_size=block.block_size,

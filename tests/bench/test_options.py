@@ -18,9 +18,9 @@ def test_command_repeats_the_run_without_naming_paths(tmp_path):
 
 
 def test_a_method_of_sparsity_is_named_by_the_last_part_of_its_path():
-    options = Options(model="tiny-opt", sparsity="/somewhere/lte-tiny-opt")
+    options = Options(model="tiny-opt", sparsity="/somewhere/lte-tiny-opt", weights="int8")
     assert options.command("sparsity") == (
-        "python -m bench sparsity --model tiny-opt --sparsity lte-tiny-opt --seed 0"
+        "python -m bench sparsity --model tiny-opt --sparsity lte-tiny-opt --weights int8 --seed 0"
     )
 
 

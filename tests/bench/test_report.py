@@ -78,6 +78,7 @@ def records():
         ("context-scaling", {}, scaling),
         ("startup", {}, start),
         ("sparsity", {"batch": 1}, sparse),
+        ("sparsity", {"batch": 1, "tree": 4, "weights": "int8"}, sparse),
         ("recurrence", {"batch": 1}, recurrent),
     ]
     return [
@@ -99,7 +100,8 @@ def test_report_states_medians_ratios_commands_and_versions(folder):
     assert "2.00 (2.00-2.00)" in text
     assert "3.70x the rate of batch 1" in text
     assert "no llama.cpp: node not installed" in text
-    assert "| m | 1 | density 0.25 | 50.00 | 100.00 | 2.10 (2.00-2.20) | 6 |" in text
+    assert "| m | batch 1 | density 0.25 | 50.00 | 100.00 | 2.10 (2.00-2.20) | 6 |" in text
+    assert "| m int8 | tree of 4 | density 0.25 | 50.00 |" in text
     assert "m: other tokens than masked: density 0.25." in text
     assert "| m | 1 | 8192 | modal | 2.10 (2.10-2.10) | 476 | 3.00 |" in text
     assert "longest prompt takes 1.05 times one behind the shortest." in text

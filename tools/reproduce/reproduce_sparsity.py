@@ -324,24 +324,28 @@ def heads(
 def speed(
     model: ModelArgument = "opt-random",
     sparsity: Annotated[str | None, typer.Option(help="A method; none: random routers.")] = None,
+    weights: Annotated[str | None, typer.Option(help="int8 or int4, also dense.")] = None,
+    trees: Annotated[bool, typer.Option("--trees", help="Trees instead of batches.")] = False,
     preset: Annotated[str, typer.Option(help="Sizes: a file of bench/presets.")] = "standard",
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds.")] = None,
     folder: FolderOption = RESULTS,
 ) -> None:
-    """The time of a decode step against the dense one by density and batch: `jaxinfer bench
-    sparsity`, as a figure."""
+    """The time of a decode step against the dense one by density and batch, or by the nodes of a
+    tree: `jaxinfer bench sparsity`, as a figure."""
     from bench.command import progress
     from bench.options import Options
     from bench.routines import sparsity as routine
 
     options = Options(
-        model=model, preset=preset, sparsity=sparsity, rounds=rounds, say=progress("sparsity")
-    )
-    found, table = routine.run(options), []
+        model=model, preset=preset, sparsity=sparsity, weights=weights, rounds=rounds,
+        say=progress("sparsity"),
+    )  # fmt: skip
+    found, table = routine.run(options, trees), []
     for config, metrics in found:
+        tokens = config["tree"] if trees else config["batch"]
         for label, ratios in metrics["ratios"].items():
             row = {
-                "row": f"{label}, batch {config['batch']}", "batch": config["batch"],
+                "row": f"{label}, {'tree of' if trees else 'batch'} {tokens}", "tokens": tokens,
                 "speedup": ratios["median"], "slowest": ratios["min"], "fastest": ratios["max"],
                 "ms_per_step": metrics[label]["ms_per_step"]["median"],
                 "dense_ms": metrics["dense"]["ms_per_step"]["median"],
@@ -351,34 +355,30 @@ def speed(
             table.append(row)
 
     def plot(axes) -> None:
-        labels = dict.fromkeys(row["row"].split(",")[0] for row in table)
-        for label in labels:
+        for label in dict.fromkeys(row["row"].split(",")[0] for row in table):
             picked = [row for row in table if row["row"].startswith(f"{label},")]
             medians = np.array([row["speedup"] for row in picked])
             error = [
                 medians - [r["slowest"] for r in picked],
                 [r["fastest"] for r in picked] - medians,
             ]
-            axes.errorbar(
-                [r["batch"] for r in picked], medians, yerr=error, marker="o", label=label
-            )
+            tokens = [r["tokens"] for r in picked]
+            axes.errorbar(tokens, medians, yerr=error, marker="o", label=label)
         axes.axhline(1, color="grey", lw=0.8)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("batch")
+        axes.set_xlabel("nodes of the tree" if trees else "batch")
         axes.set_ylabel("dense over sparse time of a step")
         axes.legend(frameon=False, fontsize=8)
 
-    command = f"python tools/reproduce/reproduce_sparsity.py speed {model}"
-    command += "".join(
-        f" --{name} {value}"
-        for name, value in (("sparsity", sparsity), ("preset", preset), ("rounds", rounds))
-        if value is not None
-    )
-    name = Path(model).name
+    given = {"sparsity": sparsity, "weights": weights, "preset": preset, "rounds": rounds}
+    words = [f"--{name} {value}" for name, value in given.items() if value is not None]
+    command = " ".join(["python tools/reproduce/reproduce_sparsity.py speed", model, *words])
+    name = "-".join(["trees" if trees else "speed", Path(model).name, *filter(None, [weights])])
+    title = f"A decode step of {Path(model).name}{f' in {weights}' if weights else ''}"
     publish_records(
-        f"sparsity-speed-{name}", f"A decode step of {name}, dense over sparse",
-        found[0][0] | {"batch": [config["batch"] for config, _ in found]}, table, plot, seed=0,
-        command=command, folder=folder,
+        f"sparsity-{name}", f"{title}{' with trees' if trees else ''}, dense over sparse",
+        found[0][0] | {"tokens": sorted({row["tokens"] for row in table})}, table, plot, seed=0,
+        command=command + (" --trees" if trees else ""), folder=folder,
     )  # fmt: skip
 
 
