@@ -64,7 +64,7 @@ def info(
     if method is not None:
         backend = Backend.of(platform=None if target is None else "gpu")
         here = None if target is not None else break_even(lm.config, lm.params, batch, backend)
-        record["sparsity"] = {"name": method.name, "pays_below": here}
+        record["sparsity"] = {"name": method.name, "measured_pays_below": here}
         record["sparsity"]["layers"] = block_facts(lm.params, batch, backend)
     if as_json:
         o.print_json(record)
@@ -102,10 +102,18 @@ def _tables(record: Json) -> None:
     table("decode step", decode)
     if "sparsity" in record:
         console.print(_layers_table(record["sparsity"]))
-        if (here := record["sparsity"]["pays_below"]) is not None:
-            console.print(f"reading a list pays here below a density of {here:.2g} in a step")
+        console.print(_choice(record["sparsity"]), soft_wrap=True)
     for line in copies:
         console.print(f"copy: {line}", markup=False, soft_wrap=True)
+
+
+def _choice(sparsity: Json) -> str:
+    """By which density layers choose between a list and all blocks, and what was measured."""
+    shares = sorted({x["pays_below"] for x in sparsity["layers"] if x["blocks"] is not None})
+    by = " or ".join(f"{share:.2g}" for share in shares) or "none"
+    text = f"layers read a list below a density of {by} in a step"
+    here = sparsity["measured_pays_below"]
+    return text if here is None else f"{text}; timed now, it pays below {here:.2g}"
 
 
 def _layers_table(sparsity: Json) -> "Table":

@@ -1,7 +1,8 @@
 """Below which density a model's sparse blocks are faster than in full, measured on the machine.
 
 `SparseMlp.pays_below` chooses by constants, as a program must not depend on a measurement; this
-says how good they are here, for blocks of the model's own shape.
+says how good they are here, for blocks of the model's own shape. On an idle machine it is where
+the constants come from; beside other work it says more than them, as a list needs one core only.
 """
 
 import statistics

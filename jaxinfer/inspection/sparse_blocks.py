@@ -11,8 +11,9 @@ from jaxinfer.typing import Json, Params
 def block_facts(params: Params, rows: int, backend: Backend) -> list[Json]:
     """For each layer: its `blocks` and their `block_size` in neurons, None where it has none; the
     share of the blocks that a token uses (`density`; of a threshold the measured one) and that
-    `rows` tokens use together (`step_density`), None where only running it tells; whether a step of
-    so many tokens reads a list of them (`listed`) or all; `bytes` of its parameters, and
+    `rows` tokens use together (`step_density`), None where only running it tells; the share below
+    which a step reads a list of them (`pays_below`), and whether one of so many tokens does
+    (`listed`) or reads all; `bytes` of its parameters, and
     `read_bytes`, what the step reads of them. `head_density` is the share of the groups of heads
     that a token uses."""
     return [
@@ -36,13 +37,14 @@ def _of_block(block: object, rows: int, backend: Backend) -> Json:
             share, read = None, block.read_bytes(rows, backend)
         return {
             "blocks": None, "block_size": None, "density": share, "step_density": share,
-            "listed": False, "bytes": size, "read_bytes": read,
+            "pays_below": 0.0, "listed": False, "bytes": size, "read_bytes": read,
         }  # fmt: skip
     return {
         "blocks": block.selector.units,
         "block_size": block.block_size,
         "density": block.union(1),
         "step_density": block.union(rows),
+        "pays_below": block.pays_below(backend),
         "listed": block.lists(rows, backend),
         "bytes": bytes_of(block),
         "read_bytes": block.read_bytes(rows, backend),

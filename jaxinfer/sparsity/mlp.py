@@ -23,10 +23,13 @@ from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Selector, expected_union
 from jaxinfer.typing import Leaf, Params
 
-# Shares of the blocks from which on reading all of them is as fast (XLA CPU, jax 0.10.2, blocks of
-# 32 and 64 of 576 x 1536, 256 x 2048 and 1024 x 4096, 1 and 4 rows; an H200 for the kernel). On a
-# CPU a loop over smaller blocks than these costs more than it saves.
-CPU_PAYS, CPU_INT8_PAYS, GPU_PAYS = 0.45, 0.65, 0.7
+# Shares of the blocks from which on reading all of them is as fast. On two CPU cores (XLA CPU, jax
+# 0.10.2, blocks of 32, float32) a loop, which runs on one of them, breaks even with 1, 2, 4, 8 rows
+# at 0.59, 0.56, 0.51, 0.44 of 256 x 2048, which the cores' own caches hold, at 0.43, 0.69, 0.44,
+# 0.27 of 576 x 1536 with a gate and at 0.35, 0.38, 0.31, 0.32 of 1024 x 4096; blocks smaller than
+# these cost more than they save. The others: 8 bits there, and the kernel on an H200.
+CPU_PAYS, CPU_LARGE_PAYS, CPU_INT8_PAYS, GPU_PAYS = 0.45, 0.3, 0.65, 0.7
+CACHED_BYTES = 1 << 23  # of a block, from which on it counts as large
 SMALLEST_BLOCK = 16  # neurons
 
 
@@ -139,7 +142,9 @@ class SparseMlp(FeedForward):
             return 0.0 if self.weights.is_int8 else GPU_PAYS
         if self.block_size < SMALLEST_BLOCK:
             return 0.0
-        return CPU_INT8_PAYS if self.weights.is_int8 else CPU_PAYS
+        if self.weights.is_int8:
+            return CPU_INT8_PAYS
+        return CPU_PAYS if bytes_of(self.weights) < CACHED_BYTES else CPU_LARGE_PAYS
 
     def lists(self, rows: int, backend: Backend | None) -> bool:
         """Whether a step of `rows` tokens reads listed blocks instead of all."""

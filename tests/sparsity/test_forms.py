@@ -16,7 +16,7 @@ from jaxinfer.nn.block_mlp import union_list
 from jaxinfer.nn.mlp import FeedForward
 from jaxinfer.runtime.backend import Backend
 from jaxinfer.sparsity.base import Rule, Static
-from jaxinfer.sparsity.mlp import CPU_PAYS, GPU_PAYS, SparseMlp
+from jaxinfer.sparsity.mlp import CPU_LARGE_PAYS, CPU_PAYS, GPU_PAYS, SparseMlp
 from tests.factories import CONFIGS, params_of
 from tests.sparsity.blocks import RANK, SIZE, dense_block, router, sparse, with_sparse_blocks
 
@@ -61,6 +61,13 @@ def test_a_list_is_taken_where_the_union_is_small():
     overlapping = replace(block, unions=(0.25, 0.27, 0.3, 0.32))
     assert overlapping.lists(8, CPU)
     assert not block.lists(1, None)  # training
+
+
+def test_a_block_that_no_cache_holds_is_listed_below_a_smaller_share(monkeypatch):
+    block = sparse(LLAMA, dense_block(LLAMA), 0.25)
+    assert block.pays_below(CPU) == CPU_PAYS > CPU_LARGE_PAYS
+    monkeypatch.setattr("jaxinfer.sparsity.mlp.CACHED_BYTES", bytes_of(block.weights))
+    assert block.pays_below(CPU) == CPU_LARGE_PAYS and block.pays_below(GPU) == GPU_PAYS
 
 
 def test_single_neurons_are_never_listed_on_a_cpu(monkeypatch):
