@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import jaxinfer as ji
-from jaxinfer.cli.info import _layers_table
+from jaxinfer.cli.info import _choice, _layers_table
 from jaxinfer.io.sparsity import save_sparsity
 from jaxinfer.models.fingerprint import fingerprint
 from jaxinfer.sparsity.artefact import SparsityArtefact
@@ -82,6 +82,11 @@ def test_info_says_what_each_layer_reads(run, model, artefact):
     console.print(_layers_table(found["sparsity"]))
     table = console.export_text()
     assert "sparsity deja_vu" in table and "12 of 4" in table and "all, masked" in table
+    here = found["sparsity"]["measured_pays_below"]
+    assert sparse["pays_below"] == 0 and 0 <= here <= 1
+    assert _choice(found["sparsity"]) == (
+        f"layers read a list below a density of 0 in a step; timed now, it pays below {here:.2g}"
+    )
 
 
 def test_every_row_of_an_evaluation_is_of_the_sparse_model(run, model, lm, artefact, text):

@@ -373,7 +373,9 @@ def speed(
     given = {"sparsity": sparsity, "weights": weights, "preset": preset, "rounds": rounds}
     words = [f"--{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["python tools/reproduce/reproduce_sparsity.py speed", model, *words])
-    name = "-".join(["trees" if trees else "speed", Path(model).name, *filter(None, [weights])])
+    routers = "routers" if sparsity is None and model != "opt-random" else None
+    parts = "trees" if trees else "speed", Path(model).name, weights, routers
+    name = "-".join(part for part in parts if part)
     title = f"A decode step of {Path(model).name}{f' in {weights}' if weights else ''}"
     publish_records(
         f"sparsity-{name}", f"{title}{' with trees' if trees else ''}, dense over sparse",
