@@ -1,5 +1,7 @@
 """`jaxinfer serve`: the OpenAI API on this machine."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -13,6 +15,7 @@ from jaxinfer.files import quoted, read_text
 
 if TYPE_CHECKING:
     from jaxinfer.cache.policy import Policy
+    from jaxinfer.decode.batcher import Batcher
     from jaxinfer.serve import ServeConfig
 
 SIGNALLED = 128  # and the number of the signal, as a shell writes it
@@ -82,6 +85,10 @@ def serve(
     prefix_mib: Annotated[
         int, typer.Option("--prefix-mib", min=1, help="Memory for that, in MiB.")
     ] = 256,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Serve in the stages of a plan of `jaxinfer plan --save`."),
+    ] = None,
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Log JSON lines instead of text.")
     ] = False,
@@ -89,7 +96,7 @@ def serve(
     """Serve the OpenAI API on this machine.
 
     Requests run together (continuous batching). Ctrl-C or SIGTERM lets those that run end, a second
-    one gives them up.
+    one gives them up. With --plan the stages of its only replica are processes of this machine.
 
     Example: jaxinfer serve smollm2-135m --weights int8 --port 8000
     """
@@ -103,7 +110,7 @@ def serve(
         max_tokens=max_tokens,
         timeout_s=timeout,
         cors_origins=tuple(cors_origin),
-        prefixes=_scope(prefix_cache, kept),
+        prefixes=_scope(prefix_cache, kept) if plan is None else "off",
         drain_s=drain_s,
         log="json" if log_json else "text",
     )
@@ -114,38 +121,68 @@ def serve(
         "queue": queue,
         "prefix_bytes": 0 if config.prefixes == "off" else prefix_mib * 2**20,
     }
-    code = _run(decoding, kept, sizes, config, host, port)
+    if plan is None:
+        start = functools.partial(_here, decoding, kept, sizes)
+    else:
+        _check_with_plan(draft, weights, prefix_cache)
+        named = {**o.key_values(policy_args, "--policy-args"), "name": policy}
+        start = functools.partial(_in_stages, plan, decoding, named, sizes)
+    code = _run(start, config, host, port)
     if code:
         raise typer.Exit(code)
 
 
-def _run(
-    decoding: Decoding,
-    policy: "Policy",
-    sizes: Sizes,
-    config: "ServeConfig",
-    host: str,
-    port: int,
-) -> int:
+def _here(decoding: Decoding, policy: "Policy", sizes: Sizes) -> "Batcher":
+    """The model in this process."""
+    lm = decoding.open()
+    return lm.batcher(policy=policy, draft=decoding.speculator(lm), **sizes)
+
+
+def _in_stages(
+    file: Path, decoding: Decoding, policy: "dict[str, object]", sizes: Sizes
+) -> "Batcher":
+    """The model in the stages of a plan."""
+    from jaxinfer.io.model_index import DEFAULT
+    from jaxinfer.parallel import hexgen
+
+    plan = hexgen.Plan.load(file)
+    if len(plan.replicas) > 1:
+        raise ValueError(
+            f"{quoted(str(file))} has {len(plan.replicas)} replicas, and one is served by a "
+            "command; give each a plan of its own, or use ji.hexgen.serve(plan, ..., replica=)"
+        )
+    own = {name: value for name, value in sizes.items() if name != "prefix_bytes"}
+    source = DEFAULT if decoding.model is None else decoding.model
+    return hexgen.serve(plan, source, policy=policy, dtype=decoding.dtype, **own)  # type: ignore
+
+
+def _check_with_plan(draft: str | None, weights: str | None, prefix_cache: str | None) -> None:
+    """Refuses options that stages do not have."""
+    given = {"--draft": draft, "--weights": weights, "--prefix-cache": prefix_cache}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is for one process; leave it out, or leave --plan out")
+
+
+def _run(start: "Callable[[], Batcher]", config: "ServeConfig", host: str, port: int) -> int:
     """Serves until a signal comes; the exit code."""
     from jaxinfer.serve import create_app
     from jaxinfer.serve.server import Server, bound
 
-    with bound(host, port) as listener:
-        lm = decoding.open()
-        with lm.batcher(policy=policy, draft=decoding.speculator(lm), **sizes) as batcher:
-            server = Server(create_app(batcher, config))
-            listener.listen(BACKLOG)
-            work_begins()
-            name = f"[{host}]" if ":" in host else host
-            url = f"http://{name}:{listener.getsockname()[1]}/v1"
-            note(f"serving {lm.name}: {url} ({batcher.slots} slots of {batcher.context} tokens)")
-            with answered_elsewhere():
-                server.run([listener])
-            code = 0 if server.aborted is None else SIGNALLED + server.aborted
-            if server.busy:  # a compilation or a step, which nothing can stop
-                leave(code)
-            batcher.close(cancel=True)
+    with bound(host, port) as listener, start() as batcher:
+        server = Server(create_app(batcher, config))
+        listener.listen(BACKLOG)
+        work_begins()
+        name = f"[{host}]" if ":" in host else host
+        url = f"http://{name}:{listener.getsockname()[1]}/v1"
+        sizes = f"{batcher.slots} slots of {batcher.context} tokens"
+        note(f"serving {batcher.model.name}: {url} ({sizes})")
+        with answered_elsewhere():
+            server.run([listener])
+        code = 0 if server.aborted is None else SIGNALLED + server.aborted
+        if server.busy:  # a compilation or a step, which nothing can stop
+            leave(code)
+        batcher.close(cancel=True)
     return code
 
 

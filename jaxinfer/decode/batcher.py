@@ -19,9 +19,8 @@ from jaxinfer.decode.options import Options
 from jaxinfer.decode.request import Request
 from jaxinfer.decode.sampling import GREEDY, Sampler
 from jaxinfer.decode.scheduler import Scheduler
-from jaxinfer.decode.serving import Serving
+from jaxinfer.decode.servable import Servable
 from jaxinfer.decode.slot_requests import Constraint, Extras
-from jaxinfer.decode.slot_warmup import warm
 from jaxinfer.decode.ticket import Ticket
 
 
@@ -41,7 +40,7 @@ class Batcher:
     `close`, or the end of a `with` block, waits for what was submitted.
     """
 
-    def __init__(self, serving: Serving, queue: int = 64):
+    def __init__(self, serving: Servable, queue: int = 64):
         self._serving, self._queue = serving, whole("queue", queue, least=0)
         self._scheduler = Scheduler(serving)
         self._changed = threading.Condition()
@@ -123,7 +122,7 @@ class Batcher:
         """
         start = time.perf_counter()
         with self._device:
-            warm(self._serving)
+            self._serving.warm()
         return time.perf_counter() - start
 
     @property
@@ -159,7 +158,7 @@ class Batcher:
     @property
     def prefix_bytes(self) -> int:
         """Bytes of what stays of texts that were read and made (`prefix_bytes` of `LM.batcher`)."""
-        return self._serving.prefixes.bytes
+        return self._serving.prefix_bytes
 
     @property
     def reads_whole(self) -> bool:
@@ -170,8 +169,12 @@ class Batcher:
     @property
     def programs(self) -> dict[str, int]:
         """Compiled programs of the model by name; requests add none after `warmup`."""
-        programs = self._serving.engine.programs
-        return {name: len(program) for name, program in programs.items() if len(program)}
+        return self._serving.programs
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the model's configuration and weights."""
+        return self._serving.fingerprint
 
     @property
     def running(self) -> int:
@@ -196,6 +199,7 @@ class Batcher:
                     ticket.cancel()
             self._changed.notify_all()
         self._thread.join()
+        self._serving.close()
 
     def __enter__(self) -> "Batcher":
         return self

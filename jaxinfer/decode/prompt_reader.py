@@ -67,6 +67,10 @@ class PromptReader:
         )
         self.log_probs += np.asarray(found)[0, : len(targets)].tolist()
 
+    def drop(self) -> None:
+        """Gives up what was read."""
+        self.cache = self.logits = None
+
 
 def piece_size(policies: tuple[Policy, ...], chunk: int) -> int:
     """Tokens that are read at once, at most."""

@@ -8,20 +8,19 @@ all rows, so that texts go on while a long prompt is read.
 import time
 from collections import deque
 
-from jaxinfer.decode.prompt_reader import PromptReader
 from jaxinfer.decode.request import Request
-from jaxinfer.decode.serving import Serving
+from jaxinfer.decode.servable import Reader, Servable
 from jaxinfer.decode.slot_batch import Emitted
 
 
 class Scheduler:
-    """The requests of one `Serving`; an error ends those that it concerns, and nothing else."""
+    """The requests of one `Servable`; an error ends those that it concerns, and nothing else."""
 
-    def __init__(self, serving: Serving):
+    def __init__(self, serving: Servable):
         self.serving, self.batch = serving, serving.batch()
         self.waiting: deque[Request] = deque()
         self._reading: Request | None = None
-        self._reader: PromptReader | None = None  # of that
+        self._reader: Reader | None = None  # of that
 
     @property
     def idle(self) -> bool:
@@ -79,11 +78,13 @@ class Scheduler:
             self._start(request, reader)
 
     def _stop_reading(self, reason: str, error: Exception | None = None) -> None:
-        request, self._reading, self._reader = self._reading, None, None
+        request, reader, self._reading, self._reader = self._reading, self._reader, None, None
+        if reader is not None:
+            reader.drop()
         if request is not None:
             request.end(reason, error)
 
-    def _start(self, request: Request, reader: PromptReader) -> None:
+    def _start(self, request: Request, reader: Reader) -> None:
         """Draws the first token behind a prompt; a row that has more to come gets a slot."""
         if request.extras.prompt_log_probs:
             request.prompt_log_probs = reader.log_probs
@@ -92,6 +93,7 @@ class Scheduler:
         ended = request.take(Emitted.of(row.state, request.kind), 0)
         self._reading = self._reader = None
         if ended:
+            reader.drop()
             request.end()
             return
         try:
@@ -126,12 +128,8 @@ class Scheduler:
     def _leave(
         self, request: Request, reason: str | None = None, error: Exception | None = None
     ) -> None:
-        batch, plan = self.batch, self.serving.plan
         try:
-            if plan is not None:
-                request.step_tokens = plan.step_tokens(batch.state, batch.owners[request])
-            if self.serving.prefixes.budget:
-                self.serving.keep_answer(request, batch)
-            batch.remove(request)
+            self.serving.leaves(request, self.batch)
+            self.batch.remove(request)
         finally:  # what fails here is a matter of the others
             request.end(reason, error)

@@ -25,6 +25,7 @@ from jaxinfer.decode.slot_batch import SlotBatch
 from jaxinfer.decode.slots import Row, slot_programs
 from jaxinfer.decode.speculation import Draft
 from jaxinfer.decode.stream import STREAM_STEPS
+from jaxinfer.models.fingerprint import identity
 from jaxinfer.models.stack import (
     cache_bytes_per_row,
     cache_geometry,
@@ -127,6 +128,38 @@ class Serving:
         """Remembers that a prompt was read, for those that begin like it."""
         self._keep(request, request.tokens, lambda length: self.copied(cache, length))
 
+    def leaves(self, request: Request, batch: object) -> None:
+        """Notes what a row has come to before it leaves its slot."""
+        assert isinstance(batch, SlotBatch)
+        if self.plan is not None:
+            request.step_tokens = self.plan.step_tokens(batch.state, batch.owners[request])
+        if self.prefixes.budget:
+            self.keep_answer(request, batch)
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """Compiled programs by name."""
+        return {name: len(one) for name, one in self.engine.programs.items() if len(one)}
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of what stays of texts."""
+        return self.prefixes.bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the model's configuration and weights."""
+        return identity(self.model.config, self.model.params)
+
+    def warm(self) -> None:
+        """Compiles whatever requests may need."""
+        from jaxinfer.decode.slot_warmup import warm  # which knows this class
+
+        warm(self)
+
+    def close(self) -> None:
+        """Nothing serves beside this process."""
+
     def keep_answer(self, request: Request, batch: SlotBatch[Request]) -> None:
         """Remembers a prompt and what was made behind it, also of an answer that was cut short."""
         if self.prefixes.truncates or request.is_whole:
@@ -139,8 +172,10 @@ class Serving:
             return
         prefixes.put(scope, tokens, copy(len(tokens)), request.cache_bytes)
 
-    def row(self, request: Request, reader: PromptReader) -> Row:
-        """The row of a request whose prompt is read, with its first token drawn."""
+    def row(self, request: Request, reader: object) -> Row:
+        """The row of a request whose prompt a `PromptReader` has read, with its first token
+        drawn."""
+        assert isinstance(reader, PromptReader) and reader.cache is not None
         requests = request.arrays()
         request.cache_bytes = bytes_of(reader.cache.layers)
         if self.prefixes.budget:

@@ -32,14 +32,16 @@ def fingerprint(params: Params) -> str:
 
 
 def identity(config: object, params: Params) -> str:
-    """A short hash of a model's configuration and of some of its weights as they are stored.
+    """A short hash of a model's configuration and of some of its weights (or of a part's) as they
+    are stored.
 
     Unlike `fingerprint` it differs between dtypes, between stored forms and between sparse forms of
     one model: what was computed or measured with the one does not hold for the other.
     """
     apart = {name: x for name, x in params.items() if name not in SHARED}
     some = [
-        params.get("final_norm"), params["embed"]["tokens"], params.get("layers", ())[-1:], apart
+        params.get("final_norm"), params.get("embed", {}).get("tokens"),
+        params.get("layers", ())[-1:], apart
     ]  # fmt: skip
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(some):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import jaxinfer
 from jaxinfer.decode.batcher import Batcher
-from jaxinfer.models.fingerprint import identity
 from jaxinfer.serve.config import ServeConfig
 from jaxinfer.serve.drain import Drain
 from jaxinfer.serve.errors import ApiError
@@ -48,6 +47,5 @@ class Context:
 
 def _fingerprint(batcher: Batcher) -> str:
     """What answers depend on beside their seeds: the code, the weights, the cache policy."""
-    model = batcher.model
-    parts = (jaxinfer.__version__, identity(model.config, model.params), repr(batcher.policy))
+    parts = (jaxinfer.__version__, batcher.fingerprint, repr(batcher.policy))
     return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"

@@ -12,6 +12,10 @@ import time
 import httpx
 import pytest
 
+import jaxinfer as ji
+from jaxinfer.parallel.hexgen import Assumptions, Costs, ModelSizes, Plan, Stage, Workload
+from tests.parallel.hexgen.clusters import cluster
+
 OPTIONS = ("--slots", "1", "--context", "64", "--prefix-cache", "off")
 
 
@@ -132,3 +136,23 @@ def test_a_second_signal_ends_at_once(model):
             assert served.process.poll() is None
         served.process.send_signal(signal.SIGINT)
         assert served.end() == 128 + signal.SIGINT
+
+
+def test_what_stages_do_not_have_is_refused(run, tmp_path):
+    config = ji.load("tiny-llama").config
+    sizes = ModelSizes.of(config)
+    costs = Costs(cluster(("A5000", 2, "X")), sizes, Assumptions())
+    load = Workload(requests_per_s=1.0, deadline_s=5.0, lengths=((32, 16, 1.0),))
+    file = tmp_path / "two.json"
+    Plan.of(costs, load, [(Stage(0, 1, 6),), (Stage(0, 1, 6),)]).save(file)
+    one = tmp_path / "one.json"
+    Plan.of(costs, load, [(Stage(0, 1, 6),)]).save(one)
+    cases = {
+        "has 2 replicas": ("tiny-llama", "--plan", str(file)),
+        "the plan is for a model with": ("tiny-draft", "--plan", str(one)),
+        "--draft is for one process": ("--plan", str(one), "--draft", "prompt-lookup"),
+        "--weights is for one process": ("--plan", str(one), "--weights", "int8"),
+        "no-such.json": ("--plan", str(tmp_path / "no-such.json")),
+    }
+    for expected, arguments in cases.items():
+        assert expected in refused(run, *arguments, "--port", "0")

@@ -2,7 +2,7 @@
 
 Which accelerators form a replica, how its layers are split into stages, and with which tensor
 parallelism each stage runs: `schedule` decides it from a cost model, `simulate` replays requests on
-the result.
+the result, and `serve` runs it.
 """
 
 from jaxinfer.parallel.hexgen.bound import capacity_bound
@@ -22,6 +22,7 @@ from jaxinfer.parallel.hexgen.outcome import Simulation
 from jaxinfer.parallel.hexgen.placed import PlacedStage
 from jaxinfer.parallel.hexgen.plan import Plan
 from jaxinfer.parallel.hexgen.schedule import schedule
+from jaxinfer.parallel.hexgen.serving import serve
 from jaxinfer.parallel.hexgen.simulate import peak_rate, simulate
 from jaxinfer.parallel.hexgen.sizes import ModelSizes
 from jaxinfer.parallel.hexgen.workload import Trace, Workload
@@ -51,6 +52,7 @@ __all__ = [
     "frontier",
     "peak_rate",
     "schedule",
+    "serve",
     "simulate",
     "symmetric_layout",
 ]
