@@ -110,7 +110,9 @@ class Stage:
         self._lengths = np.zeros((self.groups, self.rows), np.int64)
         self._reading: dict[int, tuple[Cache, int]] = {}
 
-    def prefill(self, request: int, x: Array, count: int, position: int, prompt: int) -> Array:
+    def prefill(
+        self, request: int, x: Array | np.ndarray, count: int, position: int, prompt: int
+    ) -> Array:
         """Reads the next `count` tokens of a prompt into the cache of its own row.
 
         Args:
@@ -155,7 +157,9 @@ class Stage:
         """Forgets a prompt that is read, if there is one."""
         self._reading.pop(request, None)
 
-    def step(self, group: int, x: Array, active: Sequence[int], positions: Sequence[int]) -> Array:
+    def step(
+        self, group: int, x: Array | np.ndarray, active: Sequence[int], positions: Sequence[int]
+    ) -> Array:
         """One token more in the `active` rows of a group.
 
         Args:

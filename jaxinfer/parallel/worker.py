@@ -17,12 +17,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.parallel.message import Message
 from jaxinfer.parallel.stage import OutOfStep, Stage
-from jaxinfer.parallel.transport import Closed, Delay, Listener, TcpConnection, connect
+from jaxinfer.parallel.transport import Closed, Connection, Delay, Listener, connect
 from jaxinfer.typing import Json
 
 LOST = Message("lost", {})
@@ -38,11 +37,11 @@ class Worker:
       delay: of the links between stages.
     """
 
-    def __init__(self, stage: Stage, control: TcpConnection, secret: str, delay: Delay):
+    def __init__(self, stage: Stage, control: Connection, secret: str, delay: Delay):
         self._stage, self._control, self._secret, self._delay = stage, control, secret, delay
         self._inbox: queue.SimpleQueue[tuple[int | None, Message]] = queue.SimpleQueue()
         self._incarnation = -1
-        self._behind: TcpConnection | None = None
+        self._behind: Connection | None = None
         self._handlers: dict[str, Callable[[Json, tuple[np.ndarray, ...]], Any]] = {
             "prefill": self._prefill,
             "step": self._step,
@@ -64,7 +63,7 @@ class Worker:
             elif incarnation == self._incarnation:
                 self._pass_on(message)
 
-    def taken(self, connection: TcpConnection, who: Json) -> None:
+    def taken(self, connection: Connection, who: Json) -> None:
         """Hears the stage before, or the controller in front of the first stage."""
         incarnation = who.get("incarnation")
         while isinstance(incarnation, int):
@@ -139,13 +138,11 @@ class Worker:
     def _prefill(self, fields: Json, arrays: tuple[np.ndarray, ...]) -> Any:
         names = ("request", "count", "position", "prompt")
         request, count, position, prompt = _whole(fields, *names)
-        return self._stage.prefill(request, jnp.asarray(arrays[0]), count, position, prompt)
+        return self._stage.prefill(request, arrays[0], count, position, prompt)
 
     def _step(self, fields: Json, arrays: tuple[np.ndarray, ...]) -> Any:
         (group,) = _whole(fields, "group")
-        return self._stage.step(
-            group, jnp.asarray(arrays[0]), fields["active"], fields["positions"]
-        )
+        return self._stage.step(group, arrays[0], fields["active"], fields["positions"])
 
 
 def _whole(fields: Json, *names: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The server in front of a plan: the same application, the texts of the model, also after a loss."""
+"""The server in front of a plan: the same application and texts, also after a loss."""
 
 import os
 import signal
