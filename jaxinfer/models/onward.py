@@ -27,7 +27,11 @@ class Onward:
         self._nll = jax.jit(_nll, static_argnums=0)
 
     def loss(self, states: Float[np.ndarray, "Q T D"], layer: int) -> float:
-        """The mean negative log-likelihood in nats of all tokens but each text's first, for
+        """The mean of `losses` over the texts."""
+        return float(self.losses(states, layer).mean())
+
+    def losses(self, states: Float[np.ndarray, "Q T D"], layer: int) -> Float[np.ndarray, " Q"]:
+        """Each text's mean negative log-likelihood in nats of all tokens but the first, for
         `states` in front of layer `layer` (the number of layers: behind the last one)."""
         cfg, params = self.model.config, self.model.params
         states = states.copy()
@@ -42,7 +46,7 @@ class Onward:
             np.asarray(self._nll(cfg, rest, one, row))
             for one, row in zip(states, self.tokens, strict=True)
         ]
-        return float(np.mean(found, dtype=np.float64))
+        return np.asarray(found, np.float64).mean(axis=1)
 
 
 def _nothing(index: int, layer: Params, found: Activations) -> dict[str, Array]:
