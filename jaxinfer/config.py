@@ -14,7 +14,7 @@ from jaxinfer.hyena_config import HyenaConfig
 from jaxinfer.typing import Json
 
 Norm = Literal["rms", "rms_outside", "layer"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "identity"]
 Positions = Literal["rope", "learned", "alibi", "none"]
 MlpKind = Literal["gated", "plain"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]

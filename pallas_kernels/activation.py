@@ -29,6 +29,7 @@ REFERENCE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "identity": lambda x: x,
 }
 KERNEL = REFERENCE | {"gelu": gelu}
 

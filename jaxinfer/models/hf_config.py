@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "linear": "identity",
 }
 LARGEST = {"layers": 1024, "heads": 65536, "size": 2**31 - 1}
 _MISSING = object()

@@ -75,8 +75,8 @@ def feed_forward_hidden(
     """`act(gate(x)) * up(x)`, or `act(up(x))` without a gate: what a feed-forward block multiplies
     with its last weight.
 
-    `activation` is "silu", "gelu", "gelu_tanh" or "relu". All between the products and the result
-    is float32. Else as `skinny_matmul`.
+    `activation` is "silu", "gelu", "gelu_tanh", "relu" or "identity". All between the products and
+    the result is float32. Else as `skinny_matmul`.
     """
     check_activation(activation)
     if gate is None and gate_bias is not None:

@@ -49,7 +49,7 @@ def sparse_mlp(
         are distinct and below F / block_size; those from `count` on are not looked at.
       count: int[], or int[B] with lists per row.
       block_size: neurons of a block, any number from 1.
-      activation: "silu", "gelu", "gelu_tanh" or "relu"; each is 0 at 0.
+      activation: "silu", "gelu", "gelu_tanh", "relu" or "identity"; each is 0 at 0.
       row_mask: bool[B, cap], which listed blocks each row selected itself. The others add nothing
         to it, so a row's result does not depend on who shares the list. Without it they do.
       up_bias, gate_bias: float[F]. down_bias: float[D].

@@ -229,7 +229,7 @@ CASES = {
     "own folder of an unknown family": (own_model(family="nope"), "'nope' is not implemented"),
     "own folder with an unknown activation": (
         own_model(activation="tanh"),
-        "activation must be one of 'silu', 'gelu', 'gelu_tanh', 'relu', got 'tanh'",
+        "activation must be one of 'silu', 'gelu', 'gelu_tanh', 'relu', 'identity', got 'tanh'",
     ),
     "own folder with an unknown norm": (
         own_model(norm="foo"),

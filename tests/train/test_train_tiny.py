@@ -23,6 +23,7 @@ from jaxinfer.io.load import load_checkpoint
 from jaxinfer.models.params import init_params, leaf_path
 from jaxinfer.models.registry import config_from_hf, family_for
 from jaxinfer.models.stack import forward
+from jaxinfer.nn.mlp import feed_forward
 from jaxinfer.texts import write_source
 from jaxinfer.train.data import TokenWindows
 from jaxinfer.train.loop import read_log
@@ -67,6 +68,7 @@ def test_the_defaults_are_the_recipe_of_the_committed_model():
     defaults = {name: parameters[name].default for name in train_tiny.COMMAND_OPTIONS}
     # the record is older than these choices, and its card says Muon
     newer = {"architecture": "llama", "optimizer": "muon", "schedule": "wsd", "l1": 0.0, "ramp": 0}
+    newer |= {"activation": None}
     assert defaults == newer | {name: record[name] for name in defaults if name in record}
     sizes = (defaults[name] for name in ("architecture", "vocab", "width", "layers", "context"))
     stored = json.loads((ROOT / "checkpoints" / "tiny-llama" / "config.json").read_text())
@@ -109,6 +111,22 @@ def test_the_opt_is_the_reference_s_opt():
 def test_an_l1_needs_activations_that_can_be_zero(tmp_path):
     with pytest.raises(typer.BadParameter, match="--l1 0.5 needs --architecture opt"):
         train(tmp_path, l1=0.5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_opt_without_nonlinearity_has_linear_blocks(tmp_path):
+    cfg = train_tiny.model_config("opt", 64, 32, 1, 16, "identity")
+    layer = init_params(cfg, jax.random.key(0))["layers"][0]["mlp"]
+    x, y = np.random.default_rng(0).standard_normal((2, 1, 3, 32)).astype(np.float32)
+
+    def block(x):
+        return np.asarray(feed_forward(cfg, layer, jnp.asarray(x), 0))
+
+    zero = block(np.zeros_like(x))
+    np.testing.assert_allclose(block(x + y) + zero, block(x) + block(y), atol=1e-5)
+    assert ModelConfig.from_dict(cfg.to_dict()) == cfg
+    with pytest.raises(typer.BadParameter, match="--activation is that of an OPT's blocks"):
+        train_tiny.main(tmp_path / "run", activation="identity")
     assert not (tmp_path / "run").exists()
 
 

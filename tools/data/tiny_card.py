@@ -25,6 +25,7 @@ turn long convolutions into recurrences: tiny-llama with other mixers, on the sa
 English-looking text; it knows nothing and follows no instructions. A base model: no chat template.
 Its filters, and so its texts, end at {context} tokens.""",
 }
+BLOCKS = {"relu": "ReLU", "identity": "no nonlinearity"}
 CARD = """# {name}
 
 {purpose}
@@ -102,7 +103,7 @@ def write_card(
         f"| {row['bits_per_byte']:.3f} |"
         for name, row in held_out.items()
     ]
-    is_opt, l1 = cfg.family == "opt", options["l1"]
+    l1 = options["l1"]
     in_rows, kind = cfg.family != "llama", "Hyena"
     sizes = f"{cfg.num_heads}, {cfg.num_kv_heads}, {cfg.head_dim}"
     mixer, positions = f"Query heads, key/value heads, head size | {sizes}", "learned positions"
@@ -129,7 +130,7 @@ def write_card(
             name=kind, parameters=count_params(cfg), context=cfg.max_positions
         ),
         mixer=mixer,
-        mlp=f"{cfg.intermediate_size} ({'ReLU' if is_opt else 'SwiGLU'})",
+        mlp=f"{cfg.intermediate_size} ({BLOCKS.get(cfg.activation, 'SwiGLU')})",
         positions=positions,
         stored="int8 rows (vectors and filters in float32)" if in_rows else "bfloat16",
         hashed="float32 as loaded" if in_rows else "bfloat16",

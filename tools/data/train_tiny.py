@@ -4,6 +4,7 @@
     python tools/data/fetch_texts.py
     python tools/data/train_tiny.py --run-dir DIR [--snapshots DIR]
     python tools/data/train_tiny.py --run-dir DIR --architecture opt --l1 X --ramp STEPS
+    python tools/data/train_tiny.py --run-dir DIR --architecture opt --activation identity
     python tools/data/train_tiny.py --run-dir DIR --architecture hyena
     python tools/data/train_tiny.py --run-dir DIR --architecture multihyena
 
@@ -14,7 +15,9 @@ recipe of tiny-llama; data and mixture are fixed below. What is held out is neve
 
 An OPT has ReLU blocks eight times as wide as the model. `--l1` makes few of their neurons active:
 a penalty on the activations that grows from 0 within the first `--ramp` updates
-(`jaxinfer.train.sparse_activations`). The log tells each layer's density.
+(`jaxinfer.train.sparse_activations`). The log tells each layer's density. With `--activation
+identity` its blocks have no nonlinearity, to compare training dynamics (`jaxinfer dynamics
+--checkpoints`).
 
 A Hyena is the same Llama with long convolutions in place of attention and without positions; a
 MultiHyena has heads of 8 channels under one filter each (arXiv 2310.18780). Filters start as in a
@@ -49,7 +52,17 @@ DECAY = 0.25  # the part of the run in which the learning rate falls
 Architecture = Literal["llama", "opt", "hyena", "multihyena"]
 HEAD_SIZE = 8  # of a MultiHyena
 SIZES = ("steps", "batch", "context", "short", "width", "layers", "vocab")
-COMMAND_OPTIONS = ("architecture", *SIZES, "optimizer", "schedule", "peak", "l1", "ramp", "seed")
+COMMAND_OPTIONS = (
+    "architecture",
+    "activation",
+    *SIZES,
+    "optimizer",
+    "schedule",
+    "peak",
+    "l1",
+    "ramp",
+    "seed",
+)
 
 
 def training_documents(folder: Path | None, sources: list[str]) -> Iterator[tuple[str, str]]:
@@ -110,8 +123,9 @@ def prepare(run: Path, texts: Path | None, sources: list[str], vocab_size: int) 
 
 
 def model_config(
-    architecture: Architecture, vocab_size: int, width: int, layers: int, context: int
-) -> ModelConfig:
+    architecture: Architecture, vocab_size: int, width: int, layers: int, context: int,
+    activation: Literal["relu", "identity"] = "relu",
+) -> ModelConfig:  # fmt: skip
     """A tied model of head size 32: a Llama whose query heads share key/value heads by three, else
     by two, a Hyena with its blocks, or an OPT with blocks eight times as wide as the model."""
     heads = width // 32
@@ -143,7 +157,7 @@ def model_config(
         intermediate_size=8 * width,
         norm="layer",
         norm_bias=True,
-        activation="relu",
+        activation=activation,
         gated_mlp=False,
         positions="learned",
         position_offset=2,
@@ -273,6 +287,9 @@ def main(
     ] = "wsd",
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     architecture: Annotated[Architecture, typer.Option(help="Family of the model.")] = "llama",
+    activation: Annotated[
+        Literal["relu", "identity"] | None, typer.Option(help="Of an OPT's blocks; default: relu.")
+    ] = None,
     l1: Annotated[
         float, typer.Option(help="Final weight of the L1 on an OPT's activations.", min=0)
     ] = 0.0,
@@ -294,16 +311,22 @@ def main(
     from jaxinfer.train.sparse_activations import growing_weight, sparse_next_token_loss
     from tools.data.tiny_card import write_card
 
-    if l1 and architecture != "opt":
+    if l1 and (architecture != "opt" or activation == "identity"):
         raise typer.BadParameter(
-            f"--l1 {l1:g} needs --architecture opt: a {architecture}'s activations are never zero"
+            f"--l1 {l1:g} needs --architecture opt and its ReLU: other activations are never zero"
+        )
+    if activation is not None and architecture != "opt":
+        raise typer.BadParameter(
+            f"--activation is that of an OPT's blocks, a {architecture}'s are SwiGLU; add "
+            "--architecture opt"
         )
     sources = source or [name for name in MIXTURE if name in available_sources(texts)]
     if not sources:
         raise typer.BadParameter("no texts found; run `python tools/data/fetch_texts.py` first")
     run_dir.mkdir(parents=True, exist_ok=True)
     options = {
-        "architecture": architecture, "l1": l1, "ramp": ramp, "steps": steps, "batch": batch,
+        "architecture": architecture, "activation": activation, "l1": l1, "ramp": ramp,
+        "steps": steps, "batch": batch,
         "context": context, "short": short, "width": width, "layers": layers, "vocab": vocab,
         "optimizer": optimizer, "schedule": schedule, "peak": peak, "seed": seed,
         "sources": sources, "mixture": MIXTURE,
@@ -312,7 +335,7 @@ def main(
     if snapshots is not None:
         warn_of_lost_snapshots(run_dir, snapshots, steps)
     prepare(run_dir, texts, sources, vocab)
-    cfg = model_config(architecture, vocab, width, layers, context)
+    cfg = model_config(architecture, vocab, width, layers, context, activation or "relu")
     typer.echo(f"{count_params(cfg)} parameters, {steps * batch * short} tokens to train on")
     # Short windows are cheaper; the last eighth, at full length, teaches the far positions. Learned
     # positions know nothing of each other: there every fourth step is at full length too.
@@ -353,7 +376,9 @@ def main(
     if out is not None:
         command = (
             f"python tools/data/train_tiny.py --run-dir DIR --out checkpoints/{out.name} "
-            + " ".join(f"--{name} {options[name]}" for name in COMMAND_OPTIONS)
+            + " ".join(
+                f"--{name} {options[name]}" for name in COMMAND_OPTIONS if options[name] is not None
+            )
         )
         provenance = options | {"command": command, "held_out": held_out}
         stored = export(out, cfg, state.params, run_dir, provenance)
