@@ -141,3 +141,20 @@ def test_a_session_forks_and_comes_back_from_a_file(form, tmp_path):
     expected = lm.generate([[1, 2, 3, 4, 5, 6, 7, 8]], max_new_tokens=8)[0].tokens
     for one in (session.fork(), lm.restore(tmp_path / "kept"), session):
         assert one.generate([8], max_new_tokens=8).tokens == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_that_come_and_go_have_clocks_of_their_own(form):
+    """Continuous batching: texts that start when others are in the middle of theirs."""
+    lm = lm_of("multi", form)
+    prompts = [[1, 2, 3], [7, 8, 9, 10, 11, 12, 13], [4], [20, 21, 22, 23, 24]]
+    expected = [one.tokens for one in lm.generate(prompts, max_new_tokens=20)]
+    with lm.batcher(slots=2, context=64, chunk=16) as batcher:
+        lengths = (20, 9, 20, 15)
+        tickets = [
+            batcher.submit(prompt, max_new_tokens=length)
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        found = [ticket.result().tokens for ticket in tickets]
+    assert found == [text[:length] for text, length in zip(expected, lengths, strict=True)]
