@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from jaxinfer.cli.bench import bench
+from jaxinfer.cli.chaos import chaos
 from jaxinfer.cli.chat import chat
 from jaxinfer.cli.convert import convert
 from jaxinfer.cli.diagnose import diagnose
@@ -27,6 +28,7 @@ from jaxinfer.cli.info import info
 from jaxinfer.cli.interrupts import INTERRUPTED, handled
 from jaxinfer.cli.notices import error_text, note, warnings_as_lines, work_begins
 from jaxinfer.cli.plan import plan
+from jaxinfer.cli.probe import probe
 from jaxinfer.cli.score import score
 from jaxinfer.cli.serve import serve
 from jaxinfer.cli.simulate import simulate
@@ -36,8 +38,8 @@ from jaxinfer.cli.tree import tree
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 VERBS = (
-    generate, chat, serve, score, convert, info, tree, plan, simulate, bench, distill, dynamics,
-    transport, diagnose, env,
+    generate, chat, serve, score, convert, info, tree, plan, simulate, probe, chaos, bench,
+    distill, dynamics, transport, diagnose, env,
 )  # fmt: skip
 
 app = typer.Typer(

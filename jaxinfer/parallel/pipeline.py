@@ -108,6 +108,7 @@ class Pipeline:
         self.rows = math.ceil(self.slots / self.groups)
         self.buffer, self.steps = ENDLESS_BUFFER, STREAM_STEPS
         self.engine, self.journal = self.model.engine, Journal()
+        self.draws = 0  # of groups, so far
         self._programs = slot_programs(self.engine)
         shared = {
             "source": os.path.abspath(source) if os.path.exists(source) else source,

@@ -167,6 +167,7 @@ class PipelineBatch:
         running, requests = group.running, of_kind(group.row.requests, kind)
         state = self._programs["draw"](requests, group.row.state, jnp.asarray(logits))
         group.row = group.row._replace(state=state)
+        self._pipeline.draws += 1
         tokens = np.asarray(state.token)
         for row in running:  # a row that is not done emits one
             self._entry(group, row).emitted.append(int(tokens[row]))

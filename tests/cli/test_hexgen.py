@@ -96,6 +96,10 @@ BAD = {
     ),
     "an unknown unit": (("simulate", "TMP/cluster.json", "--unit", "words"), "--unit"),
     "an unknown router": (("simulate", "TMP/cluster.json", "--router", "luck"), "--router"),
+    "a probe of no time": (("probe", "--seconds", "0"), "seconds must be a number"),
+    "a probe of another dtype": (("probe", "--dtype", "int8"), "--dtype"),
+    "more stages than layers": (("chaos", "tiny-llama", "--stages", "7"), "exceed the 6 layers"),
+    "chaos without such a policy": (("chaos", "tiny-llama", "--policy", "luck"), "luck"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from jaxinfer.parallel.hexgen.layouts import (
 from jaxinfer.parallel.hexgen.outcome import Simulation
 from jaxinfer.parallel.hexgen.placed import PlacedStage
 from jaxinfer.parallel.hexgen.plan import Plan
+from jaxinfer.parallel.hexgen.probe import probe
 from jaxinfer.parallel.hexgen.schedule import schedule
 from jaxinfer.parallel.hexgen.serving import serve
 from jaxinfer.parallel.hexgen.simulate import peak_rate, simulate
@@ -51,6 +52,7 @@ __all__ = [
     "cheapest_mix",
     "frontier",
     "peak_rate",
+    "probe",
     "schedule",
     "serve",
     "simulate",
