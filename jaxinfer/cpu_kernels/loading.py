@@ -24,7 +24,7 @@ from jaxinfer.cpu_kernels.manifest import LIBRARY, MANIFEST, digest_of, digest_o
 from jaxinfer.files import one_line, quoted, read_json
 
 FOLDER = Path(__file__).parent / "library"
-HANDLERS = ("jaxinfer_int8_product",)
+HANDLERS = ("jaxinfer_int8_product", "jaxinfer_listed_mlp")
 SWITCH, PLACE = "JAXINFER_CPU_KERNELS", "JAXINFER_CPU_LIBRARY"
 ON, OFF = ("", "1"), "0"
 BUILD = "`pip install` builds them where there is a C++ compiler"

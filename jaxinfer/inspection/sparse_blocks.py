@@ -44,7 +44,7 @@ def _of_block(block: object, rows: int, backend: Backend) -> Json:
         "block_size": block.block_size,
         "density": block.union(1),
         "step_density": block.union(rows),
-        "pays_below": block.pays_below(backend),
+        "pays_below": block.pays_below(backend, rows),
         "listed": block.lists(rows, backend),
         "bytes": bytes_of(block),
         "read_bytes": block.read_bytes(rows, backend),

@@ -1,9 +1,10 @@
 """A feed-forward block over the blocks of neurons that a step selected.
 
-On a CUDA device the kernel `pallas_kernels.sparse_mlp` reads the listed blocks. On a CPU a loop
-takes them one after another, each contiguous in memory: gathering them costs more than the dense
-product from a quarter of the blocks on (XLA CPU, jax 0.10.2). Single neurons are too small for a
-loop, so that only the masked form computes them there.
+On a CUDA device the kernel `pallas_kernels.sparse_mlp` reads the listed blocks, on a CPU
+`jaxinfer.cpu_kernels.listed_mlp` does for up to 16 rows. Without it a loop takes them one after
+another, each contiguous in memory: gathering them costs more than the dense product from a quarter
+of the blocks on (XLA CPU, jax 0.10.2). Single neurons are too small for a loop, so that only the
+masked form computes them there.
 
 Axis letters: R rows, J blocks, F neurons: J times the size of a block.
 """
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinfer.config import Activation
+from jaxinfer.cpu_kernels.listed_mlp import fits, listed_mlp
 from jaxinfer.nn.activation import activate
 from jaxinfer.nn.linear import input_major_product, product
 from jaxinfer.nn.quantized import rounded_to_int8
@@ -73,6 +75,8 @@ def block_mlp(
     """
     if not isinstance(selection, Listed):
         return _masked(weights, x, selection, activation)
+    if backend is not None and backend.cpu_kernels and fits(len(x), weights.up):
+        return _by_cpu_kernel(weights, x, selection, block_size, activation)
     if weights.is_int8 or (backend is not None and not backend.has_kernels):
         return _looped(weights, x, selection, block_size, activation)
     w = weights
@@ -145,6 +149,17 @@ def _looped(
         return y + _down(here, hidden)
 
     y = jax.lax.fori_loop(0, listed.live, body, jnp.zeros(x.shape, jnp.float32))
+    return _outputs(w, y)
+
+
+def _by_cpu_kernel(
+    w: BlockWeights, x: Array, listed: Listed, block_size: int, activation: Activation
+) -> Array:
+    y = listed_mlp(
+        x, w.up, w.down, listed.blocks, listed.live, block_size=block_size, activation=activation,
+        gate=w.gate, own=listed.own, up_bias=w.up_bias, gate_bias=w.gate_bias,
+        up_scale=w.up_scale, gate_scale=w.gate_scale, hidden_scale=w.hidden_scale,
+    )  # fmt: skip
     return _outputs(w, y)
 
 

@@ -71,11 +71,12 @@ def test_a_text_is_scored_by_the_sparse_model(run, model, lm, artefact, text):
     assert found["nll"] == pytest.approx(lm.score(TEXT, sparsity=artefact)[0].nll)
 
 
-def test_info_says_what_each_layer_reads(run, model, artefact):
+def test_info_says_what_each_layer_reads(run, model, artefact, monkeypatch):
+    monkeypatch.setattr("jaxinfer.cpu_kernels.loading.available", lambda: False)
     (found,) = objects(run("info", model, "--capacity", "64", "--json", *ways(artefact)[0]))
     sparse, dense = found["sparsity"]["layers"]
     assert (sparse["blocks"], sparse["block_size"], sparse["density"]) == (12, 4, 0.25)
-    assert not sparse["listed"]  # a CPU reads blocks of 4 neurons as one
+    assert not sparse["listed"]  # without kernels a CPU reads blocks of 4 neurons as one
     assert dense["density"] == 1 and dense["blocks"] is None
     assert sparse["read_bytes"] == sparse["bytes"] > dense["bytes"] == dense["read_bytes"]
     console = Console(width=100, record=True)

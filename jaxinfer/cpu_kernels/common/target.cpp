@@ -21,6 +21,7 @@ namespace TARGET {
 #include "int8_dot.h"
 
 #include "../int8_product/kernel.h"
+#include "../listed_mlp/kernel.h"
 
 }  // namespace TARGET
 
@@ -29,6 +30,8 @@ const Kernels TABLE(TARGET) = {
     TEXT(TARGET),
     TARGET::round_rows,
     TARGET::int8_product,
+    TARGET::listed_hidden,
+    TARGET::listed_down,
 };
 
 }  // namespace jaxinfer

@@ -35,6 +35,36 @@ static inline Floats broadcast(float x) { return x - Floats{}; }
 
 static inline Floats magnitude(Floats v) { return (Floats)((Ints)v & 0x7fffffff); }
 
+// Sixteen codes of 8 bits as floating numbers, and so that templates read either kind of weight.
+static inline Floats load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  __m256 halves[2];
+  for (int i = 0; i < 2; ++i)
+    halves[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8 * i))));
+  Floats v;
+  __builtin_memcpy(&v, halves, sizeof v);
+  return v;
+#else
+  Bytes v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
+#endif
+}
+
+static inline float sum_of(Floats v) {
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  Half halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  const Half half = halves[0] + halves[1];
+  Quarter quarters[2];
+  __builtin_memcpy(quarters, &half, sizeof half);
+  const Quarter q = quarters[0] + quarters[1];
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
 // Lane by lane the larger one, NaN where either is.
 static inline Floats larger(Floats a, Floats b) { return ((a > b) | (a != a)) ? a : b; }
 
