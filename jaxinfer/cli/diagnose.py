@@ -226,10 +226,10 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    by = record["by"]
-    table = Table("layer", "policy", "bytes", *(f"{by} {one.name}" for one in found.candidates))
+    names = [one.name for one in found.candidates]
+    table = Table("layer", "policy", "bytes", *names, title=f"predicted loss by {record['by']}")
     for layer, chosen in enumerate(choice):
-        numbers = [f"{x:.3g}" for x in losses[layer]]
+        numbers = [f"{x:.2g}" for x in losses[layer]]
         name, size = found.candidates[chosen].name, found.sizes[layer, chosen]
         table.add_row(str(layer), name, f"{size:,}", *numbers)
     console = Console()
@@ -237,5 +237,5 @@ def _show(
     share = int(record["bytes"]) / int(record["full_bytes"])  # type: ignore[call-overload]
     console.print(
         f"{record['bytes']:,} bytes for {found.length} tokens, {share:.1%} of the full cache; "
-        f"predicted loss {record['predicted']:.4g} ({by})"
+        f"predicted loss {record['predicted']:.4g} ({record['by']})"
     )

@@ -53,7 +53,7 @@ def test_random_choices_fit_and_differ():
 def test_rank_correlation_is_that_of_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 6, (2, 30)).astype(float)
-    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y)[0])
     assert rank_correlation(x, np.ones(30)) == 0
 
 
