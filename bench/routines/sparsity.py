@@ -9,7 +9,7 @@ reads all of them, so that a ratio near 1 is expected of large batches. A tree i
 nodes that prompt lookup proposes to one text: a step of so many tokens, whatever is accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,10 @@ from bench.options import Options
 KEYS = "ms_per_step", "tokens_per_s"
 
 
-def run(options: Options, trees: bool | None = None) -> list[tuple[dict, dict]]:
-    """Batches, then trees; with `trees` one of the two."""
+def run(
+    options: Options, trees: bool | None = None, only: Sequence[int] | None = None
+) -> list[tuple[dict, dict]]:
+    """Batches, then trees; with `trees` one of the two, with `only` those of so many tokens."""
     import jax
 
     sizes = options.settings("sparsity")
@@ -33,6 +35,8 @@ def run(options: Options, trees: bool | None = None) -> list[tuple[dict, dict]]:
     steps = [(batch, None) for batch in sizes["batches"]] + [(1, tree) for tree in sizes["trees"]]
     for (batch, tree), rounds in zip(steps, sizes["rounds"], strict=True):
         if trees is not None and trees is (tree is None):
+            continue
+        if only is not None and (tree or batch) not in only:
             continue
         given = prompts(options.seed, batch, sizes["prompt"], lm.config.vocab_size)
         measures: dict[str, Measure] = {

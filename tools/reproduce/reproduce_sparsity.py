@@ -326,6 +326,7 @@ def speed(
     sparsity: Annotated[str | None, typer.Option(help="A method; none: random routers.")] = None,
     weights: Annotated[str | None, typer.Option(help="int8 or int4, also dense.")] = None,
     trees: Annotated[bool, typer.Option("--trees", help="Trees instead of batches.")] = False,
+    only: Annotated[str | None, typer.Option(help="Sizes of batches or trees: 1,8.")] = None,
     preset: Annotated[str, typer.Option(help="Sizes: a file of bench/presets.")] = "standard",
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds.")] = None,
     folder: FolderOption = RESULTS,
@@ -340,7 +341,8 @@ def speed(
         model=model, preset=preset, sparsity=sparsity, weights=weights, rounds=rounds,
         say=progress("sparsity"),
     )  # fmt: skip
-    found, table = routine.run(options, trees), []
+    chosen = None if only is None else [int(x) for x in only.split(",")]
+    found, table = routine.run(options, trees, chosen), []
     for config, metrics in found:
         tokens = config["tree"] if trees else config["batch"]
         for label, ratios in metrics["ratios"].items():
@@ -370,7 +372,8 @@ def speed(
         axes.set_ylabel("dense over sparse time of a step")
         axes.legend(frameon=False, fontsize=8)
 
-    given = {"sparsity": sparsity, "weights": weights, "preset": preset, "rounds": rounds}
+    given = {"sparsity": sparsity, "weights": weights, "only": only, "preset": preset,
+             "rounds": rounds}  # fmt: skip
     words = [f"--{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["python tools/reproduce/reproduce_sparsity.py speed", model, *words])
     routers = "routers" if sparsity is None and model != "opt-random" else None
