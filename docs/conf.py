@@ -40,7 +40,7 @@ html_theme = "sphinx_book_theme"
 html_title = "jaxinfer"
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 
-OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:bench|checkpoints)/[^)]*\.md)\)")
+OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:bench|checkpoints|jaxinfer)/[^)#]*\.md)(?:#[^)]*)?\)")
 
 
 def link_files(app, docname, source):
