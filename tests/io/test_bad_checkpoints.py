@@ -233,7 +233,7 @@ CASES = {
     ),
     "own folder with an unknown norm": (
         own_model(norm="foo"),
-        "norm must be one of 'rms', 'layer'",
+        "norm must be one of 'rms', 'rms_outside', 'layer'",
     ),
     "own folder with text for an epsilon": (
         own_model(norm_eps="x"),

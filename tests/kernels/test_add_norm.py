@@ -86,5 +86,5 @@ def test_bad_input_is_named():
         add_norm(x, x[:1], x[0], kind="rms", eps=1e-5)
     with pytest.raises(ValueError, match="scale must have shape"):
         add_norm(x, None, x[0, :4], kind="rms", eps=1e-5)
-    with pytest.raises(ValueError, match="kind must be 'rms' or 'layer'"):
+    with pytest.raises(ValueError, match="kind must be 'rms', 'rms_outside' or 'layer'"):
         add_norm(x, None, x[0], kind="batch", eps=1e-5)
