@@ -36,7 +36,8 @@ WHAT = "a sparsity artefact"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG = 4 * 2**20  # bytes; a config of 1000 layers has half a million
 NAMED = {
-    name: f"checkpoints/{name}" for name in ("deja-vu-tiny-opt", "lte-tiny-opt", "lte-tiny-llama")
+    name: f"checkpoints/{name}"
+    for name in ("deja-vu-tiny-opt", "lte-tiny-opt", "lte-tiny-llama", "lte-smollm2-135m")
 }
 """Artefacts that come with the library: their folders by name."""
 
